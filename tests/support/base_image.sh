@@ -1,0 +1,38 @@
+#!/bin/sh
+# base_image.sh SUITE: make the Docker image test-host:SUITE, a Debian with systemd, unless it is there.
+# The machine's package mirror and trusted certificates go into the image, so that a test host reaches what the
+# machine reaches.
+set -eu
+suite=$1
+image=test-host:$suite
+if docker image inspect "$image" >/dev/null 2>&1; then
+  echo "$image present"
+  exit 0
+fi
+here=$(cd "$(dirname "$0")/../.." && pwd)
+cache=${BASE_IMAGE_CACHE:-$here/.cache/test-hosts}
+mkdir -p "$cache"
+tar=$cache/$suite.tar
+if [ ! -s "$tar" ]; then
+  # The mirror that this machine uses, where it is a Debian; else mmdebstrap's own default.
+  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Component: main' \
+    | grep -E '/debian/?$' | head -n 1 || true)
+  mmdebstrap --quiet --format=tar --variant=minbase \
+    --include=systemd,systemd-sysv,dbus,python3,python3-apt,python3-venv,sudo,iproute2,ca-certificates,procps,iptables,curl,kmod,gpg,gpg-agent \
+    --components=main "$suite" "$tar.part" ${mirror:+"$mirror"}
+  mv "$tar.part" "$tar"
+fi
+context=$(mktemp -d "$cache/context.XXXXXX")
+trap 'rm -rf "$context"' EXIT
+docker import -c 'CMD ["/lib/systemd/systemd"]' -c 'ENV container=docker' "$tar" "$image-base" >/dev/null
+cp /etc/ssl/certs/ca-certificates.crt "$context/ca-bundle.crt"
+{
+  echo "FROM $image-base"
+  echo "COPY ca-bundle.crt /etc/ssl/certs/ca-certificates.crt"
+  # Kernel settings are the machine's, not the container's: systemd-sysctl must not write them.
+  echo "RUN ln -s /dev/null /etc/systemd/system/systemd-sysctl.service"
+  echo "RUN rm -f /usr/sbin/policy-rc.d && printf '[global]\\ncert = /etc/ssl/certs/ca-certificates.crt\\n' > /etc/pip.conf"
+} >"$context/Dockerfile"
+docker build --quiet --network none --tag "$image" "$context" >/dev/null
+docker image rm "$image-base" >/dev/null 2>&1 || true
+echo "$image built"
