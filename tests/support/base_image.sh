@@ -26,13 +26,14 @@ context=$(mktemp -d "$cache/context.XXXXXX")
 trap 'rm -rf "$context"' EXIT
 docker import -c 'CMD ["/lib/systemd/systemd"]' -c 'ENV container=docker' "$tar" "$image-base" >/dev/null
 cp /etc/ssl/certs/ca-certificates.crt "$context/ca-bundle.crt"
-{
-  echo "FROM $image-base"
-  echo "COPY ca-bundle.crt /etc/ssl/certs/ca-certificates.crt"
-  # Kernel settings are the machine's, not the container's: systemd-sysctl must not write them.
-  echo "RUN ln -s /dev/null /etc/systemd/system/systemd-sysctl.service"
-  echo "RUN rm -f /usr/sbin/policy-rc.d && printf '[global]\\ncert = /etc/ssl/certs/ca-certificates.crt\\n' > /etc/pip.conf"
-} >"$context/Dockerfile"
+printf '[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n' >"$context/pip.conf"
+# Kernel settings are the machine's, not the container's: systemd-sysctl must not write them.
+cat >"$context/Dockerfile" <<EOF_DOCKERFILE
+FROM $image-base
+COPY ca-bundle.crt /etc/ssl/certs/ca-certificates.crt
+COPY pip.conf /etc/pip.conf
+RUN rm -f /usr/sbin/policy-rc.d && ln -s /dev/null /etc/systemd/system/systemd-sysctl.service
+EOF_DOCKERFILE
 docker build --quiet --network none --tag "$image" "$context" >/dev/null
 docker image rm "$image-base" >/dev/null 2>&1 || true
 echo "$image built"
