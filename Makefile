@@ -1,0 +1,47 @@
+# `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+export ANSIBLE_FORCE_COLOR ?= $(shell [ -t 1 ] && echo 1 || echo 0)
+INVENTORY ?= inventories/embedded
+# Linted and type-checked Python.
+PYTHON_CODE := collections tests bench bin
+
+.PHONY: help deploy-deps dev-deps demo demo-down test lint test-unit test-roles test-e2e test-slow clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+deploy-deps:
+	@bin/bootstrap deploy
+
+dev-deps:
+	@bin/bootstrap dev
+
+demo: deploy-deps ## Deploy a real vLLM with a tiny model on this machine, and prove it
+	ansible-playbook deploy.yml -i $(INVENTORY)
+
+demo-down: deploy-deps ## Remove all that the demo started
+	ansible-playbook playbooks/teardown.yml -i $(INVENTORY) -e teardown_remove_data=true
+
+test: lint test-unit test-e2e test-roles ## Run every test but the slow ones
+
+lint: dev-deps ## Check style and types
+	ruff check $(PYTHON_CODE)
+	ruff format --check $(PYTHON_CODE)
+	mypy
+	yamllint --strict .
+	ansible-lint --offline
+
+test-unit: dev-deps ## Run the unit tests
+	pytest -n 2 tests/unit
+
+test-e2e: dev-deps ## Deploy the demo, break it, heal it
+	pytest -v tests/e2e
+
+test-roles: dev-deps ## Run one molecule scenario per role
+	tests/roles/run $(SCENARIOS)
+
+clean: ## Remove caches (the next demo builds its image again)
+	rm -rf .cache .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .ansible

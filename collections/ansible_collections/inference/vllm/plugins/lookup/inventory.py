@@ -1,0 +1,81 @@
+"""Look at all variables of a host at once, and say what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible.errors import AnsibleError
+from ansible.plugins.lookup import LookupBase
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue, inventory
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
+
+DOCUMENTATION = r"""
+name: inventory
+short_description: What is wrong with the variables of the current host
+version_added: 0.1.0
+description:
+  - Compares every variable that the inventory or the command line sets with the argument specs of all roles.
+  - Names misspelt variables, wrong types, values that are not allowed, models that the catalogue does not have,
+    and files that are named but missing on the machine where Ansible runs.
+options:
+  _terms:
+    description: Folder that holds the roles.
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Inventory | Refuse what is not valid
+  ansible.builtin.assert:
+    that: lookup('inference.vllm.inventory', '/srv/deploy/roles') | length == 0
+"""
+
+RETURN = r"""
+_list:
+  description: One text for each refusal; empty when all is well.
+  type: list
+  elements: str
+"""
+
+#: Variables that name a file on the machine where Ansible runs.
+CONTROLLER_FILES = ("vllm_service_api_key_file",)
+
+
+def role_options(roles: Path) -> dict[str, dict[str, Any]]:
+    """Every public variable of every role, with its entry in the argument spec."""
+    options: dict[str, dict[str, Any]] = {}
+    for path in sorted(roles.glob("*/meta/argument_specs.yml")):
+        for entry in (yaml.safe_load(path.read_text()) or {}).get("argument_specs", {}).values():
+            for name, option in (entry.get("options") or {}).items():
+                options.setdefault(name, option)
+    return options
+
+
+class LookupModule(LookupBase):
+    """Reads the argument specs, resolves the variables, asks `inventory` and says what it found."""
+
+    def run(self, terms: list[str], variables: dict[str, Any] | None = None, **_: Any) -> list[str]:
+        """Return the refusals of the current host as text."""
+        if variables is None or len(terms) != 1:
+            msg = "inference.vllm.inventory takes the folder that holds the roles"
+            raise AnsibleError(msg)
+        roles = Path(terms[0])
+        options = role_options(roles)
+        given = set(variables["hostvars"][variables["inventory_hostname"]])
+        refusals = inventory.unknown_variables(given, options, [p.parent.parent.name for p in self._specs(roles)])
+        values = {name: self._templar.template(variables[name]) for name in sorted(given & set(options))}
+        refusals += filter(None, (inventory.value_refusal(n, v, options[n]) for n, v in values.items()))
+        shared = {n: self._templar.template(variables[n]) for n in ("vllm_model", "vllm_bind_address")}
+        allow_public = bool(self._templar.template(variables["preflight_allow_public_address"]))
+        checks: list[Refusal | None] = [
+            inventory.model_refusal(shared["vllm_model"], catalogue.names()),
+            inventory.address_refusal(str(shared["vllm_bind_address"]), allow_public=allow_public),
+        ]
+        files = {n: str(values[n]) for n in CONTROLLER_FILES if values.get(n)}
+        refusals += [*filter(None, checks), *inventory.missing_files(files, lambda p: Path(p).is_file())]
+        return [str(refusal) for refusal in refusals]
+
+    @staticmethod
+    def _specs(roles: Path) -> list[Path]:
+        return sorted(roles.glob("*/meta/argument_specs.yml"))
