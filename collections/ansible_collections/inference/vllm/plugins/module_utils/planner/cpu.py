@@ -1,0 +1,141 @@
+"""The plan for an engine on the CPU: does the host's memory hold it, and with which flags it starts."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
+
+GIB = 2**30
+
+# Resident memory of `vllm serve` 0.32.0 (CPU build) with a model of two million parameters: 2.7 GB, measured.
+ENGINE_GIB = 2.7e9 / GIB
+
+DEFAULT_CONTEXT = 4096
+DEFAULT_SEQUENCES = 4
+
+
+def memory_of_host(meminfo: str) -> float:
+    """Total memory in GiB from the text of ``/proc/meminfo``."""
+    match = re.search(r"^MemTotal:\s+(\d+) kB", meminfo, re.MULTILINE)
+    if not match:
+        raise ValueError("/proc/meminfo has no line MemTotal")
+    return int(match[1]) / 2**20
+
+
+def kv_bytes_per_token(entry: Entry) -> int:
+    """Bytes of KV cache that one token takes in BF16: key and value of each layer's KV heads."""
+    text = entry.shapes["text"]
+    return int(text["num_hidden_layers"] * 2 * text["num_key_value_heads"] * text["head_dim"] * 2)
+
+
+def plan_cpu(
+    entry: Entry,
+    *,
+    memory_gib: float,
+    kv_cache_gib: int,
+    context: int | None,
+    sequences: int | None,
+    images_per_prompt: int | None,
+) -> dict[str, Any]:
+    """Plan an engine on the CPU.
+
+    Args:
+        entry: The model.
+        memory_gib: Total memory of the host.
+        kv_cache_gib: Memory that the KV cache gets; vLLM takes whole GiB.
+        context: Tokens of the longest request, None for the default.
+        sequences: Requests in one batch, None for the default.
+        images_per_prompt: Images in one request, None for what the catalogue says.
+
+    Returns:
+        The content of ``plan.json``; ``refusals`` is empty where the plan may be used.
+    """
+    context = context or DEFAULT_CONTEXT
+    images = entry.images_per_prompt if images_per_prompt is None else images_per_prompt
+    tokens = kv_cache_gib * GIB // kv_bytes_per_token(entry)
+    refusals = [
+        *_wrong_model(entry),
+        *_too_long(entry, context),
+        *_cache_too_small(context, kv_cache_gib, tokens),
+        *_host_too_small(memory_gib, kv_cache_gib),
+    ]
+    return {
+        "accelerator": "cpu",
+        "model": entry.name,
+        "gpus": [],
+        "flags": {
+            "max-model-len": context,
+            "max-num-seqs": sequences or DEFAULT_SEQUENCES,
+            # Without it torch.compile lengthens the start from 42 s to 4 minutes.
+            "enforce-eager": True,
+            "limit-mm-per-prompt": {"image": images, "video": 0},
+            # The lean CPU build has no other backend; free whitespace lets a small model loop for ever.
+            "structured-outputs-config": {"backend": "xgrammar", "disable_any_whitespace": True},
+        },
+        "environment": {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib)},
+        "memory_gib": {
+            "host": round(memory_gib, 2),
+            "engine": round(ENGINE_GIB, 2),
+            "kv_cache": kv_cache_gib,
+        },
+        "kv_cache_tokens": tokens,
+        "max_model_len": context,
+        "starts": not refusals,
+        "survives": not refusals,
+        "refusals": [refusal.as_dict() for refusal in refusals],
+        "alternatives": [],
+    }
+
+
+def _wrong_model(entry: Entry) -> list[Refusal]:
+    if "cpu" in entry.accelerators:
+        return []
+    return [
+        Refusal(
+            "model_not_for_cpu",
+            f"vllm_model: {entry.name} runs on {', '.join(entry.accelerators)} only, but vllm_accelerator is cpu.",
+            "Set vllm_accelerator to nvidia, or vllm_model to an entry whose accelerators name cpu.",
+        )
+    ]
+
+
+def _too_long(entry: Entry, context: int) -> list[Refusal]:
+    longest = entry.shapes["text"]["max_position_embeddings"]
+    if context <= longest:
+        return []
+    return [
+        Refusal(
+            "context_beyond_model",
+            f"vram_plan_context: {context} tokens, but {entry.name} was made for at most {longest}.",
+            f"Set vram_plan_context to at most {longest}.",
+        )
+    ]
+
+
+def _cache_too_small(context: int, kv_cache_gib: int, tokens: int) -> list[Refusal]:
+    if tokens >= context:
+        return []
+    return [
+        Refusal(
+            "kv_cache_too_small",
+            f"vram_plan_cpu_kv_cache_gib: {kv_cache_gib} GiB hold {tokens} tokens, one request may have {context}.",
+            f"Lower vram_plan_context to at most {tokens}, or raise vram_plan_cpu_kv_cache_gib.",
+        )
+    ]
+
+
+def _host_too_small(memory_gib: float, kv_cache_gib: int) -> list[Refusal]:
+    needed = ENGINE_GIB + kv_cache_gib
+    if memory_gib >= needed:
+        return []
+    return [
+        Refusal(
+            "host_memory_too_small",
+            f"The host has {memory_gib:.1f} GiB of memory; engine and KV cache need {needed:.1f} GiB "
+            f"({ENGINE_GIB:.1f} + vram_plan_cpu_kv_cache_gib {kv_cache_gib}).",
+            "Lower vram_plan_cpu_kv_cache_gib or use a host with more memory.",
+        )
+    ]

@@ -1,0 +1,213 @@
+#!/usr/bin/python
+"""Module: plan the memory of an engine before anything is downloaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry
+from ansible_collections.inference.vllm.plugins.module_utils.planner.cpu import memory_of_host, plan_cpu
+from ansible_collections.inference.vllm.plugins.module_utils.planner.wishes import whole_number
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
+
+DOCUMENTATION = r"""
+module: vram_plan
+short_description: Say before the download whether a model fits, and with which flags
+description:
+  - Computes from the model's shapes and the host's GPUs (or its main memory) whether vLLM will start, and whether it
+    survives the largest images that it permits.
+  - Writes the flags that follow to O(path). A plan that does not fit fails the task and writes nothing.
+options:
+  model:
+    description: Entry of the catalogue, as the lookup P(inference.vllm.model#lookup) gives it.
+    type: dict
+    required: true
+  alternatives:
+    description: Entries to judge where O(model) does not fit, best first.
+    type: list
+    elements: dict
+    default: []
+  accelerator:
+    description: What runs the engine.
+    type: str
+    choices: [nvidia, cpu]
+    default: nvidia
+  gpus:
+    description: GPUs of a host that does not exist yet, for example C({name: RTX 4090, count: 2}). Empty reads the host.
+    type: list
+    elements: dict
+    default: []
+  tensor_parallel_size:
+    description: GPUs that share one copy of the model. V(auto) is all of them.
+    type: str
+    default: auto
+  context:
+    description: Tokens that one request may hold. V(auto) is the longest that fits.
+    type: str
+    default: auto
+  concurrent_requests:
+    description: Requests of that length whose KV cache must fit at once.
+    type: int
+    default: 1
+  max_pixels:
+    description: Pixels of one image after scaling. V(auto) is the most that survives.
+    type: str
+    default: auto
+  images_per_prompt:
+    description: Images in one request. V(auto) is what the catalogue says.
+    type: str
+    default: auto
+  gpu_memory_utilization:
+    description: Share of each GPU's memory that the engine takes. V(auto) is the highest that survives.
+    type: str
+    default: auto
+  kv_cache_dtype:
+    description: Type of the KV cache. V(auto) lets the plan choose.
+    type: str
+    choices: [auto, bfloat16, fp8]
+    default: auto
+  max_num_seqs:
+    description: Requests in one batch.
+    type: str
+    default: auto
+  max_num_batched_tokens:
+    description: Tokens that one step computes.
+    type: str
+    default: auto
+  cpu_kv_cache_gib:
+    description: Whole GiB of KV cache where O(accelerator=cpu).
+    type: int
+    default: 1
+  path:
+    description: File that receives the plan. Without it the plan is only returned.
+    type: path
+attributes:
+  check_mode:
+    description: Computes the plan and says whether the file would change.
+    support: full
+  diff_mode:
+    description: Shows the file before and after.
+    support: full
+author:
+  - The project's contributors (@inference)
+"""
+
+EXAMPLES = r"""
+- name: Plan for the GPUs of this host
+  inference.vllm.vram_plan:
+    model: "{{ lookup('inference.vllm.model', 'qwen3-vl-32b-instruct-fp8') }}"
+    path: /opt/vllm/plan.json
+
+- name: Plan for a host that does not exist yet
+  inference.vllm.vram_plan:
+    model: "{{ lookup('inference.vllm.model', 'qwen3-vl-32b-instruct-fp8') }}"
+    gpus:
+      - name: RTX 4090
+        count: 2
+    context: "65536"
+"""
+
+RETURN = r"""
+plan:
+  description: The plan, as written to O(path).
+  returned: always
+  type: dict
+  contains:
+    starts:
+      description: Whether vLLM's own check at the start would pass.
+      type: bool
+    survives:
+      description: Whether head-room is left when the largest permitted images arrive together.
+      type: bool
+    flags:
+      description: vLLM flags by name without the dashes.
+      type: dict
+    environment:
+      description: Environment variables of the engine.
+      type: dict
+    refusals:
+      description: Reasons against the plan, each with C(code), C(message) and C(fix).
+      type: list
+    alternatives:
+      description: What else was tried, and whether it fits.
+      type: list
+"""
+
+MEMINFO = Path("/proc/meminfo")
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "model": {"type": "dict", "required": True},
+            "alternatives": {"type": "list", "elements": "dict", "default": []},
+            "accelerator": {"type": "str", "choices": ["nvidia", "cpu"], "default": "nvidia"},
+            "gpus": {"type": "list", "elements": "dict", "default": []},
+            "tensor_parallel_size": {"type": "str", "default": "auto"},
+            "context": {"type": "str", "default": "auto"},
+            "concurrent_requests": {"type": "int", "default": 1},
+            "max_pixels": {"type": "str", "default": "auto"},
+            "images_per_prompt": {"type": "str", "default": "auto"},
+            "gpu_memory_utilization": {"type": "str", "default": "auto"},
+            "kv_cache_dtype": {"type": "str", "choices": ["auto", "bfloat16", "fp8"], "default": "auto"},
+            "max_num_seqs": {"type": "str", "default": "auto"},
+            "max_num_batched_tokens": {"type": "str", "default": "auto"},
+            "cpu_kv_cache_gib": {"type": "int", "default": 1},
+            "path": {"type": "path"},
+        },
+        supports_check_mode=True,
+    )
+    try:
+        plan = _plan(module.params)
+    except RefusalError as error:
+        refusals = [refusal.as_dict() for refusal in error.refusals]
+        module.fail_json(msg=str(error), plan={"starts": False, "survives": False, "refusals": refusals})
+    if plan["refusals"]:
+        module.fail_json(msg="\n".join(str(Refusal(**refusal)) for refusal in plan["refusals"]), plan=plan)
+    path = module.params["path"]
+    if not path:
+        module.exit_json(changed=False, plan=plan)
+    before, after = _read(Path(path)), json.dumps(plan, indent=2, sort_keys=True) + "\n"
+    if before != after and not module.check_mode:
+        _write(module, Path(path), after)
+    module.exit_json(
+        changed=before != after,
+        plan=plan,
+        diff={"before": before, "after": after, "before_header": path, "after_header": path},
+    )
+
+
+def _plan(params: dict[str, Any]) -> dict[str, Any]:
+    return plan_cpu(
+        Entry.from_dict(params["model"]),
+        memory_gib=memory_of_host(MEMINFO.read_text(encoding="utf-8")),
+        kv_cache_gib=whole_number("vram_plan_cpu_kv_cache_gib", params["cpu_kv_cache_gib"]) or 1,
+        context=whole_number("vram_plan_context", params["context"]),
+        sequences=whole_number("vram_plan_max_num_seqs", params["max_num_seqs"]),
+        images_per_prompt=whole_number("vram_plan_images_per_prompt", params["images_per_prompt"]),
+    )
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _write(module: AnsibleModule, path: Path, text: str) -> None:
+    """Replace the file in one step, so that an interrupted run leaves the old plan or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".plan-")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    Path(temporary).chmod(0o644)
+    module.atomic_move(temporary, str(path))
+
+
+if __name__ == "__main__":
+    main()
