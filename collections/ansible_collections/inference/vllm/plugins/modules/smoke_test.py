@@ -1,0 +1,246 @@
+#!/usr/bin/python
+"""Ask a running vLLM service real questions and judge its answers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+
+from ansible_collections.inference.vllm.plugins.module_utils import smoke_run
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError, join
+from ansible_collections.inference.vllm.plugins.module_utils.verdict import Verdict, summary, write_atomic
+
+DOCUMENTATION = r"""
+module: smoke_test
+short_description: Ask a running vLLM service real questions and judge its answers
+version_added: 0.1.0
+author:
+  - The project's contributors
+description:
+  - Sends text, images, a tool call, a JSON schema and a stream with the official OpenAI client at temperature 0, then
+    requests that must be refused, then asks whether the server still answers.
+  - Every check ends as ok or as a named failure. A server that is dead, hung or lying never counts as good and never
+    makes the module crash; when it is gone, the checks that are left are not sent and are not ok.
+  - C(failed) says what the verdict says, unless O(fail_on_verdict=false).
+  - A report tells about a run and is no state of the host, so the module never reports C(changed).
+requirements:
+  - openai >= 3
+  - Pillow
+options:
+  base_url:
+    description: Address of the API up to and including C(/v1).
+    type: str
+    required: true
+  api_key_file:
+    description:
+      - File on the host that holds the API key; the key itself appears in no argument, output or report.
+      - Without it the server is asked without a key, and must still refuse a wrong one.
+    type: path
+  model:
+    description: Served name of the model that must be there. Empty takes the only one that is served.
+    type: str
+    default: ""
+  level:
+    description:
+      - With V(semantic) the answers must be right.
+      - With V(protocol) they need the right form only, as any weights can give; tool calls are left out.
+    type: str
+    choices: [protocol, semantic]
+    default: semantic
+  timeout:
+    description: Longest time for one request from start to last byte, in seconds. Two longer ones in a row end the run.
+    type: float
+    default: 60
+  max_images:
+    description: Images that one request may hold, as the server was started. One more must be refused.
+    type: int
+    default: 4
+  release:
+    description: Identifier of the release under test, written into the report.
+    type: str
+    required: true
+  report_path:
+    description:
+      - Where to write the result as JSON, mode 0640; the folder must exist. Written whole or not at all.
+      - Without it nothing is written.
+    type: path
+  fail_on_verdict:
+    description: Whether a verdict that is not ok makes the task fail.
+    type: bool
+    default: true
+attributes:
+  check_mode:
+    description: Asks the same questions, which change nothing, and does not write the report.
+    support: full
+  diff_mode:
+    description: Nothing on the host changes but the report.
+    support: none
+"""
+
+EXAMPLES = r"""
+- name: Prove that the service answers rightly
+  inference.vllm.smoke_test:
+    base_url: http://127.0.0.1:8000/v1
+    api_key_file: /opt/vllm/secrets/api_key
+    model: Qwen/Qwen3-VL-32B-Instruct-FP8
+    release: 20260101-4f2c
+    report_path: /opt/vllm/reports/20260101-4f2c/smoke.json
+"""
+
+RETURN = r"""
+verdict:
+  description: The result in the shape of C(verdict.json), also where O(report_path) is not set.
+  returned: when the checks ran
+  type: dict
+  sample:
+    ok: true
+    release: 20260101-4f2c
+    checks:
+      - {code: greeting, ok: true, severity: error, message: "expected \"hello\", got \"Hello!\"", value: "Hello!",
+         limit: "Hello!", unit: null, seconds: 0.09, runbook: null}
+    engine: {version: 0.33.0, model: Qwen/Qwen3-VL-32B-Instruct-FP8, max_model_len: 31840}
+failures:
+  description: Codes of the checks that make the verdict not ok.
+  returned: when the checks ran
+  type: list
+  elements: str
+refusals:
+  description: Why the input was refused, each with C(code), C(message) and C(fix).
+  returned: when the input was refused
+  type: list
+  elements: dict
+"""
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "base_url": {"type": "str", "required": True},
+    "api_key_file": {"type": "path", "no_log": False},
+    "model": {"type": "str", "default": ""},
+    "level": {"type": "str", "choices": list(smoke_run.LEVELS), "default": "semantic"},
+    "timeout": {"type": "float", "default": 60},
+    "max_images": {"type": "int", "default": 4},
+    "release": {"type": "str", "required": True},
+    "report_path": {"type": "path"},
+    "fail_on_verdict": {"type": "bool", "default": True},
+}
+
+
+def refusals_of(params: dict[str, Any]) -> list[Refusal]:
+    """What is wrong with the arguments, all at once."""
+    url = urlsplit(params["base_url"])
+    report = params["report_path"]
+    found: list[Refusal] = []
+    if url.scheme not in ("http", "https") or not url.hostname or not url.path.rstrip("/").endswith("/v1"):
+        found.append(
+            Refusal(
+                "bad_base_url",
+                f"base_url is {params['base_url']!r}; an address like http://127.0.0.1:8000/v1 is wanted.",
+                "Give scheme, host, port and the path /v1.",
+            )
+        )
+    for name, least in (("timeout", 0.1), ("max_images", 0)):
+        if params[name] < least:
+            found.append(
+                Refusal("bad_number", f"{name} is {params[name]}; at least {least} is wanted.", f"Set {name} higher.")
+            )
+    if not params["release"].strip():
+        found.append(Refusal("no_release", "release is empty.", "Name the release under test."))
+    if report and not Path(report).parent.is_dir():
+        found.append(
+            Refusal(
+                "no_report_folder",
+                f"report_path is {report!r}, and its folder does not exist.",
+                "Make the folder first.",
+            )
+        )
+    return found
+
+
+def read_key(path: str | None) -> str:
+    """The key of a file; empty without a file.
+
+    Raises:
+        RefusalError: The file is missing, unreadable, empty, or holds more than one line of ASCII.
+    """
+    if path is None:
+        return ""
+    try:
+        key = Path(path).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it holds bytes that are not ASCII"
+        raise RefusalError(
+            Refusal(
+                "api_key_file_unreadable",
+                f"api_key_file is {path!r}, and cannot be read: {reason}.",
+                "Name the file that the service reads its key from; the serve step makes it.",
+            )
+        ) from None
+    if not key.isprintable() or not key or " " in key:
+        raise RefusalError(
+            Refusal(
+                "api_key_file_unusable",
+                f"api_key_file is {path!r}, and does not hold one word on one line.",
+                "Remove the file and run the serve step again, which makes a new key.",
+            )
+        )
+    return key
+
+
+def target_of(params: dict[str, Any]) -> smoke_run.Target:
+    """The server that the arguments describe.
+
+    Raises:
+        RefusalError: The arguments or the key file cannot be used; names all reasons.
+    """
+    found = refusals_of(params)
+    key = ""
+    try:
+        key = read_key(params["api_key_file"])
+    except RefusalError as error:
+        found.extend(error.refusals)
+    if found:
+        raise RefusalError(*found)
+    wanted = {name: params[name] for name in ("base_url", "model", "level", "timeout", "max_images")}
+    return replace(smoke_run.Target(api_key=key, **wanted), base_url=params["base_url"].rstrip("/"))
+
+
+def result_of(verdict: Verdict, report_path: str | None, fail: bool) -> dict[str, Any]:
+    """What the module returns."""
+    where = f"\nReport: {report_path}" if report_path else ""
+    return {
+        "changed": False,
+        "failed": fail and not verdict.ok,
+        "msg": summary(verdict) + where,
+        "verdict": verdict.as_dict(),
+        "failures": [check.code for check in verdict.failures],
+    }
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
+    params = module.params
+    try:
+        target = target_of(params)
+    except RefusalError as error:
+        module.fail_json(join(error.refusals), refusals=[refusal.as_dict() for refusal in error.refusals])
+    if target.api_key:
+        module.no_log_values.add(target.api_key)
+    try:
+        verdict = smoke_run.run(target, params["release"])
+    except ImportError as error:
+        module.fail_json(missing_required_lib(error.name or "openai"))
+    report_path = None if module.check_mode else params["report_path"]
+    if report_path:
+        try:
+            write_atomic(Path(report_path), verdict.to_json())
+        except OSError as error:
+            module.fail_json(f"cannot write {report_path}: {error.strerror}", verdict=verdict.as_dict())
+    module.exit_json(**result_of(verdict, report_path, params["fail_on_verdict"]))
+
+
+if __name__ == "__main__":
+    main()
