@@ -1,0 +1,304 @@
+"""Decisions about a model's files: what a lock says, which files are wanted, which may be trusted.
+
+Pure functions over plain data; nothing here reads a disk or a network.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
+from typing import Any, NoReturn
+
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+REPOSITORY = re.compile(r"[A-Za-z0-9](?:[\w.-]*[\w-])?/[A-Za-z0-9](?:[\w.-]*[\w-])?", re.ASCII)
+REVISION = re.compile(r"[A-Za-z0-9][\w./-]*", re.ASCII)
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+# Formats that run code when they are loaded: Python pickles, bare or in a zip.
+PICKLE_SUFFIXES = (".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
+NAME_BYTES = 255  # the longest file name that Linux file systems take
+
+
+@dataclass(frozen=True)
+class FileSpec:
+    """What a file must be.
+
+    Attributes:
+        path: Name inside the repository, with ``/``.
+        size: In bytes.
+        sha256: Of the content, as hex; None as long as nobody has said it.
+        blob_id: Git's SHA-1 id of the content, which the hub gives for files outside LFS; None if unknown.
+    """
+
+    path: str
+    size: int
+    sha256: str | None = None
+    blob_id: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row of a lock file."""
+        return {"path": self.path, "size": self.size, "sha256": self.sha256}
+
+
+@dataclass(frozen=True)
+class Lock:
+    """The exact files of one commit of a repository: the content of ``lock.json``."""
+
+    repo: str
+    revision: str
+    commit: str
+    files: tuple[FileSpec, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The lock as plain data, files by name, for ``lock.json``."""
+        rows = [spec.as_dict() for spec in sorted(self.files, key=lambda spec: spec.path)]
+        return {"repo": self.repo, "revision": self.revision, "commit": self.commit, "files": rows}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a hub says about a revision: its commit and all its files."""
+
+    commit: str
+    files: tuple[FileSpec, ...]
+
+
+def refuse(code: str, message: str, fix: str) -> NoReturn:
+    """Raise a RefusalError with one refusal."""
+    raise RefusalError(Refusal(code, message, fix))
+
+
+def parse_lock(data: object, origin: str) -> Lock:
+    """Read a lock from plain data.
+
+    Args:
+        data: The decoded JSON.
+        origin: Where it came from, for messages.
+
+    Raises:
+        RefusalError: ``bad_lock`` when a part is missing or malformed, ``unsafe_path`` for a path outside the folder.
+    """
+    if not isinstance(data, Mapping):
+        raise _bad_lock(origin, f"is {type(data).__name__}, not an object with repo, revision, commit and files")
+    for key, pattern in (("repo", REPOSITORY), ("revision", REVISION), ("commit", COMMIT)):
+        if not isinstance(data.get(key), str) or not pattern.fullmatch(data[key]):
+            raise _bad_lock(origin, f"has {key} {data.get(key)!r}")
+    if not isinstance(data.get("files"), Sequence) or isinstance(data["files"], str) or not data["files"]:
+        raise _bad_lock(origin, "lists no files")
+    files = tuple(_lock_row(row, origin) for row in data["files"])
+    check_paths([spec.path for spec in files], origin)
+    return Lock(data["repo"], data["revision"], data["commit"], files)
+
+
+def _lock_row(row: object, origin: str) -> FileSpec:
+    match row:
+        case {"path": str(path), "size": int(size), "sha256": str(sha256)} if size >= 0 and SHA256.fullmatch(sha256):
+            return FileSpec(path, size, sha256)
+    raise _bad_lock(origin, f"has a row that is not {{path, size, sha256}}: {row!r}")
+
+
+def _bad_lock(origin: str, problem: str) -> RefusalError:
+    fix = "Write the lock again, or restore it from version control."
+    return RefusalError(Refusal("bad_lock", f"The lock {origin} {problem}.", fix))
+
+
+def check_source(repository: str, revision: str, lock: Lock | None) -> None:
+    """Refuse a repository, revision or lock that cannot be meant.
+
+    Raises:
+        RefusalError: ``bad_repository``, ``bad_revision`` or ``stale_lock``.
+    """
+    if not REPOSITORY.fullmatch(repository) or ".." in repository or "--" in repository:
+        refuse("bad_repository", f"repository is {repository!r}.", "Write it as <org>/<name>, as on the hub.")
+    if not REVISION.fullmatch(revision) or ".." in revision:
+        refuse("bad_revision", f"revision is {revision!r}.", "Give a branch, a tag or a commit of 40 hex digits.")
+    if lock is None:
+        return
+    if lock.repo != repository:
+        refuse(
+            "stale_lock",
+            f"The lock is for {lock.repo}, but repository is {repository}.",
+            "Give the lock of this repository, or none.",
+        )
+    if revision not in (lock.revision, lock.commit):
+        refuse(
+            "stale_lock",
+            f"The lock of {repository} holds revision {lock.revision} (commit {lock.commit}), "
+            f"but revision is {revision}.",
+            "Ask for the locked revision, or write and review a new lock.",
+        )
+
+
+def pinned_commit(revision: str, lock: Lock | None) -> str | None:
+    """The commit that needs no hub to be known: the lock's, or a revision that is one; else None."""
+    if lock is not None:
+        return lock.commit
+    return revision if COMMIT.fullmatch(revision) else None
+
+
+def check_paths(paths: Iterable[str], origin: str) -> None:
+    """Refuse a file list in which any path could land outside its folder or on top of another.
+
+    Raises:
+        RefusalError: ``unsafe_path``, naming the path.
+    """
+    seen: set[str] = set()
+    folders: set[str] = set()
+    for path in paths:
+        parts = path.split("/")
+        if (
+            any(part in ("", ".", "..") or len(part.encode(errors="replace")) > NAME_BYTES for part in parts)
+            or "\\" in path
+            or not path.isprintable()
+        ):
+            _unsafe(path, origin, "leaves the folder or is no plain name")
+        if path in seen:
+            _unsafe(path, origin, "is listed twice")
+        seen.add(path)
+        folders.update("/".join(parts[:depth]) for depth in range(1, len(parts)))
+    for path in sorted(seen & folders):
+        _unsafe(path, origin, "is a file and a folder at once")
+
+
+def _unsafe(path: str, origin: str, problem: str) -> NoReturn:
+    refuse(
+        "unsafe_path",
+        f"{origin} lists the file {path!r}, which {problem}.",
+        "Do not use this source; report it to whoever runs it.",
+    )
+
+
+def select(files: Iterable[FileSpec], allow: Sequence[str], ignore: Sequence[str]) -> tuple[FileSpec, ...]:
+    """The files that match a pattern of ``allow`` (empty: all) and none of ``ignore``, by name.
+
+    Patterns are shell wildcards in which ``*`` also matches ``/``; one that ends in ``/`` means all below that folder.
+    """
+
+    def matches(path: str, patterns: Sequence[str]) -> bool:
+        return any(fnmatch.fnmatchcase(path, f"{p}*" if p.endswith("/") else p) for p in patterns)
+
+    chosen = (f for f in files if (not allow or matches(f.path, allow)) and not matches(f.path, ignore))
+    return tuple(sorted(chosen, key=lambda spec: spec.path))
+
+
+def check_wanted(files: Sequence[FileSpec], repository: str, allow_pickle: bool) -> None:
+    """Refuse an empty choice of files, and pickles unless they are allowed.
+
+    Raises:
+        RefusalError: ``no_files`` or ``pickle_refused``.
+    """
+    if not files:
+        refuse(
+            "no_files",
+            f"allow_patterns and ignore_patterns leave no file of {repository}.",
+            "Widen allow_patterns or shorten ignore_patterns.",
+        )
+    pickles = [spec.path for spec in files if spec.path.lower().endswith(PICKLE_SUFFIXES)]
+    if pickles and not allow_pickle:
+        refuse(
+            "pickle_refused",
+            f"{repository} holds files that can run code when loaded: {', '.join(pickles)}.",
+            "Leave them out with ignore_patterns, or set allow_pickle: true if you trust their author.",
+        )
+
+
+def apply_lock(files: Sequence[FileSpec], expected: Mapping[str, FileSpec], origin: str) -> tuple[FileSpec, ...]:
+    """Complete what a hub says about files with what is already known of this commit.
+
+    Args:
+        files: From the hub.
+        expected: Known files by path; paths that the hub does not list are left out of account.
+        origin: Where the expectation comes from, for messages.
+
+    Raises:
+        RefusalError: ``lock_mismatch``, naming the file, when the two contradict each other.
+    """
+    merged = []
+    for spec in files:
+        known = expected.get(spec.path)
+        if known is None:
+            merged.append(spec)
+            continue
+        if known.size != spec.size:
+            refuse_mismatch(spec.path, origin, f"{known.size} bytes", f"{spec.size} bytes on the hub")
+        if known.sha256 and spec.sha256 and known.sha256 != spec.sha256:
+            refuse_mismatch(spec.path, origin, f"sha256 {known.sha256}", f"{spec.sha256} on the hub")
+        merged.append(replace(spec, sha256=known.sha256 or spec.sha256))
+    return tuple(merged)
+
+
+def refuse_mismatch(path: str, origin: str, expected: str, found: str) -> NoReturn:
+    """Raise ``lock_mismatch`` for a file that is not what the lock says."""
+    refuse(
+        "lock_mismatch",
+        f"{path}: {origin} says {expected}, found {found}.",
+        "Find out why the file differs before you trust it; if the change is meant, write and review a new lock.",
+    )
+
+
+def lock_files(lock: Lock, listing: Listing | None) -> tuple[FileSpec, ...]:
+    """The files of a lock, checked against the hub's list where there is one.
+
+    Raises:
+        RefusalError: ``lock_mismatch`` when the hub has another commit, another size or hash, or lacks a file.
+    """
+    if listing is None:
+        return lock.files
+    if listing.commit != lock.commit:
+        refuse_mismatch(lock.repo, "the lock", f"commit {lock.commit}", f"{listing.commit} on the hub")
+    offered = {spec.path: spec for spec in listing.files}
+    for spec in lock.files:
+        if spec.path not in offered:
+            refuse_mismatch(spec.path, "the lock", f"{spec.size} bytes", "no such file on the hub")
+    return apply_lock([offered[spec.path] for spec in lock.files], {spec.path: spec for spec in lock.files}, "the lock")
+
+
+def check_space(need_bytes: int, need_inodes: int, free_bytes: int, free_inodes: int | None, folder: str) -> None:
+    """Refuse to begin what cannot end.
+
+    Args:
+        need_bytes: Still to be written.
+        need_inodes: Files and folders still to be made.
+        free_bytes: Free for an ordinary user.
+        free_inodes: Free inodes; None where the file system has no limit.
+        folder: Where, for the message.
+
+    Raises:
+        RefusalError: ``disk_full`` or ``inodes_full``.
+    """
+    if need_bytes > free_bytes:
+        refuse(
+            "disk_full",
+            f"{folder} has {free_bytes:,} bytes free; {need_bytes:,} more are needed.",
+            f"Free at least {need_bytes - free_bytes:,} bytes there, or choose another root.",
+        )
+    if free_inodes is not None and need_inodes > free_inodes:
+        refuse(
+            "inodes_full",
+            f"{folder} has {free_inodes:,} inodes free; {need_inodes:,} are needed.",
+            "Remove small files there, or choose another root.",
+        )
+
+
+def retry_after_seconds(header: str | None, now: str | None) -> float | None:
+    """How long a server asks to wait, in seconds; None when it does not say.
+
+    Args:
+        header: ``Retry-After``: seconds or an HTTP date.
+        now: The server's own ``Date``; a date is measured against it, so that this host's clock does not matter.
+    """
+    if header is None:
+        return None
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(header) - parsedate_to_datetime(now or "")).total_seconds())
+    except (TypeError, ValueError):
+        return None

@@ -1,0 +1,355 @@
+#!/usr/bin/python
+"""Ansible module: a model's files on a host, exactly those of one commit."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.hf_snapshot import Outcome, Want, ensure
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError, join
+from ansible_collections.inference.vllm.plugins.module_utils.weights_hub import Retry
+from ansible_collections.inference.vllm.plugins.module_utils.weights_plan import Lock, parse_lock, refuse
+from ansible_collections.inference.vllm.plugins.module_utils.weights_store import read_lock
+
+DOCUMENTATION = r"""
+module: hf_snapshot
+short_description: Fetch a model from a Hugging Face hub and verify every byte
+version_added: 0.1.0
+description:
+  - Makes O(root/<org>/<name>/<commit>/) hold exactly the wanted files of one commit of a model repository.
+  - A revision is resolved to its commit once. Files are fetched beside the folder, verified by size and SHA-256 (small
+    files by Git's blob id until their SHA-256 is recorded) and moved in by one rename, so that the folder is never half
+    there. A run that is cut off continues where it stopped; finished bytes are not fetched again.
+  - Later runs compare size, times and inode of each file with what they were when it was verified, read what differs,
+    and fetch only what is broken. What does not belong into the folder is removed.
+  - With a lock, or with a commit as O(revision), a complete folder needs no network at all.
+  - Two runs at once on the same repository wait for each other.
+requirements:
+  - huggingface_hub >= 2.0 in the Python that runs the module
+options:
+  repository:
+    description: Name of the model repository, C(<org>/<name>).
+    type: str
+    required: true
+  revision:
+    description:
+      - Branch, tag or commit.
+      - A branch is asked for at each run. While the hub cannot answer, the commit that the branch had at the last run
+        is used, with a warning.
+    type: str
+    default: main
+  root:
+    description: Absolute path of the folder of all models; made if missing.
+    type: path
+    required: true
+  endpoint:
+    description: Address of the hub or of a mirror; empty for the default of huggingface_hub.
+    type: str
+    default: ''
+  lock:
+    description:
+      - The files that are accepted, as the content of a C(lock.json) or the path of one on the host.
+      - Without it, whatever the hub gives is accepted and recorded in O(root/<org>/<name>/lock.json).
+    type: raw
+  allow_patterns:
+    description: Shell patterns of the files to take; empty for all.
+    type: list
+    elements: str
+    default: []
+  ignore_patterns:
+    description: Shell patterns of files to leave out.
+    type: list
+    elements: str
+    default: []
+  allow_pickle:
+    description: Also take files in formats that can run code when loaded (pickles), which are refused by default.
+    type: bool
+    default: false
+  token_file:
+    description:
+      - Path on the host of a file, readable by its owner only, that holds a token of O(token_endpoint).
+      - No token is taken from the environment or from the home folder.
+    type: path
+  token_endpoint:
+    description: The hub that the token belongs to. The token is sent to this scheme, host and port only.
+    type: str
+    default: https://huggingface.co
+  verify:
+    description: V(quick) reads only files that look changed; V(full) reads every byte.
+    type: str
+    choices: [quick, full]
+    default: quick
+  owner:
+    description: Numeric user that owns the files; by default whoever runs the module. The files are readable by all.
+    type: int
+  group:
+    description: Numeric group that owns the files; by default that of whoever runs the module.
+    type: int
+  max_workers:
+    description: Files that are fetched at once.
+    type: int
+    default: 4
+  timeout:
+    description: Seconds without a byte after which a connection counts as dead.
+    type: float
+    default: 30
+  retries:
+    description: Attempts after the first that may fail in a row without a new byte.
+    type: int
+    default: 5
+  retry_delay:
+    description: Seconds before the second attempt; doubled each time, at most 60.
+    type: float
+    default: 1
+  lock_timeout:
+    description: Seconds to wait for another run on the same repository.
+    type: float
+    default: 3600
+author:
+  - The project's contributors
+attributes:
+  check_mode:
+    description: Asks the hub and reads the disk; fetches and writes nothing.
+    support: full
+  diff_mode:
+    description: Shows the files that are fetched, removed or set right.
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Fetch a model at a reviewed lock
+  inference.vllm.hf_snapshot:
+    repository: Qwen/Qwen3-VL-32B-Instruct-FP8
+    root: /opt/vllm/models
+    lock: "{{ lookup('ansible.builtin.file', 'catalogue/locks/qwen3-vl-32b-instruct-fp8.json') | from_json }}"
+
+- name: Fetch through a mirror, without PyTorch's pickles
+  inference.vllm.hf_snapshot:
+    repository: example/model
+    root: /opt/vllm/models
+    endpoint: https://mirror.example.com
+    ignore_patterns: ['*.bin', '*.pt', '*.pth']
+
+- name: Read every byte again
+  inference.vllm.hf_snapshot:
+    repository: example/model
+    revision: 2b3d1f0c9e8a7b6c5d4e3f2a1b0c9d8e7f6a5b4c
+    root: /opt/vllm/models
+    verify: full
+"""
+
+RETURN = r"""
+commit:
+  description: The commit that the folder holds.
+  type: str
+  returned: success
+  sample: 2b3d1f0c9e8a7b6c5d4e3f2a1b0c9d8e7f6a5b4c
+path:
+  description: The folder with the files.
+  type: str
+  returned: success
+  sample: /opt/vllm/models/example/model/2b3d1f0c9e8a7b6c5d4e3f2a1b0c9d8e7f6a5b4c
+files:
+  description: All files of the folder, by path. In check mode the hash is null where only a download can tell it.
+  type: list
+  elements: dict
+  returned: success
+  contains:
+    path:
+      description: Name below RV(path).
+      type: str
+    size:
+      description: In bytes.
+      type: int
+    sha256:
+      description: Of the content, as hex.
+      type: str
+lock_file:
+  description: The record of these files, in the form that O(lock) takes.
+  type: str
+  returned: success
+bytes_total:
+  description: Size of all files together.
+  type: int
+  returned: success
+bytes_to_fetch:
+  description: Bytes that were missing on disk before.
+  type: int
+  returned: success
+bytes_fetched:
+  description: Bytes received from the hub; 0 in check mode.
+  type: int
+  returned: success
+fetched:
+  description: Files that came from the hub, or would in check mode.
+  type: list
+  elements: str
+  returned: success
+removed:
+  description: What did not belong into the folder.
+  type: list
+  elements: str
+  returned: success
+fixed:
+  description: Files and folders whose owner or mode was not as it must be.
+  type: list
+  elements: str
+  returned: success
+verified:
+  description: Whether every file is proven to be what it must be; false in check mode while any is to be fetched.
+  type: bool
+  returned: success
+locked:
+  description: Whether the files were held against a lock that was given.
+  type: bool
+  returned: success
+error:
+  description: Why it failed.
+  type: dict
+  returned: failure
+  contains:
+    code:
+      description: Stable name of the failure, such as V(gated), V(lock_mismatch) or V(disk_full).
+      type: str
+    message:
+      description: What is wrong.
+      type: str
+    fix:
+      description: What to do.
+      type: str
+"""
+
+LEAST = {"max_workers": 1, "timeout": 0.001, "retries": 0, "retry_delay": 0, "lock_timeout": 0}
+
+
+def read_token(path: str | None) -> str | None:
+    """The token in a file that nobody else can read. Raises RefusalError otherwise; its text never holds the token."""
+    if not path:
+        return None
+    try:
+        mode = Path(path).stat().st_mode
+        token = Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        refuse("token_unreadable", f"token_file {path} cannot be read: {error}.", "Write the token there, mode 0600.")
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        refuse("token_exposed", f"token_file {path} has mode {stat.S_IMODE(mode):04o}.", f"Run: chmod 0600 {path}")
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        refuse("token_malformed", f"token_file {path} does not hold one token.", "Write the token alone on one line.")
+    return token
+
+
+def given_lock(value: Any) -> Lock | None:
+    """The lock from the option: data, or the path of a file."""
+    if not value:
+        return None
+    if not isinstance(value, str):
+        return parse_lock(value, "given as lock")
+    return read_lock(Path(value)) or refuse("bad_lock", f"lock {value} does not exist.", "Give an existing file.")
+
+
+def check_numbers(params: dict[str, Any]) -> None:
+    """Refuse numbers that cannot be meant, by name."""
+    for name, least in LEAST.items():
+        if params[name] < least:
+            refuse("out_of_range", f"{name} is {params[name]}; at least {least} is allowed.", f"Set {name} higher.")
+
+
+def result_of(outcome: Outcome, want: Want, check_mode: bool) -> dict[str, Any]:
+    """The module's return values."""
+    marks = [(paths, mark) for mark, paths in (("+", outcome.fetched), ("-", outcome.removed), ("~", outcome.fixed))]
+    lines = [f"{mark} {path}\n" for paths, mark in marks for path in paths]
+    total = sum(spec.size for spec in outcome.files)
+    state = "to fetch" if check_mode else "fetched"
+    lock = (
+        "the given lock" if want.lock else "what the hub gave, now recorded in lock.json: review it and use it as lock"
+    )
+    return {
+        "changed": outcome.changed,
+        "msg": (
+            f"{want.repository} {want.revision} is commit {outcome.commit}: {len(outcome.files)} files, "
+            f"{total:,} bytes, {len(outcome.fetched)} files {state}. Held against {lock}."
+        ),
+        "commit": outcome.commit,
+        "path": str(outcome.path),
+        "files": [spec.as_dict() for spec in outcome.files],
+        "lock_file": str(outcome.path.parent / "lock.json"),
+        "bytes_total": total,
+        "bytes_to_fetch": outcome.bytes_to_fetch,
+        "bytes_fetched": outcome.bytes_fetched,
+        "fetched": list(outcome.fetched),
+        "removed": list(outcome.removed),
+        "fixed": list(outcome.fixed),
+        "verified": not (check_mode and outcome.fetched),
+        "locked": want.lock is not None,
+        "diff": {
+            "before_header": str(outcome.path),
+            "after_header": str(outcome.path),
+            "prepared": "".join(lines),
+        },
+    }
+
+
+def main() -> None:
+    """Read the options, do the work, report."""
+    module = AnsibleModule(
+        argument_spec={
+            "repository": {"type": "str", "required": True},
+            "revision": {"type": "str", "default": "main"},
+            "root": {"type": "path", "required": True},
+            "endpoint": {"type": "str", "default": ""},
+            "lock": {"type": "raw"},
+            "allow_patterns": {"type": "list", "elements": "str", "default": []},
+            "ignore_patterns": {"type": "list", "elements": "str", "default": []},
+            "allow_pickle": {"type": "bool", "default": False},
+            "token_file": {"type": "path", "no_log": False},
+            "token_endpoint": {"type": "str", "default": "https://huggingface.co", "no_log": False},
+            "verify": {"type": "str", "choices": ["quick", "full"], "default": "quick"},
+            "owner": {"type": "int"},
+            "group": {"type": "int"},
+            "max_workers": {"type": "int", "default": 4},
+            "timeout": {"type": "float", "default": 30},
+            "retries": {"type": "int", "default": 5},
+            "retry_delay": {"type": "float", "default": 1},
+            "lock_timeout": {"type": "float", "default": 3600},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    try:
+        check_numbers(params)
+        token = read_token(params["token_file"])
+        if token:
+            module.no_log_values.add(token)  # whatever a library may put into a message
+        want = Want(
+            repository=params["repository"],
+            root=Path(params["root"]),
+            revision=params["revision"],
+            lock=given_lock(params["lock"]),
+            endpoint=params["endpoint"],
+            token=token,
+            token_endpoint=params["token_endpoint"],
+            allow=params["allow_patterns"],
+            ignore=params["ignore_patterns"],
+            allow_pickle=params["allow_pickle"],
+            full_check=params["verify"] == "full",
+            owner=-1 if params["owner"] is None else params["owner"],
+            group=-1 if params["group"] is None else params["group"],
+            workers=params["max_workers"],
+            timeout=params["timeout"],
+            retry=Retry(params["retries"], params["retry_delay"]),
+            lock_timeout=params["lock_timeout"],
+        )
+        outcome = ensure(want, dry_run=module.check_mode)
+    except RefusalError as error:
+        module.fail_json(msg=join(error.refusals), error=error.refusals[0].as_dict())
+    for warning in outcome.warnings:
+        module.warn(warning)
+    module.exit_json(**result_of(outcome, want, module.check_mode))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,344 @@
+#!/usr/bin/env python3
+"""A model hub on one host: serves local folders with the Hugging Face hub's download protocol.
+
+Only what a client needs to list and download a model; no accounts, no uploads, standard library only. Each folder
+``<root>/<org>/<name>/`` is one repository with one branch, ``main``. Its commit is a hash of names and contents, so it
+changes when, and only when, the files change. Protocol as seen by huggingface_hub 2.4:
+
+* ``GET /api/models/<org>/<name>[/revision/<rev>][?blobs=true]``: commit and file list, with sizes and hashes.
+* ``GET /api/models/<org>/<name>/tree/<rev>[/<folder>][?recursive=true]``: the same as a tree.
+* ``HEAD`` and ``GET /<org>/<name>/resolve/<rev>/<path>``: a file, also in part (``Range``).
+* Errors carry ``X-Error-Code``: ``RepoNotFound``, ``RevisionNotFound``, ``EntryNotFound``.
+
+Started as ``hub.py --config hub.json`` with ``{"address": "127.0.0.1", "port": 18080, "root": "/srv/models"}``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+import threading
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+BRANCH = "main"
+LFS_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".pkl", ".gguf", ".onnx"})
+LFS_LEAST_BYTES = 10 * 1000 * 1000  # the real hub stores larger files with LFS, whatever their name
+SKIPPED_FOLDERS = frozenset({".git", ".cache"})
+CHUNK_BYTES = 1 << 20
+REPOSITORY_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+TRUE = frozenset({"1", "true"})
+
+
+@dataclass(frozen=True)
+class Blob:
+    """One file of a repository.
+
+    Attributes:
+        path: Name inside the repository, with ``/``.
+        file: Where it lies on disk.
+        size: In bytes.
+        sha256: Of the content, as hex.
+        oid: Git's id of what the repository itself holds: the content, or with LFS a pointer to it.
+        lfs: Whether the hub would keep it with LFS; then its ETag is the SHA-256, else the blob id.
+    """
+
+    path: str
+    file: Path
+    size: int
+    sha256: str
+    oid: str
+    lfs: bool
+
+    @property
+    def etag(self) -> str:
+        """The entity tag by which clients name this content."""
+        return self.sha256 if self.lfs else self.oid
+
+    @property
+    def lfs_entry(self) -> dict[str, Any]:
+        """Size of the content and of the pointer, as both kinds of listing give them."""
+        return {"size": self.size, "pointerSize": len(pointer(self.sha256, self.size))}
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All files of a repository at one commit."""
+
+    name: str
+    commit: str
+    blobs: dict[str, Blob]
+
+
+class RequestRefusedError(Exception):
+    """The answer to a request is an error: HTTP status, hub error code, text."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        """Keep what the answer will say."""
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+
+
+class Store:
+    """The repositories under one folder, with a memory of file hashes."""
+
+    def __init__(self, root: Path) -> None:
+        """Serve ``<root>/<org>/<name>/``."""
+        self.root = root.resolve()
+        self._hashes: dict[tuple[Any, ...], tuple[str, str]] = {}
+        self._lock = threading.Lock()
+
+    def names(self) -> list[str]:
+        """Names ``org/name`` of all repositories, sorted."""
+        return sorted(f"{p.parent.name}/{p.name}" for p in self.root.glob("*/*") if p.is_dir())
+
+    def snapshot(self, name: str) -> Snapshot:
+        """Read a repository's folder. Raises RequestRefusedError when there is none of that name."""
+        folder = self.root / name
+        # Looked up in the list, never joined from the request alone: a name cannot leave the root.
+        if not REPOSITORY_NAME.fullmatch(name) or name not in self.names():
+            raise RequestRefusedError(404, "RepoNotFound", "Repository not found")
+        files = sorted(
+            p
+            for p in folder.rglob("*")
+            if p.is_file() and not p.is_symlink() and SKIPPED_FOLDERS.isdisjoint(p.relative_to(folder).parts)
+        )
+        blobs = {blob.path: blob for blob in (self._blob(folder, file) for file in files)}
+        listing = "".join(f"{blob.sha256} {blob.path}\n" for blob in blobs.values())
+        return Snapshot(name, hashlib.sha1(listing.encode(), usedforsecurity=False).hexdigest(), blobs)
+
+    def _blob(self, folder: Path, file: Path) -> Blob:
+        seen = file.stat()
+        key = (file, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino)
+        with self._lock:  # one thread hashes; the others find the result
+            if key not in self._hashes:
+                self._hashes[key] = _hashes(file, seen.st_size)
+            sha256, oid = self._hashes[key]
+        lfs = file.suffix in LFS_SUFFIXES or seen.st_size > LFS_LEAST_BYTES
+        if lfs:
+            oid = git_blob_id(pointer(sha256, seen.st_size))
+        return Blob(file.relative_to(folder).as_posix(), file, seen.st_size, sha256, oid, lfs)
+
+
+def pointer(sha256: str, size: int) -> bytes:
+    """What Git keeps in place of a file that lies in LFS."""
+    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
+
+
+def git_blob_id(content: bytes) -> str:
+    """Git's id of a content: the SHA-1 of a header and the content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _hashes(file: Path, size: int) -> tuple[str, str]:
+    """SHA-256 and Git blob id of a file, both as hex."""
+    sha256 = hashlib.sha256()
+    oid = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    with file.open("rb") as content:
+        while chunk := content.read(CHUNK_BYTES):
+            sha256.update(chunk)
+            oid.update(chunk)
+    return sha256.hexdigest(), oid.hexdigest()
+
+
+def parse_range(header: str, size: int) -> tuple[int, int] | None:
+    """First and last byte asked for by a ``Range`` header, or None for the whole file.
+
+    Only single ranges are understood; others are ignored, as HTTP allows. Raises RequestRefusedError (416) for a range
+    outside the file.
+    """
+    match = re.fullmatch(r"bytes=(\d*)-(\d*)", header.strip())
+    if match is None or match.group(0) == "bytes=-":
+        return None
+    first, last = match.groups()
+    start = int(first) if first else max(0, size - int(last))
+    end = min(int(last), size - 1) if first and last else size - 1
+    if start > end:
+        raise RequestRefusedError(416, "RangeNotSatisfiable", f"Range {header} of {size} bytes")
+    return start, end
+
+
+def sibling(blob: Blob, with_blobs: bool) -> dict[str, Any]:
+    """A file as an entry of ``siblings`` in the model information."""
+    entry: dict[str, Any] = {"rfilename": blob.path}
+    if with_blobs:
+        entry |= {"size": blob.size, "blobId": blob.oid}
+        if blob.lfs:
+            entry["lfs"] = {"sha256": blob.sha256} | blob.lfs_entry
+    return entry
+
+
+def tree(blobs: dict[str, Blob], folder: str, recursive: bool) -> list[dict[str, Any]]:
+    """Entries of the tree listing below ``folder`` (empty: the root)."""
+    prefix = f"{folder}/" if folder else ""
+    entries: dict[str, dict[str, Any]] = {}
+    for path, blob in blobs.items():
+        if not path.startswith(prefix):
+            continue
+        parts = path[len(prefix) :].split("/")
+        parents = [prefix + "/".join(parts[: depth + 1]) for depth in range(len(parts) - 1)]
+        for parent in parents if recursive else parents[:1]:
+            oid = hashlib.sha1(parent.encode(), usedforsecurity=False).hexdigest()
+            entries.setdefault(parent, {"type": "directory", "oid": oid, "size": 0, "path": parent})
+        if recursive or not parents:
+            entries[path] = {"type": "file", "oid": blob.oid, "size": blob.size, "path": path}
+            if blob.lfs:
+                entries[path]["lfs"] = {"oid": blob.sha256} | blob.lfs_entry
+    return [entries[path] for path in sorted(entries)]
+
+
+class HubHandler(BaseHTTPRequestHandler):
+    """Answers one connection; the steps are methods, so that a test can make any of them misbehave."""
+
+    protocol_version = "HTTP/1.1"
+    timeout = 60  # seconds that an idle connection is kept
+    disable_nagle_algorithm = True  # else each answer waits for the client's delayed ACK
+    server: HubServer
+
+    def version_string(self) -> str:
+        """Value of the ``Server`` header."""
+        return "local-hub"
+
+    def do_GET(self) -> None:
+        """Answer a GET request."""
+        self.respond()
+
+    def do_HEAD(self) -> None:
+        """Answer a HEAD request: as GET, without the body."""
+        self.respond()
+
+    def respond(self) -> None:
+        """Route the request; an error becomes the answer that the hub would give."""
+        url = urlsplit(self.path)
+        query = {key: values[-1] for key, values in parse_qs(url.query).items()}
+        parts = [unquote(part) for part in url.path.strip("/").split("/")]
+        try:
+            self.route(parts, query)
+        except RequestRefusedError as refusal:
+            self.send_json({"error": refusal.message}, refusal.status, {"X-Error-Code": refusal.code})
+
+    def route(self, parts: list[str], query: dict[str, str]) -> None:
+        """Find the answer for a path, given as its decoded segments."""
+        match parts:
+            case [""]:
+                self.send_json({"software": "local-hub", "repositories": self.server.store.names()})
+            case ["api", "models", org, name]:
+                self.send_info(self.snapshot(f"{org}/{name}", BRANCH), query)
+            case ["api", "models", org, name, "revision", revision]:
+                self.send_info(self.snapshot(f"{org}/{name}", revision), query)
+            case ["api", "models", org, name, "tree", revision, *folder]:
+                listing = self.snapshot(f"{org}/{name}", revision)
+                entries = tree(listing.blobs, "/".join(folder), query.get("recursive", "").lower() in TRUE)
+                if folder and not entries:
+                    raise RequestRefusedError(404, "EntryNotFound", "/".join(folder))
+                self.send_json(entries)
+            case [org, name, "resolve", revision, *path] if path:
+                listing = self.snapshot(f"{org}/{name}", revision)
+                blob = listing.blobs.get("/".join(path))
+                if blob is None:
+                    raise RequestRefusedError(404, "EntryNotFound", "Entry not found")
+                self.send_file(listing, blob)
+            case _:
+                raise RequestRefusedError(404, "NotFound", f"No such address: {self.path}")
+
+    def snapshot(self, name: str, revision: str) -> Snapshot:
+        """The repository at a revision: the branch or its present commit."""
+        found = self.server.store.snapshot(name)
+        if revision not in (BRANCH, found.commit):
+            raise RequestRefusedError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        return found
+
+    def send_info(self, found: Snapshot, query: dict[str, str]) -> None:
+        """Send a repository's commit and its list of files."""
+        with_blobs = query.get("blobs", "").lower() in TRUE
+        self.send_json(
+            {
+                "id": found.name,
+                "modelId": found.name,
+                "sha": found.commit,
+                "private": False,
+                "gated": False,
+                "disabled": False,
+                "tags": [],
+                "siblings": [sibling(blob, with_blobs) for blob in found.blobs.values()],
+            },
+            headers={"X-Repo-Commit": found.commit},
+        )
+
+    def send_file(self, found: Snapshot, blob: Blob) -> None:
+        """Send a file or the part of it that the client asked for."""
+        wanted = parse_range(self.headers.get("Range", ""), blob.size)
+        start, end = wanted or (0, blob.size - 1)
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Type", "application/octet-stream")
+        self.send_header("Content-Length", str(end - start + 1))
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{end}/{blob.size}")
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("X-Repo-Commit", found.commit)
+        self.send_header("ETag", f'"{blob.etag}"')
+        if blob.lfs:
+            self.send_header("X-Linked-Etag", f'"{blob.sha256}"')
+            self.send_header("X-Linked-Size", str(blob.size))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.send_content(blob, start, end - start + 1)
+
+    def send_content(self, blob: Blob, start: int, length: int) -> None:
+        """Send ``length`` bytes of a file from byte ``start`` on."""
+        if length:
+            with blob.file.open("rb") as content:
+                self.connection.sendfile(content, start, length)
+
+    def send_json(self, data: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        """Send data as JSON."""
+        body = json.dumps(data).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+class HubServer(ThreadingHTTPServer):
+    """The hub: a listening socket and the folders it serves."""
+
+    daemon_threads = True
+
+    def __init__(self, address: str, port: int, root: Path, handler: type[HubHandler] = HubHandler) -> None:
+        """Listen at once; port 0 takes a free one."""
+        super().__init__((address, port), handler)
+        self.store = Store(root)
+
+    @property
+    def url(self) -> str:
+        """Address of the hub, for ``HF_ENDPOINT``."""
+        return f"http://{self.server_address[0]!s}:{self.server_address[1]}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up is its own affair; anything else is printed."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
+def main() -> None:
+    """Serve until the process is ended."""
+    parser = argparse.ArgumentParser(description="Serve local folders with the Hugging Face hub's protocol.")
+    parser.add_argument("--config", type=Path, required=True, help="JSON file with address, port and root")
+    config = json.loads(parser.parse_args().config.read_text())
+    with HubServer(config["address"], config["port"], Path(config["root"])) as server:
+        print(f"Serving {server.store.names()} at {server.url}", flush=True)
+        server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
