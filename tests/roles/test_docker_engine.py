@@ -17,7 +17,7 @@ def systemd(host):
 def test_engine_answers(host):
     info = json.loads(host.check_output("docker info --format '{{json .}}'"))
     assert info["ServerVersion"]
-    assert info["ServerErrors"] if "ServerErrors" in info else True
+    assert not info.get("ServerErrors")
 
 
 def test_engine_starts_by_itself_where_there_is_systemd(host, systemd):
@@ -36,8 +36,7 @@ def test_compose_is_version_two(host):
 
 def test_a_container_runs(host):
     host.check_output(
-        "mkdir -p /tmp/image/bin && cp /bin/busybox /tmp/image/bin/ 2>/dev/null; "
-        f"tar -C / -c usr/bin/true lib lib64 usr/lib/x86_64-linux-gnu/libc.so.6 "
+        "tar -C / -c usr/bin/true lib lib64 usr/lib/x86_64-linux-gnu/libc.so.6 "
         f"usr/lib64/ld-linux-x86-64.so.2 usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 | docker import - {EMPTY_IMAGE}"
     )
     assert host.run(f"docker run --rm --network none {EMPTY_IMAGE} /usr/bin/true").rc == 0
