@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.inference.vllm.plugins.module_utils import inventory
 from hypothesis import given
 from hypothesis import strategies as st
+
+from ansible_collections.inference.vllm.plugins.module_utils import inventory
 
 OPTIONS = {"vllm_port", "vllm_model", "vllm_service_pids_limit", "smoke_test_level"}
 ROLES = ("vllm", "vllm_service", "smoke_test")
@@ -97,8 +98,8 @@ def test_unknown_model_names_the_nearest() -> None:
     [
         ("127.0.0.1", False, None),
         ("::1", False, None),
-        ("0.0.0.0", False, "public_address"),  # noqa: S104
-        ("0.0.0.0", True, None),  # noqa: S104
+        ("0.0.0.0", False, "public_address"),
+        ("0.0.0.0", True, None),
         ("localhost", False, "bad_address"),
     ],
 )

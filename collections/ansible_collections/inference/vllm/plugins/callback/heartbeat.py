@@ -14,7 +14,8 @@ type: aggregate
 short_description: Say every few seconds which task is still running
 version_added: 0.1.0
 description:
-  - Prints one line whenever a task has run for another O(interval) seconds, so that a long download or build shows life.
+  - Prints one line whenever a task has run for another O(interval) seconds.
+  - A long download or build shows life that way.
 requirements:
   - enable in configuration
 options:
@@ -45,6 +46,7 @@ class CallbackModule(CallbackBase):
     CALLBACK_NEEDS_ENABLED = True
 
     def __init__(self) -> None:
+        """Begin with no task."""
         super().__init__()
         self._lock = threading.Lock()
         self._task = ""
@@ -64,14 +66,14 @@ class CallbackModule(CallbackBase):
                 shown = seconds
                 self._display.display(line(task, hosts, seconds), color="dark gray")
 
-    def v2_playbook_on_play_start(self, play: Any) -> None:  # noqa: ARG002
+    def v2_playbook_on_play_start(self, play: Any) -> None:
         """Start the thread with the first play."""
         interval = float(self.get_option("interval"))
         if self._thread is None and interval > 0:
             self._thread = threading.Thread(target=self._beat, args=(interval,), daemon=True)
             self._thread.start()
 
-    def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:  # noqa: ARG002
+    def v2_playbook_on_task_start(self, task: Any, is_conditional: bool) -> None:
         """A new task begins on no host yet."""
         with self._lock:
             self._task, self._started, self._hosts = task.get_name().strip(), time.monotonic(), set()
@@ -80,7 +82,7 @@ class CallbackModule(CallbackBase):
         """A handler counts as a task."""
         self.v2_playbook_on_task_start(task, is_conditional=False)
 
-    def v2_runner_on_start(self, host: Any, task: Any) -> None:  # noqa: ARG002
+    def v2_runner_on_start(self, host: Any, task: Any) -> None:
         """A host begins with the current task."""
         with self._lock:
             self._hosts.add(host.get_name())
@@ -93,7 +95,7 @@ class CallbackModule(CallbackBase):
         """A host is done."""
         self._done(result)
 
-    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:  # noqa: ARG002
+    def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         """A host is done."""
         self._done(result)
 
@@ -105,6 +107,6 @@ class CallbackModule(CallbackBase):
         """A host is done."""
         self._done(result)
 
-    def v2_playbook_on_stats(self, stats: Any) -> None:  # noqa: ARG002
+    def v2_playbook_on_stats(self, stats: Any) -> None:
         """Stop the thread."""
         self._stop.set()

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
+
 from ansible_collections.inference.vllm.plugins.module_utils import catalogue, inventory
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
 

@@ -112,9 +112,7 @@ def value_refusal(name: str, value: Any, option: Mapping[str, Any]) -> Refusal |
     choices = option.get("choices")
     if choices and value not in choices:
         allowed = ", ".join(map(str, choices))
-        return Refusal(
-            "not_a_choice", f"{name} is {value!r}; allowed: {allowed}.", f"Set {name} to one of these."
-        )
+        return Refusal("not_a_choice", f"{name} is {value!r}; allowed: {allowed}.", f"Set {name} to one of these.")
     if name in RANGES:
         least, most = RANGES[name]
         if int(value) < least or (most is not None and int(value) > most):

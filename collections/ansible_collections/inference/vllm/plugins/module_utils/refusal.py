@@ -25,6 +25,7 @@ class Refusal:
         return asdict(self)
 
     def __str__(self) -> str:
+        """One line: code, message and fix."""
         return f"[{self.code}] {self.message} Fix: {self.fix}"
 
 
@@ -32,6 +33,7 @@ class RefusalError(ValueError):
     """Raised where a function cannot return a list of refusals; carries at least one."""
 
     def __init__(self, *refusals: Refusal) -> None:
+        """Keep the refusals; their text is the exception's."""
         super().__init__("\n".join(map(str, refusals)))
         self.refusals = refusals
 

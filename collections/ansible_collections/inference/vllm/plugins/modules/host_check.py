@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, join
 
 DOCUMENTATION = r"""
@@ -129,7 +130,15 @@ def held_by_project(module: AnsibleModule, project: str, port: int) -> bool:
     if not docker:
         return False
     code, output, _ = module.run_command(
-        [docker, "ps", "--quiet", "--filter", f"label=com.docker.compose.project={project}", "--filter", f"publish={port}"]
+        [
+            docker,
+            "ps",
+            "--quiet",
+            "--filter",
+            f"label=com.docker.compose.project={project}",
+            "--filter",
+            f"publish={port}",
+        ]
     )
     return code == 0 and bool(output.strip())
 
@@ -184,7 +193,7 @@ def main() -> None:
         refusals.append(
             Refusal(
                 "disk_too_small",
-                f"{free:.1f} GiB are free for vllm_home ({params['path']}), {params['min_free_gib']:.1f} GiB are needed.",
+                f"{free:.1f} GiB are free for vllm_home ({params['path']}); needed: {params['min_free_gib']:.1f} GiB.",
                 "Free some space, or set vllm_home to a folder on a larger disk.",
             )
         )

@@ -1,0 +1,1 @@
+"""Benchmarks; their numbers are printed, never asserted."""

@@ -1,0 +1,103 @@
+"""Runs the project's own playbooks through ansible-runner, as `make demo` does, on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ansible_runner
+import docker
+import pytest
+
+ROOT = Path(__file__).parents[2]
+INVENTORY = ROOT / "inventories" / "embedded"
+HOME = ROOT / ".demo" / "home"
+PROJECT = "vllm-demo"
+PORT = 18000
+
+
+@dataclass
+class Run:
+    """How a playbook ended."""
+
+    rc: int
+    stats: dict[str, dict[str, int]]
+    failures: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> int:
+        """Number of changes over all hosts."""
+        return sum((self.stats.get("changed") or {}).values())
+
+    @property
+    def text(self) -> str:
+        """All failures as one text."""
+        return "\n".join(self.failures)
+
+
+def play(playbook: str, **extravars: Any) -> Run:
+    """Run a playbook against the embedded inventory and collect its failures and the time of each task."""
+    private = Path(os.environ.get("RUNNER_DIR", ROOT / ".cache" / "runner"))
+    shutil.rmtree(private, ignore_errors=True)
+    private.mkdir(parents=True)
+    result = ansible_runner.run(
+        private_data_dir=str(private),
+        project_dir=str(ROOT),
+        playbook=playbook,
+        inventory=str(INVENTORY),
+        extravars=extravars,
+        envvars={"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+    )
+    run = Run(rc=result.rc, stats=result.stats or {})
+    for event in result.events:
+        data = event.get("event_data", {})
+        if event["event"] in ("runner_on_failed", "runner_on_unreachable") and not data.get("ignore_errors"):
+            run.failures.append(str(data.get("res", {}).get("msg", data)))
+        if "duration" in data:
+            run.seconds[data["task"]] = run.seconds.get(data["task"], 0) + data["duration"]
+    return run
+
+
+@pytest.fixture(scope="session")
+def playbook() -> Callable[..., Run]:
+    """Run a playbook by name with extra variables."""
+    return play
+
+
+@pytest.fixture(scope="session")
+def demo() -> Iterator[Run]:
+    """The demo, deployed from nothing, and taken down at the end of the session."""
+    play("playbooks/teardown.yml", teardown_remove_data=True)
+    yield play("deploy.yml")
+    if not os.environ.get("KEEP_DEMO"):
+        play("playbooks/teardown.yml", teardown_remove_data=True)
+
+
+@pytest.fixture(scope="session")
+def engine(demo: Run) -> docker.DockerClient:
+    """Client of the machine's Docker engine, once the demo runs on it."""
+    return docker.from_env()
+
+
+@pytest.fixture
+def container(engine: docker.DockerClient) -> Any:
+    """The one container of the demo."""
+    (found,) = engine.containers.list(all=True, filters={"label": f"com.docker.compose.project={PROJECT}"})
+    return found
+
+
+@pytest.fixture
+def verdict() -> Callable[[], dict[str, Any]]:
+    """Read the newest verdict.json."""
+
+    def read() -> dict[str, Any]:
+        newest = max((HOME / "reports").glob("*/verdict.json"), key=lambda p: p.stat().st_mtime)
+        return dict(json.loads(newest.read_text()))
+
+    return read

@@ -1,0 +1,194 @@
+"""The whole chain on this machine: deploy, look at it as an operator would, break it, heal it, take it down.
+
+The tests run in the order of the file; each leaves a working deployment behind.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import docker
+import openai
+import pytest
+import testinfra
+
+from e2e.conftest import HOME, PORT, PROJECT, ROOT, Run
+
+TINY_MODEL = ROOT / "tests" / "tiny_model"
+
+
+@pytest.fixture(scope="module")
+def host(demo: Run) -> Any:
+    """This machine, seen through testinfra."""
+    return testinfra.get_host("local://")
+
+
+def test_first_deploy_is_green(demo: Run, verdict: Callable[[], dict[str, Any]]) -> None:
+    assert demo.rc == 0, demo.text
+    proof = verdict()
+    assert proof["ok"] is True
+    assert len(proof["checks"]) >= 15
+    assert all(check["ok"] for check in proof["checks"])
+
+
+def test_second_deploy_changes_nothing(demo: Run, playbook: Callable[..., Run]) -> None:
+    run = playbook("deploy.yml")
+    assert run.rc == 0, run.text
+    assert run.changed == 0
+
+
+def test_service_is_on_loopback_only(host: Any, container: Any) -> None:
+    assert host.socket(f"tcp://127.0.0.1:{PORT}").is_listening
+    bindings = [b for port in container.attrs["HostConfig"]["PortBindings"].values() for b in port]
+    assert [b["HostIp"] for b in bindings] == ["127.0.0.1"]
+
+
+def test_container_is_hardened(container: Any) -> None:
+    config = container.attrs["HostConfig"]
+    assert config["ReadonlyRootfs"] is True
+    assert config["CapDrop"] == ["ALL"]
+    assert any(option.startswith("no-new-privileges") for option in config["SecurityOpt"])
+    assert config["PidsLimit"] > 0
+    assert config["Memory"] > 0
+    assert container.attrs["Config"]["User"].split(":")[0] not in ("", "0", "root")
+    assert config["RestartPolicy"]["Name"] == "unless-stopped"
+
+
+def test_key_is_secret(host: Any, container: Any) -> None:
+    path = HOME / "secrets" / "api_key"
+    assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0
+    key = path.read_text().strip()
+    assert len(key) >= 32
+    assert key not in json.dumps(container.attrs)
+    assert key not in host.check_output("ps -eww -o args")
+    assert key not in container.logs().decode(errors="replace")
+    for report in (HOME / "reports").rglob("*"):
+        assert report.is_dir() or key.encode() not in report.read_bytes()
+
+
+def test_current_release_is_the_proven_one(verdict: Callable[[], dict[str, Any]]) -> None:
+    current = HOME / "current"
+    assert current.is_symlink()
+    assert current.resolve().name == verdict()["release"]
+    manifest = json.loads((current / "manifest.json").read_text())
+    assert {"image", "model", "flags"} <= set(manifest)
+
+
+def test_answer_depends_on_the_image(demo: Run) -> None:
+    sys.path.insert(0, str(ROOT / "collections"))
+    from ansible_collections.inference.vllm.plugins.module_utils import smoke_images
+
+    client = openai.OpenAI(
+        base_url=f"http://127.0.0.1:{PORT}/v1", api_key=(HOME / "secrets" / "api_key").read_text().strip()
+    )
+
+    def ask(name: str) -> str:
+        answer = client.chat.completions.create(
+            model="tiny-qwen3-vl",
+            temperature=0,
+            max_tokens=8,
+            messages=[
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image_url", "image_url": {"url": smoke_images.data_url(name)}},
+                        {"type": "text", "text": "What colour is the shape in this image? Answer with one word."},
+                    ],
+                }
+            ],
+        )
+        return str(answer.choices[0].message.content)
+
+    names = sorted(n for n in smoke_images.IMAGES if "red" in n or "blue" in n)[:12]
+    answers = {name: ask(name).lower() for name in names}
+    assert any("red" in a for n, a in answers.items() if "red" in n)
+    assert any("blue" in a for n, a in answers.items() if "blue" in n)
+
+
+def test_report_is_one_self_contained_file(verdict: Callable[[], dict[str, Any]]) -> None:
+    page = (HOME / "reports" / verdict()["release"] / "report.html").read_text()
+    assert verdict()["release"] in page
+    assert "http://" not in page.replace(f"http://127.0.0.1:{PORT}", "").replace("http://www.w3.org", "")
+    assert "<script src" not in page
+
+
+def test_check_mode_changes_nothing(demo: Run, playbook: Callable[..., Run]) -> None:
+    run = playbook("deploy.yml", ansible_check_mode=True)
+    assert run.rc == 0, run.text
+
+
+def test_killed_container_turns_the_verdict_red_and_a_deploy_heals_it(
+    container: Any, playbook: Callable[..., Run], verdict: Callable[[], dict[str, Any]]
+) -> None:
+    container.kill()
+    run = playbook("playbooks/verify.yml")
+    assert run.rc != 0
+    assert verdict()["ok"] is False
+    healed = playbook("deploy.yml")
+    assert healed.rc == 0, healed.text
+    assert verdict()["ok"] is True
+
+
+def test_corrupt_vision_weights_are_noticed(
+    tmp_path: Path, playbook: Callable[..., Run], verdict: Callable[[], dict[str, Any]]
+) -> None:
+    """A model that loads and answers text, but is blind, must not become current."""
+    blind = tmp_path / "model"
+    shutil.copytree(TINY_MODEL / "model", blind)
+    subprocess.run([sys.executable, TINY_MODEL / "corrupt.py", blind], check=True)
+    proven = (HOME / "current").resolve().name
+    models = [{"repository": "demo/tiny-qwen3-vl", "path": str(blind)}]
+    run = playbook("deploy.yml", local_hub_models=models)
+    assert run.rc != 0
+    proof = verdict()
+    assert proof["ok"] is False
+    failing = {check["code"] for check in proof["checks"] if not check["ok"]}
+    assert any(code.startswith(("colour", "shape", "ocr")) for code in failing)
+    assert proof["release"] != proven
+    assert (HOME / "current").resolve().name == proven
+    healed = playbook("deploy.yml")
+    assert healed.rc == 0, healed.text
+    assert verdict()["ok"] is True
+
+
+def test_unreachable_revision_is_a_clear_error(playbook: Callable[..., Run]) -> None:
+    before = sorted((HOME / "releases").iterdir())
+    run = playbook("deploy.yml", model_weights_revision="no-such-revision")
+    assert run.rc != 0
+    assert "no-such-revision" in run.text
+    assert sorted((HOME / "releases").iterdir()) == before
+    assert playbook("deploy.yml").rc == 0
+
+
+def test_interrupted_release_is_not_taken_for_one(playbook: Callable[..., Run]) -> None:
+    left_over = HOME / "releases" / ".tmp-interrupted"
+    left_over.mkdir()
+    (left_over / "compose.yaml").write_text("half")
+    run = playbook("deploy.yml")
+    assert run.rc == 0, run.text
+    assert all((path / "manifest.json").exists() for path in (HOME / "releases").iterdir() if path.is_dir())
+
+
+def test_teardown_removes_all_that_was_started_and_nothing_else(
+    engine: docker.DockerClient, host: Any, playbook: Callable[..., Run]
+) -> None:
+    bystander = engine.volumes.create("bystander-of-the-demo")
+    try:
+        run = playbook("playbooks/teardown.yml", teardown_remove_data=True, teardown_stop_docker=False)
+        assert run.rc == 0, run.text
+        assert engine.volumes.get(bystander.name)
+        assert engine.containers.list(all=True, filters={"label": f"com.docker.compose.project={PROJECT}"}) == []
+        assert not [v.name for v in engine.volumes.list() if v.name.startswith(PROJECT)]
+        assert not [n.name for n in engine.networks.list() if n.name.startswith(PROJECT)]
+        assert not HOME.exists()
+        assert not host.socket(f"tcp://127.0.0.1:{PORT}").is_listening
+        assert not host.socket("tcp://127.0.0.1:18080").is_listening
+    finally:
+        bystander.remove()

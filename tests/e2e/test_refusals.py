@@ -1,0 +1,53 @@
+"""Bad input is refused by name before anything changes: nothing is installed or written for it."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from e2e.conftest import HOME, Run
+
+
+@pytest.fixture
+def held_port() -> Iterator[int]:
+    """A port on loopback that another program listens on."""
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("vllm_model", "tiny-qwen-vl", ["[unknown_model]", "tiny-qwen3-vl"]),
+        ("vllm_port", -1, ["[out_of_range]", "1 to 65535"]),
+        ("vllm_servce_pids_limit", 5, ["[unknown_variable]", "vllm_service_pids_limit"]),
+        ("vllm_service_api_key_file", "/nowhere/key", ["[missing_file]", "/nowhere/key"]),
+        ("preflight_min_free_gib", 10**6, ["[disk_too_small]", "vllm_home"]),
+        ("vllm_accelerator", "gpu", ["vllm_accelerator", "nvidia, cpu"]),
+        ("vllm_bind_address", "192.0.2.1", ["[public_address]", "preflight_allow_public_address"]),
+    ],
+)
+def test_bad_value_is_refused_by_name(
+    playbook: Callable[..., Run], variable: str, value: object, said: list[str]
+) -> None:
+    before = sorted(HOME.rglob("*")) if HOME.exists() else []
+    run = playbook("deploy.yml", **{variable: value})
+    assert run.rc != 0
+    assert run.changed == 0
+    for words in [variable, *said]:
+        assert words in run.text
+    assert (sorted(HOME.rglob("*")) if HOME.exists() else []) == before
+
+
+def test_taken_port_is_refused_by_name(playbook: Callable[..., Run], held_port: int) -> None:
+    run = playbook("deploy.yml", vllm_port=held_port)
+    assert run.rc != 0
+    assert run.changed == 0
+    assert "[port_taken]" in run.text
+    assert str(held_port) in run.text
