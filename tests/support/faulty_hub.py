@@ -1,0 +1,229 @@
+"""The local hub with a memory of what it was asked, and with faults on request."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+__all__ = ["FOR_EVER", "Fault", "FaultyHub", "RequestRefusedError", "hub", "running", "write_model"]
+
+HUB_FILE = Path(__file__).parents[2] / "roles" / "local_hub" / "files" / "hub.py"
+
+if TYPE_CHECKING:
+    import hub
+    from hub import Blob, HubHandler, HubServer, RequestRefusedError, Snapshot
+else:  # the role's file lies in no package
+    _spec = importlib.util.spec_from_file_location("hub", HUB_FILE)
+    hub = importlib.util.module_from_spec(_spec)
+    sys.modules["hub"] = hub
+    _spec.loader.exec_module(hub)
+    Blob, HubHandler, HubServer, Snapshot = hub.Blob, hub.HubHandler, hub.HubServer, hub.Snapshot
+    RequestRefusedError = hub.RequestRefusedError
+
+PIECE_BYTES = 16 << 10
+FOR_EVER = -1
+
+
+@dataclass
+class Fault:
+    """One way to misbehave.
+
+    Attributes:
+        kind: ``status``: answer ``status`` with ``headers``. ``html``: a page with status 200. ``hang_up``: close
+            without an answer. ``redirect``: go to ``to`` plus the path. ``stall``: send nothing for ``at`` seconds.
+            For contents: ``cut``: close after ``at`` bytes. ``truncate``: send ``at`` bytes as if they were all.
+            ``promise``: announce ``at`` bytes more than come. ``surplus``: send ``at`` bytes more than the file has.
+            ``flip``: flip a bit of byte ``at``. ``ignore_range``: send all. ``other_range``: send from another byte.
+            For lists: ``list``: also list ``names``. ``commit``: give ``to`` as commit. ``no_size``: leave out sizes.
+        on: Pattern of request paths that it applies to.
+        times: How often; FOR_EVER for always.
+    """
+
+    kind: str
+    on: str = "*"
+    times: int = 1
+    at: int = 0
+    status: int = 500
+    headers: dict[str, str] = field(default_factory=dict)
+    to: str = ""
+    names: tuple[str, ...] = ()
+
+
+NONE = Fault("none")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request, as it came."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+
+
+class FaultyHandler(HubHandler):
+    """Answers like the local hub, except where a fault applies."""
+
+    server: FaultyHub
+    fault = NONE  # the one that the answer under way has
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Keep the test's output clean; requests are in ``server.asked``."""
+
+    def respond(self) -> None:
+        self.fault = NONE
+        server, path = self.server, self.path.split("?")[0]
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        server.asked.append(Asked(self.command, path, headers))
+        if server.token and headers.get("authorization") != f"Bearer {server.token}":
+            self.send_json({"error": "Invalid credentials in Authorization header"}, 401)
+            return
+        fault = self._take("status", "html", "hang_up", "redirect", "stall")
+        match fault.kind:
+            case "status":
+                self.send_json({"error": "on purpose"}, fault.status, fault.headers)
+            case "html":
+                self.send_page()
+            case "hang_up":
+                self.close_connection = True
+            case "redirect":
+                self.send_response(302)
+                self.send_header("Location", fault.to + self.path)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+            case _:
+                server.ended.wait(fault.at)
+                super().respond()
+
+    def send_page(self) -> None:
+        body = b"<html>Please log in</html>"
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def send_json(self, data: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        if isinstance(data, dict) and "siblings" in data:
+            fault = self._take("list", "commit", "no_size")
+            data = json.loads(json.dumps(data))
+            data["siblings"] += [{"rfilename": name, "size": 1, "blobId": "0" * 40} for name in fault.names]
+            data["sha"] = fault.to or data["sha"]
+            for row in data["siblings"] if fault.kind == "no_size" else ():
+                row.pop("size", None)
+        super().send_json(data, status, headers)
+
+    def send_file(self, found: Snapshot, blob: Blob) -> None:
+        self.fault = self._take("cut", "truncate", "promise", "surplus", "flip", "ignore_range", "other_range")
+        if self.fault.kind == "ignore_range":
+            del self.headers["Range"]
+        super().send_file(found, blob)
+
+    def send_header(self, keyword: str, value: str) -> None:
+        fault = self.fault
+        if keyword == "Content-Length":
+            change = {"promise": fault.at, "surplus": fault.at}.get(fault.kind, 0)
+            value = str(fault.at if fault.kind == "truncate" else int(value) + change)
+        if keyword == "Content-Range" and fault.kind == "other_range":
+            value = value.replace("bytes ", "bytes 1", 1)
+        super().send_header(keyword, value)
+
+    def send_content(self, blob: Blob, start: int, length: int) -> None:
+        content = bytearray(blob.file.read_bytes()[start : start + length])
+        fault, self.fault = self.fault, NONE
+        match fault.kind:
+            case "cut" | "truncate":
+                del content[fault.at :]
+            case "surplus":
+                content += bytes(fault.at)
+            case "flip" if start <= fault.at < start + length:
+                content[fault.at - start] ^= 1
+        for begin in range(0, len(content), PIECE_BYTES):
+            piece = content[begin : begin + PIECE_BYTES]
+            self.wfile.write(piece)
+            self.server.count(len(piece))
+        if fault.kind in ("cut", "promise"):
+            self.close_connection = True
+
+    def _take(self, *kinds: str) -> Fault:
+        return self.server.take(kinds, self.path.split("?")[0])
+
+
+class FaultyHub(HubServer):
+    """A hub on a free port of loopback.
+
+    Attributes:
+        faults: What to do wrong; used up in order.
+        token: If set, the only token that is let in.
+        asked: All requests so far.
+        sent: Content bytes sent so far.
+        rate: Content bytes per second of each connection; None for no limit.
+        alarms: Called once when that many content bytes were sent.
+    """
+
+    def __init__(self, root: Path, rate: float | None = None) -> None:
+        super().__init__("127.0.0.1", 0, root, FaultyHandler)
+        self.faults: list[Fault] = []
+        self.token = ""
+        self.asked: list[Asked] = []
+        self.sent = 0
+        self.rate = rate
+        self.alarms: list[tuple[int, Callable[[], None]]] = []
+        self.ended = threading.Event()
+        self._mutex = threading.Lock()
+
+    def take(self, kinds: tuple[str, ...], path: str) -> Fault:
+        """The next fault of these kinds that applies to a path, used up by one."""
+        with self._mutex:
+            for fault in self.faults:
+                if fault.times and fault.kind in kinds and fnmatchcase(path, fault.on):
+                    fault.times -= fault.times > 0
+                    return fault
+        return NONE
+
+    def count(self, sent: int) -> None:
+        """Note that bytes were sent; ring what is due; keep to the rate."""
+        with self._mutex:
+            self.sent += sent
+            due = [ring for limit, ring in self.alarms if limit <= self.sent]
+            self.alarms = [alarm for alarm in self.alarms if alarm[0] > self.sent]
+        for ring in due:
+            ring()
+        if self.rate:
+            time.sleep(sent / self.rate)
+
+    def files_asked(self) -> list[str]:
+        """Names of the files that were asked for, in order."""
+        return [asked.path.split("/", 5)[5] for asked in self.asked if "/resolve/" in asked.path]
+
+
+@contextmanager
+def running(root: Path, rate: float | None = None) -> Iterator[FaultyHub]:
+    """A hub that serves a folder until the block ends."""
+    with FaultyHub(root, rate) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.ended.set()
+            server.shutdown()
+            thread.join()
+
+
+def write_model(root: Path, name: str, files: dict[str, bytes]) -> Path:
+    """Make a repository's folder with these files."""
+    folder = root / name
+    for path, content in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+    return folder

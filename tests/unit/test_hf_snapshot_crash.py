@@ -1,0 +1,94 @@
+"""Runs that are killed, and runs that meet: separate processes against one hub."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.inference.vllm.plugins.module_utils.hf_snapshot import Outcome, Want, ensure
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+from ansible_collections.inference.vllm.plugins.module_utils.weights_hub import Retry
+from support.faulty_hub import PIECE_BYTES, FaultyHub, running, write_model
+
+RANDOM = random.Random(11)
+FILES = {f"model-{n}.safetensors": RANDOM.randbytes(400_000) for n in range(5)} | {"config.json": b"{}\n"}
+SIZE = sum(map(len, FILES.values()))
+KILLS = 20
+WORKERS = 2
+# Bytes that a killed run can have been sent without having them on disk: what is in the sockets' buffers.
+LOST_PER_KILL = WORKERS * (PIECE_BYTES + (64 << 10))
+
+PROCESSES = multiprocessing.get_context("forkserver")  # a plain fork would copy the hub's threads' locks
+PROCESSES.set_forkserver_preload(["huggingface_hub.hf_api", "httpx2", Want.__module__, __name__])
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[FaultyHub]:
+    write_model(tmp_path / "hub", "org/tiny", FILES)
+    with running(tmp_path / "hub", rate=8e6) as server:
+        yield server
+
+
+@pytest.fixture
+def want(served: FaultyHub, tmp_path: Path) -> Want:
+    return Want("org/tiny", tmp_path / "models", endpoint=served.url, timeout=10, retry=Retry(3, 0.01), workers=WORKERS)
+
+
+def run_apart(want: Want) -> None:
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    ensure(want)
+
+
+def report_apart(want: Want, answers: multiprocessing.SimpleQueue[Outcome | str]) -> None:
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    try:
+        answers.put(ensure(want))
+    except RefusalError as error:
+        answers.put(error.refusals[0].code)
+
+
+def test_killed_at_random_points_it_continues_and_ends_right(served: FaultyHub, want: Want) -> None:
+    base = want.root / want.repository
+    kills = 0
+    for point in sorted(RANDOM.randrange(1, SIZE) for _ in range(KILLS)):
+        run = PROCESSES.Process(target=run_apart, args=(want,))
+        served.alarms = [(max(point, served.sent + 1), lambda run=run: os.kill(run.pid, signal.SIGKILL))]  # type: ignore[misc]
+        run.start()
+        run.join(30)
+        kills += run.exitcode == -signal.SIGKILL
+        complete = [path for path in base.glob("*") if path.is_dir() and not path.name.startswith(".")]
+        assert complete == []
+        assert not (base / "lock.json").exists()
+    served.alarms.clear()
+    assert kills == KILLS
+    outcome = ensure(want)
+    assert {name: (outcome.path / name).read_bytes() for name in FILES} == FILES
+    assert not ensure(want).changed
+    assert served.sent <= SIZE + KILLS * LOST_PER_KILL
+
+
+def test_two_at_once_fetch_once(served: FaultyHub, want: Want) -> None:
+    answers = PROCESSES.SimpleQueue()
+    runs = [PROCESSES.Process(target=report_apart, args=(want, answers)) for _ in range(2)]
+    for run in runs:
+        run.start()
+    outcomes = [answers.get() for _ in runs]
+    for run in runs:
+        run.join(30)
+    assert sorted(outcome.bytes_fetched for outcome in outcomes) == [0, SIZE]
+    assert served.sent == SIZE
+
+
+def test_one_that_waits_too_long_says_for_whom(served: FaultyHub, want: Want) -> None:
+    answers = PROCESSES.SimpleQueue()
+    late = PROCESSES.Process(target=report_apart, args=(replace(want, lock_timeout=0), answers))
+    served.alarms = [(1, late.start), (SIZE // 2, late.join)]  # begins and ends while the first is at work
+    ensure(want)
+    assert answers.get() == "busy"

@@ -1,0 +1,165 @@
+"""The module as Ansible sees it: options, results, failures; no secret in what it prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+from ansible_collections.inference.vllm.plugins.modules import hf_snapshot as module
+from support.faulty_hub import FaultyHub, running, write_model
+
+FILES = {"config.json": b"{}\n", "model.safetensors": b"weights" * 1000}
+COLLECTIONS = Path(__file__).parents[2] / "collections"
+TOKEN = "hf_theSecretOfTheTest"
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[FaultyHub]:
+    write_model(tmp_path / "hub", "org/tiny", FILES)
+    with running(tmp_path / "hub") as server:
+        yield server
+
+
+def run(tmp_path: Path, path: str = "", **options: Any) -> tuple[dict[str, Any], str]:
+    """Run the module as a process of its own. Returns its result and all that it printed."""
+    arguments = tmp_path / "arguments.json"
+    arguments.write_text(json.dumps({"ANSIBLE_MODULE_ARGS": {"root": str(tmp_path / "models"), **options}}))
+    done = subprocess.run(
+        [sys.executable, module.__file__, arguments],
+        env={**os.environ, "PYTHONPATH": f"{path}:{COLLECTIONS}", "HF_TOKEN": TOKEN},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return json.loads(done.stdout), done.stdout + done.stderr
+
+
+def test_results_are_those_that_the_documentation_names(served: FaultyHub, tmp_path: Path) -> None:
+    documented = yaml.safe_load(module.RETURN)
+    result, _ = run(tmp_path, repository="org/tiny", endpoint=served.url)
+    assert {name for name, about in documented.items() if about["returned"] == "success"} <= set(result)
+    assert (result["changed"], result["verified"], result["locked"]) == (True, True, False)
+    assert result["bytes_fetched"] == result["bytes_total"] == sum(map(len, FILES.values()))
+    assert result["diff"]["prepared"] == "+ config.json\n+ model.safetensors\n"
+    assert "review it" in result["msg"]
+
+    result, _ = run(
+        tmp_path,
+        repository="org/tiny",
+        endpoint="http://127.0.0.1:9",
+        lock=result["lock_file"],
+        _ansible_check_mode=True,
+    )
+    assert (result["changed"], result["verified"], result["locked"]) == (False, True, True)
+
+
+def test_check_mode_promises_nothing_that_it_cannot_know(served: FaultyHub, tmp_path: Path) -> None:
+    result, _ = run(tmp_path, repository="org/tiny", endpoint=served.url, _ansible_check_mode=True)
+    assert (result["changed"], result["verified"], result["bytes_fetched"]) == (True, False, 0)
+    assert result["fetched"] == ["config.json", "model.safetensors"]
+    assert not (tmp_path / "models").exists()
+
+
+def test_a_failure_has_a_code_and_no_secret(served: FaultyHub, tmp_path: Path) -> None:
+    token_file = tmp_path / "token"
+    token_file.write_text(f"{TOKEN}\n")
+    token_file.chmod(0o600)
+    served.token = "another"
+    result, printed = run(
+        tmp_path,
+        repository="org/tiny",
+        endpoint=served.url,
+        token_endpoint=served.url,
+        token_file=str(token_file),
+        retries=0,
+    )
+    assert result["failed"]
+    assert result["error"]["code"] == "unauthorized"
+    assert set(result["error"]) == {"code", "message", "fix"}
+    assert result["error"]["fix"] in result["msg"]
+    assert served.asked[0].headers["authorization"] == f"Bearer {TOKEN}"
+    assert TOKEN not in printed
+
+
+def test_a_missing_library_is_named(tmp_path: Path) -> None:
+    (tmp_path / "shadow").mkdir()
+    (tmp_path / "shadow/huggingface_hub.py").write_text("raise ImportError('not here')")
+    result, _ = run(tmp_path, str(tmp_path / "shadow"), repository="org/tiny", endpoint="http://127.0.0.1:9")
+    assert result["error"]["code"] == "library_missing"
+    assert "host_python" in result["error"]["fix"]
+
+
+def test_options_are_those_that_the_documentation_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    class SpecTakenError(Exception):
+        pass
+
+    def take(argument_spec: dict[str, Any], supports_check_mode: bool) -> None:
+        raise SpecTakenError(argument_spec)
+
+    monkeypatch.setattr(module, "AnsibleModule", take)
+    with pytest.raises(SpecTakenError) as taken:
+        module.main()
+    spec = taken.value.args[0]
+    documented = yaml.safe_load(module.DOCUMENTATION)["options"]
+    assert set(spec) == set(documented)
+    for name, option in documented.items():
+        for key in ("type", "default", "choices", "elements", "required"):
+            assert option.get(key) == spec[name].get(key), f"{name}: {key}"
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "code"),
+    [
+        (TOKEN, 0o640, "token_exposed"),
+        (TOKEN, 0o604, "token_exposed"),
+        ("", 0o600, "token_malformed"),
+        (f"{TOKEN} {TOKEN}", 0o600, "token_malformed"),
+        (f"{TOKEN}\nmore", 0o600, "token_malformed"),
+        (None, 0o600, "token_unreadable"),
+    ],
+)
+def test_a_token_file_that_is_not_fit_is_refused(tmp_path: Path, content: str | None, mode: int, code: str) -> None:
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_text(content)
+        path.chmod(mode)
+    with pytest.raises(RefusalError) as refused:
+        module.read_token(str(path))
+    assert refused.value.refusals[0].code == code
+    assert TOKEN not in str(refused.value)
+
+
+def test_a_token_file_that_is_fit(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text(f"{TOKEN}\n")
+    path.chmod(0o400)
+    assert module.read_token(str(path)) == TOKEN
+    assert module.read_token(None) is None
+
+
+@pytest.mark.parametrize("name", module.LEAST)
+def test_a_number_that_cannot_be_meant_is_refused_by_name(name: str) -> None:
+    with pytest.raises(RefusalError, match=rf"{name} is -1; at least") as refused:
+        module.check_numbers({**module.LEAST, name: -1})
+    assert refused.value.refusals[0].code == "out_of_range"
+    module.check_numbers(module.LEAST)
+
+
+@pytest.mark.parametrize(("content", "problem"), [(None, "does not exist"), ("{", "no JSON"), ("[]", "is list")])
+def test_a_lock_file_that_is_none_is_refused(tmp_path: Path, content: str | None, problem: str) -> None:
+    path = tmp_path / "lock.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(RefusalError, match=problem) as refused:
+        module.given_lock(str(path))
+    assert refused.value.refusals[0].code == "bad_lock"
+    assert module.given_lock(None) is None
