@@ -53,6 +53,7 @@ LIES = {
     "reads_files": "answers about a file of the server's own disk",
     "other_model": "serves another model",
     "two_models": "serves two models",
+    "odd_name": "serves a model whose name holds the key and control characters",
     "dies_midway": "stops listening after a few answers",
     "dies_of_corrupt_image": "stops listening when a picture is corrupt",
     "resets": "closes the connection instead of answering",
@@ -133,7 +134,9 @@ class _Handler(BaseHTTPRequestHandler):
                 401, f"Unauthorized: {self.headers.get('Authorization')}" if lie == "echoes_key" else "Unauthorized"
             )
         else:
-            names = {"other_model": ["llama"], "two_models": [MODEL, "llama"]}.get(lie, [MODEL])
+            names = {"other_model": ["llama"], "odd_name": [f"\x1b[31m{KEY}"], "two_models": [MODEL, "llama"]}.get(
+                lie, [MODEL]
+            )
             models = [
                 {"id": name, "object": "model", "max_model_len": MAX_MODEL_LEN, "root": "/model"} for name in names
             ]
@@ -287,7 +290,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _event(self, data: Mapping[str, Any]) -> None:
         head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": MODEL}
-        self.wfile.write(f"data: {json.dumps(head | data)}\n\n".encode())
+        self.wfile.write(f"data: {json.dumps({**head, **data})}\n\n".encode())
         self.wfile.flush()
 
 

@@ -136,7 +136,7 @@ def test_a_server_that_does_not_look_at_pictures_is_caught_by_every_group() -> N
 
 
 def test_every_lie_is_tried() -> None:
-    assert LIES.keys() - CAUGHT.keys() == {"", "blind", "two_models", "no_version"}
+    assert LIES.keys() - CAUGHT.keys() == {"", "blind", "two_models", "odd_name", "no_version"}
 
 
 def test_a_server_that_does_not_tell_its_version_is_warned_about_only() -> None:
@@ -215,6 +215,12 @@ def test_a_key_never_reaches_the_result_even_in_a_server_s_own_words() -> None:
     assert KEY not in text
     assert "request was Bearer ***" in text
     assert KEY not in repr(Target("http://x/v1", KEY))
+
+
+def test_what_a_server_says_about_itself_is_cleaned() -> None:
+    verdict = judged_lie("odd_name", model="")
+    assert verdict.engine["model"] == "\N{REPLACEMENT CHARACTER}[31m***"
+    assert KEY not in verdict.to_json()
 
 
 def test_swapped_pictures_turn_every_question_about_a_picture_red(monkeypatch: pytest.MonkeyPatch) -> None:

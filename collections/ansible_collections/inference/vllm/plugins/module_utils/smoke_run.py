@@ -28,6 +28,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.smoke_cases import 
 from ansible_collections.inference.vllm.plugins.module_utils.verdict import Check, Scalar, Verdict
 
 LEVELS = ("protocol", "semantic")
+HTTP_STATUS = "http status"
 
 # Why a check can fail, and what to do. The name stands in `runbook` of a check and starts its message.
 FAILURES: Mapping[str, str] = {
@@ -239,7 +240,7 @@ class Session:
 
     def __init__(self, target: Target) -> None:
         """Prepare the client; nothing is sent."""
-        import openai  # noqa: PLC0415  (a library of the host's venv, not of the controller)
+        import openai  # a library of the host's venv, not of the controller
 
         self.target = target
         self.model = target.model
@@ -305,7 +306,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def classify(error: BaseException) -> Failure:
     """Name whatever a client raised."""
-    import openai  # noqa: PLC0415
+    import openai
 
     if isinstance(error, Failure):
         return error
@@ -431,7 +432,7 @@ def _refusal(
         raise Failure("bad_request_accepted", f"{what} was answered with {shown(answer)[:60]!r}", HTTPStatus.OK.value)
 
     limit = statuses[0] if len(statuses) == 1 else "4xx"
-    return Step(code, send, limit=limit, unit="http status")
+    return Step(code, send, limit=limit, unit=HTTP_STATUS)
 
 
 def _asking(session: Session, content: Any, **more: Any) -> dict[str, Any]:
@@ -541,6 +542,13 @@ def _one_line(text: str) -> str:
     return clean if len(clean) <= _TEXT_SHOWN else f"{clean[:_TEXT_SHOWN]} …"
 
 
+def _own_words(value: Any, secret: str) -> Any:
+    """What a server says about itself, fit for a report."""
+    if not isinstance(value, str):
+        return value
+    return _one_line(value.replace(secret, "***") if secret else value)
+
+
 def _check(step: Step, outcome: Seen | Failure, seconds: float, secret: str) -> Check:
     failed = isinstance(outcome, Failure)
     message = f"{outcome.name}: {outcome}" if isinstance(outcome, Failure) else outcome.message
@@ -601,4 +609,5 @@ def run(target: Target, release: str, cases: Sequence[Case] = CASES) -> Verdict:
     started = verdict.now()
     session = Session(target)
     checks = run_steps(session, steps_for(target, cases))
-    return Verdict(release, tuple(checks), session.engine, (), started, verdict.now())
+    engine = {name: _own_words(value, target.api_key) for name, value in session.engine.items()}
+    return Verdict(release, tuple(checks), engine, (), started, verdict.now())

@@ -76,7 +76,7 @@ EXAMPLES = r"""
 RETURN = r"""
 verdict:
   description: The verdict in the shape of C(verdict.json).
-  returned: when there is a verdict that can be read
+  returned: when there is a verdict that can be read and the task did not fail
   type: dict
 failures:
   description: Codes of the checks that make the verdict not ok.
@@ -136,13 +136,15 @@ def main() -> None:
         module.fail_json(f"{path}: {error}", exit_code=exit_code(None))
     except OSError as error:
         module.fail_json(f"{error.filename}: {error.strerror}", exit_code=exit_code(None))
+    failed = params["fail_on_verdict"] and not verdict.ok
+    # A failure names what failed and no more, because Ansible prints all of it.
     module.exit_json(
         changed=False,
-        failed=params["fail_on_verdict"] and not verdict.ok,
+        failed=failed,
         msg=f"{summary(verdict)}\nReport: {path.parent}",
-        verdict=verdict.as_dict(),
         failures=[check.code for check in verdict.failures],
         exit_code=exit_code(verdict),
+        **({} if failed else {"verdict": verdict.as_dict()}),
     )
 
 
