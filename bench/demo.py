@@ -1,0 +1,88 @@
+"""`make bench-demo`: how long the demo takes, as a table. Nothing is asserted.
+
+Deploys the demo from nothing (no image, no wheels, no state), deploys it again, and reads the times of the tasks that
+matter from ansible-runner's events.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "collections")]
+
+from e2e.conftest import Run, play  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: what was timed, how long it took, and the goal, in seconds."""
+
+    name: str
+    seconds: float
+    goal: float | None = None
+
+
+def task_seconds(seconds: Mapping[str, float], *words: str) -> float:
+    """Time of all tasks whose names contain one of the words, in seconds."""
+    return sum(value for name, value in seconds.items() if any(word in name for word in words))
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as aligned text."""
+    width = max(len(row.name) for row in rows)
+    lines = [f"{'what':<{width}}  {'seconds':>8}  {'goal':>6}"]
+    for row in rows:
+        goal = "" if row.goal is None else f"{row.goal:.0f}"
+        lines.append(f"{row.name:<{width}}  {row.seconds:>8.1f}  {goal:>6}")
+    return "\n".join(lines)
+
+
+def timed(playbook: str, **extravars: object) -> tuple[Run, float]:
+    """Run a playbook; its result and the seconds that it took."""
+    begin = time.monotonic()
+    run = play(playbook, **extravars)
+    return run, time.monotonic() - begin
+
+
+def bootstrap_seconds() -> float:
+    """Seconds that making the virtual environment takes, in a copy of the project's own recipe."""
+    scratch = ROOT / ".cache" / "bench-bootstrap"
+    shutil.rmtree(scratch, ignore_errors=True)
+    (scratch / "bin").mkdir(parents=True)
+    for name in ("bin/bootstrap", "pyproject.toml"):
+        shutil.copy2(ROOT / name, scratch / name)
+    begin = time.monotonic()
+    subprocess.run([scratch / "bin" / "bootstrap", "deploy"], check=True)
+    seconds = time.monotonic() - begin
+    shutil.rmtree(scratch)
+    return seconds
+
+
+def main() -> int:
+    """Run the benchmark; 0 when both deployments were green, else 1."""
+    set_up = bootstrap_seconds()
+    play("playbooks/teardown.yml", teardown_remove_data=True, teardown_remove_image=True)
+    shutil.rmtree(ROOT / ".cache" / "engine-image", ignore_errors=True)
+    cold, cold_seconds = timed("deploy.yml")
+    again, again_seconds = timed("deploy.yml")
+    rows = [
+        Row("set-up (make's virtual environment)", set_up),
+        Row("demo, cold, with set-up", set_up + cold_seconds, 12 * 60),
+        Row("  of it: engine image", task_seconds(cold.seconds, "Image |", "Build |", "Base |", "Wheelhouse |")),
+        Row("  of it: start of Compose until healthy", task_seconds(cold.seconds, "Start |"), 75),
+        Row("  of it: smoke test", task_seconds(cold.seconds, "Smoke | Ask"), 20),
+        Row("demo, again", again_seconds, 60),
+    ]
+    print(table(rows))
+    return 0 if cold.rc == again.rc == 0 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
