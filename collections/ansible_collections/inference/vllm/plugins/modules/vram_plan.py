@@ -39,7 +39,7 @@ options:
     choices: [nvidia, cpu]
     default: nvidia
   gpus:
-    description: GPUs of a host that does not exist yet, for example C({name: RTX 4090, count: 2}). Empty reads the host.
+    description: GPUs of a host that does not exist yet, each with C(name) and C(count). Empty reads the host.
     type: list
     elements: dict
     default: []
