@@ -255,6 +255,8 @@ class Session:
             api_key=target.api_key or "none",
             timeout=openai.Timeout(target.timeout, connect=min(target.timeout, _PROBE_SECONDS)),
             max_retries=0,
+            # vLLM closes the connection after an error inside; a request that reuses it would fail through no fault.
+            default_headers={"Connection": "close"},
             http_client=self._http,
         )
 
@@ -338,10 +340,8 @@ def _status_failure(status: int, message: str) -> Failure:
 
 
 def _server_message(error: Any) -> str:
-    body = error.body if isinstance(error.body, Mapping) else {}
-    inner = body.get("error")
-    message = body.get("message") or (inner.get("message") if isinstance(inner, Mapping) else inner)
-    return _text(message) or str(error)
+    """The server's own words, without what the client puts around them."""
+    return _text(_mapping(error.body).get("message")) or _text(error.body) or str(error)
 
 
 # --- The steps ------------------------------------------------------------------------------------------------------
@@ -572,7 +572,10 @@ def _try(session: Session, step: Step, timeout: float) -> Seen | Failure:
         # The client gives up first, with the better message; the outer limit is for servers that drip.
         return within(timeout * 1.1, lambda: step.run(session))
     except Exception as error:
-        return classify(error)
+        failure = classify(error)
+        if failure.name == "timeout":
+            return Failure("timeout", f"no complete answer within {timeout:g} s")
+        return failure
 
 
 def run_steps(session: Session, steps: Sequence[Step]) -> list[Check]:
