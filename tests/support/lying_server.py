@@ -64,6 +64,7 @@ LIES = {
     "busy": "answers every completion with 429",
     "wrong_key": "takes another key than the one of the test",
     "endless": "answers, and never stops sending",
+    "drops_kept": "honest, but closes a connection that a client keeps for later without a word",
 }
 
 
@@ -146,6 +147,9 @@ class _Handler(BaseHTTPRequestHandler):
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with suppress(BrokenPipeError, ConnectionResetError):
             self._complete(request)
+        if self.lie.name == "drops_kept" and not self.close_connection:
+            time.sleep(0.05)
+            self.close_connection = True
 
     def _complete(self, request: Mapping[str, Any]) -> None:
         if self.lie.name == "html_everywhere":

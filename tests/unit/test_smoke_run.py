@@ -136,7 +136,7 @@ def test_a_server_that_does_not_look_at_pictures_is_caught_by_every_group() -> N
 
 
 def test_every_lie_is_tried() -> None:
-    assert LIES.keys() - CAUGHT.keys() == {"", "blind", "two_models", "odd_name", "no_version"}
+    assert LIES.keys() - CAUGHT.keys() == {"", "blind", "two_models", "odd_name", "no_version", "drops_kept"}
 
 
 def test_a_server_that_does_not_tell_its_version_is_warned_about_only() -> None:
@@ -198,6 +198,10 @@ def test_a_hung_engine_does_not_cost_the_limit_for_every_check() -> None:
     sent = [item for item in verdict.checks if item.runbook == "timeout" and item.seconds > 0]
     assert len(sent) == 2
     assert "not run, because stream saw" in verdict.checks[-1].message
+
+
+def test_a_server_that_drops_kept_connections_is_not_called_dead() -> None:
+    assert judged_lie("drops_kept").ok
 
 
 def test_a_single_slow_answer_does_not_stop_the_rest() -> None:
