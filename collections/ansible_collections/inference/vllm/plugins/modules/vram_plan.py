@@ -12,9 +12,19 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry
-from ansible_collections.inference.vllm.plugins.module_utils.planner.cpu import memory_of_host, plan_cpu
-from ansible_collections.inference.vllm.plugins.module_utils.planner.wishes import whole_number
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
+from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
+from ansible_collections.inference.vllm.plugins.module_utils.planner.cpu import cpu_table, memory_of_host, plan_cpu
+from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
+from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import solve
+from ansible_collections.inference.vllm.plugins.module_utils.planner.table import table
+from ansible_collections.inference.vllm.plugins.module_utils.planner.verdict import Case
+from ansible_collections.inference.vllm.plugins.module_utils.planner.wishes import (
+    Wishes,
+    fraction,
+    variable_name,
+    whole_number,
+)
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError, join
 
 DOCUMENTATION = r"""
 module: vram_plan
@@ -80,6 +90,10 @@ options:
     description: Tokens that one step computes.
     type: str
     default: auto
+  engine_version:
+    description: Version of vLLM whose start-up check is foretold. Empty is the one that this project deploys.
+    type: str
+    default: ""
   cpu_kv_cache_gib:
     description: Whole GiB of KV cache where O(accelerator=cpu).
     type: int
@@ -137,9 +151,15 @@ plan:
     alternatives:
       description: What else was tried, and whether it fits.
       type: list
+table:
+  description: The plan as lines for people.
+  returned: when the input is not refused
+  type: list
+  elements: str
 """
 
 MEMINFO = Path("/proc/meminfo")
+PCI = Path("/sys/bus/pci/devices")
 
 
 def main() -> None:
@@ -159,40 +179,96 @@ def main() -> None:
             "kv_cache_dtype": {"type": "str", "choices": ["auto", "bfloat16", "fp8"], "default": "auto"},
             "max_num_seqs": {"type": "str", "default": "auto"},
             "max_num_batched_tokens": {"type": "str", "default": "auto"},
+            "engine_version": {"type": "str", "default": ""},
             "cpu_kv_cache_gib": {"type": "int", "default": 1},
             "path": {"type": "path"},
         },
         supports_check_mode=True,
     )
     try:
-        plan = _plan(module.params)
+        plan, lines = _plan(module)
     except RefusalError as error:
         refusals = [refusal.as_dict() for refusal in error.refusals]
         module.fail_json(msg=str(error), plan={"starts": False, "survives": False, "refusals": refusals})
     if plan["refusals"]:
-        module.fail_json(msg="\n".join(str(Refusal(**refusal)) for refusal in plan["refusals"]), plan=plan)
+        module.fail_json(msg=join(Refusal(**refusal) for refusal in plan["refusals"]), plan=plan, table=lines)
     path = module.params["path"]
     if not path:
-        module.exit_json(changed=False, plan=plan)
+        module.exit_json(changed=False, plan=plan, table=lines)
     before, after = _read(Path(path)), json.dumps(plan, indent=2, sort_keys=True) + "\n"
     if before != after and not module.check_mode:
         _write(module, Path(path), after)
     module.exit_json(
         changed=before != after,
         plan=plan,
+        table=lines,
         diff={"before": before, "after": after, "before_header": path, "after_header": path},
     )
 
 
-def _plan(params: dict[str, Any]) -> dict[str, Any]:
-    return plan_cpu(
-        Entry.from_dict(params["model"]),
-        memory_gib=memory_of_host(MEMINFO.read_text(encoding="utf-8")),
-        kv_cache_gib=whole_number("vram_plan_cpu_kv_cache_gib", params["cpu_kv_cache_gib"]) or 1,
-        context=whole_number("vram_plan_context", params["context"]),
-        sequences=whole_number("vram_plan_max_num_seqs", params["max_num_seqs"]),
-        images_per_prompt=whole_number("vram_plan_images_per_prompt", params["images_per_prompt"]),
+def _plan(module: AnsibleModule) -> tuple[dict[str, Any], list[str]]:
+    """The plan, and its lines for people."""
+    params = module.params
+    entry = Entry.from_dict(params["model"])
+    wishes = _wishes(params)
+    if params["accelerator"] == "cpu":
+        cpu = plan_cpu(
+            entry,
+            memory_gib=memory_of_host(MEMINFO.read_text(encoding="utf-8")),
+            kv_cache_gib=whole_number(variable_name("cpu_kv_cache_gib"), params["cpu_kv_cache_gib"]) or 1,
+            context=wishes.context,
+            sequences=wishes.max_num_seqs,
+            images_per_prompt=wishes.images_per_prompt,
+        )
+        return cpu, cpu_table(cpu)
+    model = from_entry(entry)
+    engine = engines.engine(params["engine_version"] or engines.DEPLOYED, is_moe=model.is_moe)
+    ladder = [Entry.from_dict(other) for other in params["alternatives"]]
+    found = solve(Case(model, _host(module), engine, variable_name), wishes, ladder)
+    return found.as_dict(), table(found).splitlines()
+
+
+def _wishes(params: dict[str, Any]) -> Wishes:
+    def number(attribute: str, least: int = 1) -> int | None:
+        return whole_number(variable_name(attribute), params[attribute], least)
+
+    return Wishes(
+        context=number("context"),
+        concurrent_requests=number("concurrent_requests") or 1,
+        max_pixels=number("max_pixels"),
+        images_per_prompt=number("images_per_prompt", least=0),
+        tensor_parallel_size=number("tensor_parallel_size"),
+        gpu_memory_utilization=fraction(variable_name("gpu_memory_utilization"), params["gpu_memory_utilization"]),
+        kv_cache_dtype=None if params["kv_cache_dtype"] == "auto" else params["kv_cache_dtype"],
+        max_num_seqs=number("max_num_seqs"),
+        max_num_batched_tokens=number("max_num_batched_tokens"),
     )
+
+
+def _host(module: AnsibleModule) -> gpus.Host:
+    """The GPUs: as told, else as the driver lists them, else as the PCI bus names them."""
+    if module.params["gpus"]:
+        return gpus.from_facts(module.params["gpus"])
+    command = module.get_bin_path("nvidia-smi")
+    if command:
+        fields = "name,memory.total,memory.reserved,compute_cap"
+        code, out, _ = module.run_command([command, f"--query-gpu={fields}", "--format=csv,noheader,nounits"])
+        if code == 0:
+            return gpus.from_nvidia_smi(out)
+    return gpus.from_pci(_pci_devices())
+
+
+def _pci_devices() -> list[str]:
+    """Device identifiers of NVIDIA's display controllers, from sysfs."""
+    found = []
+    for device in sorted(PCI.glob("*")):
+        try:
+            vendor, kind, name = ((device / file).read_text().strip() for file in ("vendor", "class", "device"))
+        except OSError:
+            continue
+        if vendor == "0x10de" and kind.startswith("0x03"):
+            found.append(name.removeprefix("0x"))
+    return found
 
 
 def _read(path: Path) -> str:

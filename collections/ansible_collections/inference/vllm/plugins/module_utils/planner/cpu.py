@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry
@@ -77,7 +78,7 @@ def plan_cpu(
         },
         "environment": {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib)},
         "memory_gib": {
-            "host": round(memory_gib, 2),
+            "host": round(memory_gib, 1),
             "engine": round(ENGINE_GIB, 2),
             "kv_cache": kv_cache_gib,
         },
@@ -88,6 +89,16 @@ def plan_cpu(
         "refusals": [refusal.as_dict() for refusal in refusals],
         "alternatives": [],
     }
+
+
+def cpu_table(plan: Mapping[str, Any]) -> list[str]:
+    """The plan as lines for people."""
+    memory = plan["memory_gib"]
+    return [
+        f"Model    {plan['model']} on the CPU",
+        f"Memory   {memory['host']} GiB; engine {memory['engine']} GiB, KV cache {memory['kv_cache']} GiB",
+        f"KV cache holds {plan['kv_cache_tokens']} tokens; longest request {plan['max_model_len']} tokens.",
+    ]
 
 
 def _wrong_model(entry: Entry) -> list[Refusal]:

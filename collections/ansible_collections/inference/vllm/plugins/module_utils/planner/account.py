@@ -1,0 +1,317 @@
+"""The account of one GPU: where the memory goes, what is left for the KV cache, and two verdicts on it.
+
+All sizes are GiB of 2**30 bytes, per GPU. Sources are files of vLLM 0.26.0 and 0.33.0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.inference.vllm.plugins.module_utils.planner import engines
+from ansible_collections.inference.vllm.plugins.module_utils.planner.engines import Engine
+from ansible_collections.inference.vllm.plugins.module_utils.planner.gpus import Gpu
+from ansible_collections.inference.vllm.plugins.module_utils.planner.model import Model
+from ansible_collections.inference.vllm.plugins.module_utils.planner.weights import (
+    GIB,
+    Layout,
+    engine_buffers,
+    on_one_gpu,
+)
+
+# Tokens of one block of the KV cache (vLLM's default on CUDA).
+BLOCK = 16
+
+KV_BYTES: Mapping[str, int] = {"bfloat16": 2, "fp8": 1}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the engine is told.
+
+    Attributes:
+        tensor_parallel: GPUs that share one copy of the model.
+        budget_gib: ``gpu_memory_utilization`` x total memory.
+        kv_cache_dtype: ``bfloat16`` or ``fp8``.
+        max_num_seqs: Requests in one batch.
+        max_num_batched_tokens: Tokens that one step computes.
+        max_pixels: Largest image after scaling; 0 without vision.
+        images_per_prompt: Images in one request; 0 without vision.
+        max_model_len: Tokens of the longest request, None for as many as fit.
+        enforce_eager: Whether no CUDA graphs are captured.
+        copies_encoder: ``--mm-encoder-tp-mode data``.
+    """
+
+    tensor_parallel: int
+    budget_gib: float
+    kv_cache_dtype: str
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_pixels: int
+    images_per_prompt: int
+    max_model_len: int | None = None
+    enforce_eager: bool = False
+    copies_encoder: bool = False
+
+
+@dataclass(frozen=True)
+class Account:
+    """Where the memory of one GPU goes.
+
+    Attributes:
+        budget: What the engine may take, by its own reckoning.
+        weights: What vLLM logs as "Model loading took".
+        context: Kernels and NCCL's channels that appear while the engine profiles itself.
+        states: Buffers for sampling and inputs.
+        activations: Peak of one step of the language model.
+        encoder: Peak of encoding the largest images that one step may hold.
+        encoder_cache: Encoded images that wait for the language model.
+        cuda_graphs: Captured graphs.
+        kv_cache: What is left for the KV cache; negative where even the rest does not fit.
+        outside: CUDA context and NCCL from before the engine's first measurement; not part of the budget.
+        card: What CUDA gives a process on this GPU.
+        kv_cache_tokens: Tokens that the KV cache holds.
+        longest: Longest request that fits, by the cache and by the model.
+    """
+
+    budget: float
+    weights: float
+    context: float
+    states: float
+    activations: float
+    encoder: float
+    encoder_cache: float
+    cuda_graphs: float
+    kv_cache: float
+    outside: float
+    card: float
+    kv_cache_tokens: int
+    longest: int
+
+    @property
+    def resident(self) -> float:
+        """What the running engine holds when it is idle."""
+        held = self.weights + self.context + self.states + self.cuda_graphs + max(self.kv_cache, 0.0)
+        return self.outside + held
+
+    @property
+    def step(self) -> float:
+        """What one step needs on top: encoding or computing, with the holes that the allocator leaves.
+
+        The encoder runs before the language model in the same step; its results stay while the language model runs.
+        """
+        peak = max(self.encoder, self.encoder_cache + self.activations)
+        return peak * (1 + engines.FRAGMENTATION) + engines.FRAGMENTATION_GIB
+
+    @property
+    def headroom(self) -> float:
+        """Memory left when the largest permitted images arrive together; negative where the engine dies."""
+        return self.card - self.resident - self.step
+
+    @property
+    def free_at_start(self) -> float:
+        """Free memory when the engine compares it with its budget."""
+        return self.card - self.outside
+
+
+def account(model: Model, gpu: Gpu, engine: Engine, settings: Settings) -> Account:
+    """Compute the account of one GPU."""
+    largest = image_tokens(model, settings.max_pixels)
+    profiled = encoder_tokens(model, settings, largest)
+    # An image that is longer than a request is refused before it reaches the encoder.
+    tokens = encoder_tokens(model, settings, min(largest, settings.max_model_len or largest))
+    terms = {
+        "weights": weights(model, gpu, settings),
+        "context": context(settings),
+        "states": states(model, settings),
+        "activations": activations(model, settings),
+        "encoder": encoder(model, settings, tokens),
+        "encoder_cache": encoder_cache(model, tokens),
+        "cuda_graphs": cuda_graphs(model, settings),
+    }
+    at_start = terms | {"encoder": encoder(model, settings, profiled), "encoder_cache": encoder_cache(model, profiled)}
+    kv_cache = settings.budget_gib - counted(engine, at_start)
+    per_block = kv_bytes_per_token(model, settings) * BLOCK
+    tokens_held = max(math.floor(kv_cache * GIB / per_block), 0) * BLOCK
+    return Account(
+        budget=settings.budget_gib,
+        **terms,
+        kv_cache=kv_cache,
+        outside=outside(settings),
+        card=gpu.usable_gib,
+        kv_cache_tokens=tokens_held,
+        longest=min(tokens_held, model.text.max_position_embeddings),
+    )
+
+
+def counted(engine: Engine, terms: Mapping[str, float]) -> float:
+    """What this version of vLLM subtracts from its budget.
+
+    0.26.0, dense: weights + growth outside PyTorch + peak of the language model's step.
+    0.33.0: what the device has lost since the first measurement + peak of encoder or language model + graphs.
+    """
+    peak = terms["activations"]
+    if engine.counts_encoder:
+        peak = max(terms["encoder"], terms["encoder_cache"] + peak)
+    total = terms["weights"] + terms["context"] + peak
+    if engine.counts_graphs:
+        total += terms["cuda_graphs"]
+    if engine.counts_states:
+        total += terms["states"]
+    return total
+
+
+def weights(model: Model, gpu: Gpu, settings: Settings) -> float:
+    """What vLLM logs as "Model loading took": sharded and repacked weights, position tables, DeepStack buffers.
+
+    Exact, tensor by tensor (module weights). Boots 32b-fp8: 33.66 GiB on one GPU, 17.27 GiB on each of two.
+    """
+    sharded = _sharded(model, layout(model, gpu, settings))
+    return (sharded + engine_buffers(model, settings.max_num_batched_tokens)) / GIB
+
+
+_SHARDED: dict[tuple[int, Layout], tuple[Model, int]] = {}
+
+
+def _sharded(model: Model, how: Layout) -> int:
+    """Bytes of the weights, remembered: the solver asks hundreds of times, and to hash a model is slow."""
+    key = (id(model), how)
+    known = _SHARDED.get(key)
+    if known is None or known[0] is not model:
+        _SHARDED[key] = known = (model, on_one_gpu(model, how))
+    return known[1]
+
+
+def layout(model: Model, gpu: Gpu, settings: Settings) -> Layout:
+    """How the weights lie: FP8 in blocks is repacked for Marlin where the GPU has no kernel for it (+0.23 GiB, 32B)."""
+    return Layout(
+        tensor_parallel=settings.tensor_parallel,
+        copies_encoder=settings.copies_encoder,
+        marlin=model.quantization.method == "fp8" and not gpu.native_fp8,
+    )
+
+
+def context(settings: Settings) -> float:
+    """Memory outside PyTorch that appears while the engine profiles itself (memory_profiling: non_torch_increase)."""
+    return engines.NON_TORCH_GIB if settings.tensor_parallel == 1 else engines.NON_TORCH_PARALLEL_GIB
+
+
+def outside(settings: Settings) -> float:
+    """CUDA context, and NCCL with several GPUs; allocated before the first measurement (init_device)."""
+    return engines.CUDA_CONTEXT_GIB + (engines.NCCL_GIB if settings.tensor_parallel > 1 else 0.0)
+
+
+def states(model: Model, settings: Settings) -> float:
+    """Buffers of fixed size: token counts for penalties (seqs x vocab x 4), two masks (each seqs x vocab / 8), inputs.
+
+    Source: v1/worker/gpu/sample/penalties.py, structured_outputs.py, mm/encoder_runner.py.
+    """
+    masks = settings.max_num_seqs * model.text.vocab_size * (4 + 2 / 8)
+    embeddings = settings.max_num_batched_tokens * model.text.hidden_size * 2 if model.vision else 0
+    return (masks + embeddings) / GIB
+
+
+def activations(model: Model, settings: Settings) -> float:
+    """Peak of one step of the language model: max_num_batched_tokens x what a token holds, or the logits.
+
+    A dense layer holds the joined gate and up projection (2 x intermediate), the activated half (intermediate) and
+    residual and hidden states, in BF16. A mixture of experts holds two buffers for the chosen experts' copies of each
+    token (fused_moe: max(2 x intermediate, hidden) and intermediate). Logits: BF16 and FP32 for each sequence.
+    """
+    text = model.text
+    inter = text.intermediate_size / settings.tensor_parallel
+    experts = text.experts_per_token * (max(2 * inter, text.hidden_size) + inter)
+    wide = experts if model.is_moe else 3 * inter
+    step = settings.max_num_batched_tokens * 2 * (wide + 2 * text.hidden_size)
+    logits = settings.max_num_seqs * text.vocab_size * (2 + 4)
+    return max(step, logits) / GIB
+
+
+def encoder_tokens(model: Model, settings: Settings, largest: int) -> int:
+    """Image tokens that the scheduler lets one step encode, with images of up to ``largest`` tokens.
+
+    Source: compute_mm_encoder_budget: max(max_num_batched_tokens, tokens of the largest image); not more than all
+    sequences can bring. The number of whole images is not rounded down, so that more pixels never need less memory.
+    """
+    if model.vision is None or not settings.images_per_prompt:
+        return 0
+    everything = settings.max_num_seqs * settings.images_per_prompt * largest
+    return min(max(settings.max_num_batched_tokens, largest), everything)
+
+
+def image_tokens(model: Model, max_pixels: int) -> int:
+    """Tokens of the largest image (Qwen2VL: get_image_size_with_most_features)."""
+    return max_pixels // model.vision.pixels_per_token if model.vision else 0
+
+
+def encoder(model: Model, settings: Settings, tokens: int) -> float:
+    """Peak of encoding ``tokens`` image tokens at once, per patch of the vision tower, in BF16.
+
+    Held through the tower: pixels, position embeddings, the DeepStack features of the levels done so far. A block's
+    attention adds input, norm, joined QKV, contiguous and rotated Q and K, and its result; its MLP adds input, norm
+    and two copies of the inner layer. With tensor parallelism the inner sizes are split, the others are not. At the
+    end the features of all levels are joined, which holds them twice. Source: qwen3_vl.py (Qwen3_VisionTransformer,
+    Qwen3_VisionBlock), qwen2_5_vl.py (Qwen2_5_VisionAttention).
+    """
+    vision = model.vision
+    if vision is None or not tokens:
+        return 0.0
+    parts = 1 if settings.copies_encoder else settings.tensor_parallel
+    hidden, inter = vision.hidden_size, vision.intermediate_size
+    pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    feature = vision.out_hidden_size / vision.patches_per_token
+    attention = 3 * hidden + (3 + 2 + 2) * hidden / parts
+    mlp = 2 * hidden + 2 * inter / parts
+    inside = pixels + hidden + vision.deepstack * feature + max(attention, mlp)
+    at_the_end = pixels + 2 * hidden + 2 * (vision.deepstack + 1) * feature
+    return tokens * vision.patches_per_token * 2 * max(inside, at_the_end) / GIB
+
+
+def encoder_cache(model: Model, tokens: int) -> float:
+    """Encoded images that wait: tokens x hidden x (1 + DeepStack levels) in BF16 (EncoderCache)."""
+    if model.vision is None:
+        return 0.0
+    return tokens * model.vision.out_hidden_size * (1 + model.vision.deepstack) * 2 / GIB
+
+
+def cuda_graphs(model: Model, settings: Settings) -> float:
+    """Captured graphs, by the largest captured batch: min(2 x max_num_seqs, 512, max_num_batched_tokens).
+
+    Source of the sizes: VllmConfig._set_cudagraph_sizes. Fitted: 0.17 GiB at 64 and 1.82 GiB at 512 tokens, 64 layers.
+    """
+    if settings.enforce_eager:
+        return 0.0
+    largest = min(2 * settings.max_num_seqs, engines.LARGEST_GRAPH, settings.max_num_batched_tokens)
+    layers = model.text.num_hidden_layers / engines.GRAPH_LAYERS
+    size = engines.GRAPH_GIB_AT_512 * (largest / engines.LARGEST_GRAPH) ** engines.GRAPH_POWER * layers
+    return float(max(size, engines.GRAPH_LEAST_GIB))
+
+
+def kv_bytes_per_token(model: Model, settings: Settings) -> int:
+    """Bytes of KV cache that one token takes on one GPU: key and value of the heads that this GPU holds."""
+    text = model.text
+    heads = math.ceil(text.num_key_value_heads / settings.tensor_parallel)
+    return text.num_hidden_layers * 2 * heads * text.head_dim * KV_BYTES[settings.kv_cache_dtype]
+
+
+def as_dict(result: Account) -> dict[str, Any]:
+    """The account as the JSON of the plan, rounded to 0.01 GiB."""
+    names = (
+        "budget",
+        "weights",
+        "context",
+        "states",
+        "activations",
+        "encoder",
+        "encoder_cache",
+        "cuda_graphs",
+        "kv_cache",
+        "outside",
+        "card",
+        "resident",
+        "step",
+        "headroom",
+    )
+    return {name: round(getattr(result, name), 2) for name in names}
