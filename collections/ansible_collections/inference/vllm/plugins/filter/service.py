@@ -1,0 +1,59 @@
+"""Filters of role vllm_service."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+from ansible_collections.inference.vllm.plugins.module_utils.service import design, parse
+
+
+def service_design(
+    model: Mapping[str, Any], read: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a release of the service holds.
+
+    Args:
+        model: Entry of the catalogue.
+        read: Results of ansible.builtin.slurp, in this order: plan.json, image.json, the model's lock.json.
+        settings: The role's variables by name.
+
+    Returns:
+        What :func:`design` returns.
+
+    Raises:
+        AnsibleFilterError: With every reason against the input.
+    """
+    try:
+        plan, image, lock = (
+            parse(item["item"], base64.b64decode(item["content"]).decode() if "content" in item else None)
+            for item in read
+        )
+        result = design(model, plan, image, lock, settings)
+    except RefusalError as error:
+        raise AnsibleFilterError(str(error)) from error
+    result["manifest"]["rendered_by"] = rendered_by()
+    return result
+
+
+def rendered_by(galaxy: Path = Path(__file__).parents[2] / "galaxy.yml") -> str:
+    """Name and version of this collection, from its galaxy.yml."""
+    text = galaxy.read_text(encoding="utf-8")
+    namespace, name, version = (
+        re.findall(rf"^{key}: *(\S+)$", text, re.MULTILINE)[0] for key in ("namespace", "name", "version")
+    )
+    return f"{namespace}.{name} {version}"
+
+
+class FilterModule:
+    """Names under which Ansible finds the filters."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Map each filter's name to its function."""
+        return {"service_design": service_design}

@@ -1,0 +1,73 @@
+#!/usr/bin/env python3
+"""Health of the container: does the engine decode a token within a time limit?
+
+vLLM's own /health stays at 200 while its engine hangs; a token does not come from a hung engine.
+Exit code 0 and one line when it came, 1 and one line that says why not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import FrameType
+
+KEY_FILE = Path("/run/secrets/vllm_api_key")
+
+
+class TooSlowError(Exception):
+    """The time limit is over."""
+
+
+def on_alarm(_signal: int, _frame: FrameType | None) -> None:
+    """End a request whatever it waits for; a socket's timeout only counts the time between two packets."""
+    raise TooSlowError
+
+
+def decode_one_token(port: int, model: str, key: str) -> None:
+    """Ask for one token; raises OSError or ValueError where none comes."""
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/v1/completions",
+        json.dumps({"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0}).encode(),
+        {"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
+    )
+    # Never through a proxy that the environment may name.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request) as reply:
+        answer = json.load(reply)
+    if answer["usage"]["completion_tokens"] < 1:
+        raise ValueError("the answer holds no token")
+
+
+def main() -> int:
+    """Probe once."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--model", required=True, help="served name of the model")
+    parser.add_argument("--timeout", type=int, required=True, help="seconds")
+    parser.add_argument("--key-file", type=Path, default=KEY_FILE, help="file of the API key")
+    options = parser.parse_args()
+    start = time.monotonic()
+    signal.signal(signal.SIGALRM, on_alarm)
+    signal.alarm(options.timeout)
+    try:
+        decode_one_token(options.port, options.model, options.key_file.read_text(encoding="utf-8").strip())
+    except TooSlowError:
+        print(f"[engine_hung] no token within {options.timeout} s")
+    except urllib.error.HTTPError as error:
+        print(f"[engine_refuses] HTTP {error.code} instead of a token")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        print(f"[engine_unreachable] {type(error).__name__}: {error}")
+    else:
+        print(f"one token in {time.monotonic() - start:.2f} s")
+        return 0
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
