@@ -18,13 +18,13 @@ SITE_PACKAGES = Path(sysconfig.get_path("purelib"))
 # PyPI's torchvision links CUDA's libraries, so its operators do not load next to a CPU torch, and `import torchvision`
 # then dies where it registers fakes for two of them. Their bare schemas are enough: Qwen3-VL's image processing calls
 # neither. The variable keeps the definitions alive.
-TORCHVISION_SCHEMAS = '''
+TORCHVISION_SCHEMAS = """
 
 if not _has_ops():
     _schemas_without_kernels = torch.library.Library("torchvision", "DEF")
     for _name in ("nms", "qnms"):
         _schemas_without_kernels.define(_name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-'''
+"""
 
 # Headers and compiled tests of torch, 145 MB.
 DEAD_WEIGHT = ("torch/include", "torch/test")

@@ -1,19 +1,23 @@
 #!/bin/sh
-# install.sh CONTEXT TARGET: make the virtual environment TARGET from CONTEXT/wheels, without network.
+# install.sh RECIPE WHEELS TARGET: make the virtual environment TARGET from a folder of wheels, without network.
 #
-# uv instead of pip: it unpacks the wheels in 10 s where pip takes minutes, and it needs nothing in the base image.
+# uv instead of pip: it unpacks the wheels in seconds where pip takes a minute, and the base image needs no pip.
 set -eu
-context=$1
-target=$2
+recipe=$1
+wheels=$2
+target=$3
 
-python3 -m zipfile -e "$context"/tools/uv-*.whl /tmp/uv
-uv=$(echo /tmp/uv/uv-*.data/scripts/uv)
+# All that is temporary lies in /tmp, which is no part of the image.
+export HOME=/tmp
+uv_version=$(sed -n "s/^uv==\([^ ]*\).*/\1/p" "$recipe/requirements-tools.txt")
+python3 -m zipfile -e "$wheels/uv-$uv_version"-*.whl /tmp/uv
+uv=/tmp/uv/uv-$uv_version.data/scripts/uv
 chmod +x "$uv"
 
 echo "installing the wheels"
 "$uv" venv --quiet --python /usr/bin/python3 "$target"
 "$uv" pip install --quiet --python "$target/bin/python" --no-cache --offline --no-index --no-deps --require-hashes \
-  --find-links "$context/wheels" --requirement "$context/requirements.txt"
+  --find-links "$wheels" --requirement "$recipe/requirements.txt"
 
 echo "adapting the environment to the CPU"
-"$target/bin/python" "$context/adapt.py"
+"$target/bin/python" "$recipe/adapt.py"

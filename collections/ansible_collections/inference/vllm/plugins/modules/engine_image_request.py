@@ -1,0 +1,157 @@
+#!/usr/bin/python
+"""Module: accept or refuse the settings of the engine's image."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.engine_image import (
+    Wanted,
+    reference,
+    refusals,
+    vllm_version,
+)
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import join
+
+DOCUMENTATION = r"""
+module: engine_image_request
+short_description: Accept or refuse the settings of the engine's image
+description:
+  - Refuses an image without a digest, a version of vLLM with known holes, and an image that this host cannot run.
+  - Changes nothing and asks no registry.
+options:
+  source:
+    description: Where the image comes from, V(pull), V(load) or V(build).
+    type: str
+    required: true
+  accelerator:
+    description: What runs the engine, V(nvidia) or V(cpu).
+    type: str
+    default: nvidia
+  repository:
+    description: Repository in a registry, with the registry's name, where O(source=pull).
+    type: str
+    default: ""
+  tag:
+    description: Tag in that repository.
+    type: str
+    default: ""
+  digest:
+    description: Digest of the reviewed image, C(sha256:) and 64 hexadecimal digits.
+    type: str
+    default: ""
+  allow_tag_without_digest:
+    description: Accept an empty O(digest).
+    type: bool
+    default: false
+  archive:
+    description: Archive of the image, where O(source=load).
+    type: str
+    default: ""
+  archive_reference:
+    description: Name and tag that the archive is expected to hold.
+    type: str
+    default: ""
+  archive_sha256:
+    description: Hash of the archive. Empty is not checked.
+    type: str
+    default: ""
+  save_archive:
+    description: Archive to save the image to. Empty saves nothing.
+    type: str
+    default: ""
+  built_reference:
+    description: Name and tag that a build gives, where O(source=build).
+    type: str
+    default: ""
+  built_version:
+    description: vLLM's version that a build gives.
+    type: str
+    default: ""
+  vllm_version:
+    description: vLLM's version where the tag does not tell it.
+    type: str
+    default: ""
+  unsafe_allow_old_version:
+    description: Accept a version of vLLM with known holes.
+    type: bool
+    default: false
+attributes:
+  check_mode:
+    description: Changes nothing, so it answers the same.
+    support: full
+  diff_mode:
+    description: Changes nothing, so there is no difference to show.
+    support: none
+author:
+  - The project's contributors (@inference)
+"""
+
+EXAMPLES = r"""
+- name: Ask whether this image may be used
+  inference.vllm.engine_image_request:
+    source: pull
+    repository: docker.io/vllm/vllm-openai
+    tag: v0.33.0
+    digest: "{{ reviewed_digest }}"
+"""
+
+RETURN = r"""
+reference:
+  description: What an engine is asked for, C(repository@digest) or name and tag.
+  returned: success
+  type: str
+vllm_version:
+  description: vLLM's version in the image.
+  returned: success
+  type: str
+refusals:
+  description: Reasons against the settings, each with C(code), C(message) and C(fix).
+  returned: always
+  type: list
+  elements: dict
+"""
+
+CPUINFO = Path("/proc/cpuinfo")
+
+ARGUMENTS = {
+    "source": {"type": "str", "required": True},
+    "accelerator": {"type": "str", "default": "nvidia"},
+    "repository": {"type": "str", "default": ""},
+    "tag": {"type": "str", "default": ""},
+    "digest": {"type": "str", "default": ""},
+    "allow_tag_without_digest": {"type": "bool", "default": False},
+    "archive": {"type": "str", "default": ""},
+    "archive_reference": {"type": "str", "default": ""},
+    "archive_sha256": {"type": "str", "default": ""},
+    "save_archive": {"type": "str", "default": ""},
+    "built_reference": {"type": "str", "default": ""},
+    "built_version": {"type": "str", "default": ""},
+    "vllm_version": {"type": "str", "default": ""},
+    "unsafe_allow_old_version": {"type": "bool", "default": False},
+}
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    wanted = Wanted(**module.params, machine=platform.machine(), cpu_flags=_cpu_flags())
+    found = refusals(wanted)
+    if found:
+        module.fail_json(msg=join(found), refusals=[refusal.as_dict() for refusal in found])
+    module.exit_json(changed=False, reference=reference(wanted), vllm_version=vllm_version(wanted), refusals=[])
+
+
+def _cpu_flags() -> frozenset[str]:
+    """Instruction sets of the first processor; empty where the kernel does not list them."""
+    if not CPUINFO.exists():
+        return frozenset()
+    lines = CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    return frozenset(next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), []))
+
+
+if __name__ == "__main__":
+    main()
