@@ -17,8 +17,6 @@ import urllib.request
 from pathlib import Path
 from types import FrameType
 
-KEY_FILE = Path("/run/secrets/vllm_api_key")
-
 
 class TooSlowError(Exception):
     """The time limit is over."""
@@ -50,7 +48,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--model", required=True, help="served name of the model")
     parser.add_argument("--timeout", type=int, required=True, help="seconds")
-    parser.add_argument("--key-file", type=Path, default=KEY_FILE, help="file of the API key")
+    parser.add_argument("--key-file", type=Path, required=True, help="file of the API key")
     options = parser.parse_args()
     start = time.monotonic()
     signal.signal(signal.SIGALRM, on_alarm)

@@ -22,6 +22,9 @@ HOME = "/home/vllm"
 CACHE = f"{HOME}/.cache"
 CONFIG = "/etc/vllm"
 MODELS = "/models"
+#: Where Compose shows the secret of that name inside the container.
+KEY_NAME = "vllm_api_key"
+KEY_FILE = f"/run/secrets/{KEY_NAME}"
 
 #: A host name that no server can have (RFC 2606). vLLM takes an empty list for "all hosts", so that this is what
 #: leaves data: URLs as the only source of images.
@@ -140,7 +143,7 @@ def layers(
         "allowed-media-domains": list(settings["vllm_service_allow_media_domains"]) or [NO_MEDIA_DOMAIN],
         "disable-fastapi-docs": True,
     }
-    if not settings["vllm_service_gpu_peer_to_peer"]:
+    if _without_peers(plan, settings):
         service["disable-custom-all-reduce"] = True
     return [
         ("catalogue", catalogue),
@@ -157,8 +160,8 @@ def model_path(model: Mapping[str, Any]) -> str:
 
 def environment(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
     """Environment of the container: safe defaults, then the plan's, then the operator's."""
-    peer = {} if settings["vllm_service_gpu_peer_to_peer"] else {"NCCL_P2P_DISABLE": "1"}
-    given = {**_SAFE_ENVIRONMENT, **peer, **plan.get("environment", {}), **settings["vllm_service_environment"]}
+    peers = {"NCCL_P2P_DISABLE": "1"} if _without_peers(plan, settings) else {}
+    given = {**_SAFE_ENVIRONMENT, **peers, **plan.get("environment", {}), **settings["vllm_service_environment"]}
     return {name: str(value) for name, value in sorted(given.items())}
 
 
@@ -274,11 +277,14 @@ def _compose(
         "release_source": str(home / "releases" / "@RELEASE_ID@"),
         "config_target": CONFIG,
         "cache_target": CACHE,
+        "command": [f"{CONFIG}/vllm.yaml", KEY_FILE],
+        "entrypoint": ["/bin/sh", f"{CONFIG}/entrypoint.sh"],
+        "secret_name": KEY_NAME,
         "secret_source": str(home / "secrets" / "api_key"),
         "health": [
             # Isolated and without site-packages: the probe needs neither, and starts in a tenth of the time.
             *("python3", "-IS", f"{CONFIG}/healthcheck.py"),
-            *("--port", str(PORT), "--model", model["served_model_name"]),
+            *("--port", str(PORT), "--model", model["served_model_name"], "--key-file", KEY_FILE),
             *("--timeout", str(settings["vllm_service_health_timeout"])),
         ],
         "health_interval": f"{settings['vllm_service_health_interval']}s",
@@ -302,10 +308,25 @@ def publish(address: str, port: int) -> str:
     return f"{host}:{port}:{PORT}"
 
 
+def _gpu_count(plan: Mapping[str, Any]) -> int:
+    """GPUs that the plan's flags use, which may be fewer than the host has."""
+    sizes = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
+    return math.prod(int(plan["flags"].get(name, 1)) for name in sizes)
+
+
 def _gpus(plan: Mapping[str, Any]) -> dict[str, Any] | None:
     if plan["accelerator"] != "nvidia":
         return None
-    found = plan["gpus"]
-    uuids = [gpu["uuid"] for gpu in found if gpu.get("uuid")]
+    count = _gpu_count(plan)
+    uuids = [gpu["uuid"] for gpu in plan["gpus"] if gpu.get("uuid")][:count]
     # By UUID a container keeps its GPUs when their numbers change at a boot.
-    return {"uuids": uuids} if uuids and len(uuids) == len(found) else {"count": len(found)}
+    return {"uuids": uuids} if len(uuids) == count else {"count": count}
+
+
+def _without_peers(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+    """Whether several GPUs work together that cannot reach each other's memory: NCCL may hang looking for the way."""
+    if plan["accelerator"] != "nvidia" or _gpu_count(plan) == 1:
+        return False
+    wish = settings["vllm_service_gpu_peer_to_peer"]
+    known = any(gpu.get("peer_to_peer") is False for gpu in plan["gpus"])
+    return known if wish == "auto" else wish == "absent"

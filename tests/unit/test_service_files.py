@@ -1,0 +1,144 @@
+"""The two programs inside the container: the entry point and the health check."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FILES = Path(__file__).parents[2] / "roles" / "vllm_service" / "files"
+KEY = "a-key-of-sixteen-letters"
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "key"
+    path.write_text(f"{KEY}\n")
+    return path
+
+
+class Engine(http.server.BaseHTTPRequestHandler):
+    """Answers like vLLM's /v1/completions; `behaviour` of the server says how."""
+
+    def do_POST(self) -> None:
+        behaviour = self.server.behaviour  # type: ignore[attr-defined]
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.seen = (self.path, body)  # type: ignore[attr-defined]
+        if behaviour == "hang":
+            time.sleep(5)
+        status = 200 if self.headers["Authorization"] == f"Bearer {KEY}" else 401
+        answer: Any = {"usage": {"completion_tokens": 0 if behaviour == "no token" else 1}}
+        if behaviour == "nonsense":
+            answer = ["nonsense"]
+        self.send_response(status)
+        self.end_headers()
+        if behaviour == "trickle":
+            # A byte now and then keeps a socket's own timeout from ever ending it.
+            for _ in range(10):
+                self.wfile.write(b" ")
+                self.wfile.flush()
+                time.sleep(0.5)
+        self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def engine() -> Iterator[Any]:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Engine)
+    server.daemon_threads = True
+    server.block_on_close = False
+    server.behaviour = "good"  # type: ignore[attr-defined]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def probe(port: int, key_file: Path, timeout: int = 1, **environment: str) -> tuple[int, str]:
+    command = [sys.executable, "-IS", FILES / "healthcheck.py", "--port", str(port), "--model", "tiny"]
+    command += ["--timeout", str(timeout), "--key-file", key_file]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    assert done.stderr == ""
+    assert done.stdout.count("\n") == 1
+    return done.returncode, done.stdout
+
+
+def test_a_token_is_health(engine: Any, key_file: Path) -> None:
+    code, said = probe(engine.server_port, key_file)
+    assert (code, said[:12]) == (0, "one token in")
+    path, body = engine.seen
+    assert path == "/v1/completions"
+    assert (body["model"], body["max_tokens"]) == ("tiny", 1)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "name"),
+    [
+        ("hang", "engine_hung"),
+        ("trickle", "engine_hung"),
+        ("no token", "engine_unreachable"),
+        ("nonsense", "engine_unreachable"),
+    ],
+)
+def test_all_else_is_not(engine: Any, key_file: Path, behaviour: str, name: str) -> None:
+    engine.behaviour = behaviour
+    start = time.monotonic()
+    code, said = probe(engine.server_port, key_file)
+    assert code == 1
+    assert said.startswith(f"[{name}]")
+    assert time.monotonic() - start < 4
+
+
+def test_a_wrong_key_is_not_health_and_is_not_shown(engine: Any, tmp_path: Path) -> None:
+    (tmp_path / "other").write_text("another-key-entirely")
+    code, said = probe(engine.server_port, tmp_path / "other")
+    assert (code, said) == (1, "[engine_refuses] HTTP 401 instead of a token\n")
+
+
+def test_nobody_listening_and_no_key_are_said_in_one_line(key_file: Path, tmp_path: Path) -> None:
+    assert probe(1, key_file)[0] == 1
+    code, said = probe(1, tmp_path / "none")
+    assert code == 1
+    assert "FileNotFoundError" in said
+
+
+def test_a_proxy_of_the_environment_is_not_asked(engine: Any, key_file: Path) -> None:
+    assert probe(engine.server_port, key_file, http_proxy="http://127.0.0.1:1")[0] == 0
+
+
+def start(tmp_path: Path, key_file: Path) -> subprocess.CompletedProcess[str]:
+    """Run the entry point with a `vllm` that shows its arguments and its key."""
+    fake = tmp_path / "bin" / "vllm"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\necho "$@"\necho "$VLLM_API_KEY"\n')
+    fake.chmod(0o755)
+    environment = {"PATH": f"{fake.parent}:/usr/bin:/bin"}
+    command = ["/bin/sh", FILES / "entrypoint.sh", "/etc/vllm/vllm.yaml", key_file]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_the_key_reaches_vllm_by_its_environment_only(tmp_path: Path, key_file: Path) -> None:
+    done = start(tmp_path, key_file)
+    assert done.stdout == f"serve --config /etc/vllm/vllm.yaml\n{KEY}\n"
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_without_a_key_nothing_starts(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "missing"
+    if content is not None:
+        path.write_text(content)
+    done = start(tmp_path, path)
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr.startswith("[missing_api_key]")
+    assert "Fix:" in done.stderr
