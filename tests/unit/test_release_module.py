@@ -70,6 +70,12 @@ def test_choose_in_check_mode_leaves_the_link(run: Any, home: Path) -> None:
     assert (again["changed"], again["current"]) == (False, release_id)
 
 
+def test_check_mode_takes_a_release_that_a_run_would_write(run: Any) -> None:
+    foretold = prepare(run, _ansible_check_mode=True)["id"]
+    assert run(state="current", id=foretold, _ansible_check_mode=True)["changed"] is True
+    assert run(state="current", id=foretold)["failed"] is True
+
+
 def test_absent_and_pruned(run: Any) -> None:
     ids = [prepare(run, {**FILES, "compose.yaml": f"{number}\n"})["id"] for number in range(3)]
     run(state="current", id=ids[0])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from ansible.errors import AnsibleFilterError
 
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.service import design, parse
@@ -17,7 +16,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.service import desi
 def service_design(
     model: Mapping[str, Any], read: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a release of the service holds.
+    """What a release of the service holds, or why there can be none.
 
     Args:
         model: Entry of the catalogue.
@@ -25,21 +24,24 @@ def service_design(
         settings: The role's variables by name.
 
     Returns:
-        What :func:`design` returns.
-
-    Raises:
-        AnsibleFilterError: With every reason against the input.
+        What :func:`design` returns, and ``refusals``: every reason against the input as a text. Where there is one,
+        nothing else is there.
     """
     try:
         plan, image, lock = (
             parse(item["item"], base64.b64decode(item["content"]).decode() if "content" in item else None)
             for item in read
         )
-        result = design(model, plan, image, lock, settings)
+        result = design(as_plain(model), plan, image, lock, as_plain(settings))
     except RefusalError as error:
-        raise AnsibleFilterError(str(error)) from error
+        return {"refusals": [str(refusal) for refusal in error.refusals]}
     result["manifest"]["rendered_by"] = rendered_by()
-    return result
+    return {**result, "refusals": []}
+
+
+def as_plain(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The same data without the types by which Ansible remembers where a value came from; YAML cannot write those."""
+    return dict(json.loads(json.dumps(data)))
 
 
 def rendered_by(galaxy: Path = Path(__file__).parents[2] / "galaxy.yml") -> str:

@@ -149,7 +149,9 @@ def prepared(module: AnsibleModule, store: Store) -> dict[str, Any]:
 def current(module: AnsibleModule, store: Store) -> dict[str, Any]:
     """Choose a release."""
     wanted, before = module.params["id"], store.current()
-    store.check(wanted)
+    # In check mode the release that a run would write is not there to be looked at.
+    if not module.check_mode or store.path(wanted).exists():
+        store.check(wanted)
     changed = before != wanted
     if changed and not module.check_mode:
         with store.lock():
