@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jinja2 import Environment, StrictUndefined
 from PIL import Image, ImageChops
 
 from ansible_collections.inference.vllm.plugins.filter.report import FilterModule
@@ -70,9 +69,7 @@ def view(verdict: Verdict | None, **files: str) -> dict[str, Any]:
 
 
 def page(seen: dict[str, Any]) -> str:
-    # As ansible.builtin.template sets it up; autoescape is off there, so the template must see to it.
-    environment = Environment(trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined, autoescape=False)
-    return environment.from_string(TEMPLATE.read_text()).render(report=seen)
+    return report.html(seen, TEMPLATE.read_text())
 
 
 def golden(name: str, text: str) -> None:

@@ -20,4 +20,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Map each filter's name to its function."""
-        return {"report_view": report_view, "report_text": report.text}
+        return {"report_view": report_view, "report_html": report.html, "report_text": report.text}

@@ -244,6 +244,24 @@ def view(files: Mapping[str, str], release: str, host: str, key_file: str, folde
     }
 
 
+def html(seen: Mapping[str, Any], template: str) -> str:
+    """The view as a page. Everything that is put in is escaped: models, servers and files are not trusted.
+
+    Ansible's own templating does not do this; there, even an autoescape block has no effect.
+
+    Args:
+        seen: What `view` returns.
+        template: Text of the page's Jinja template.
+
+    Raises:
+        jinja2.UndefinedError: The template asks for something that the view does not hold.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(template).render(report=seen) + "\n"
+
+
 def _table(lines: Sequence[Sequence[str]]) -> list[str]:
     """Columns under each other, without blanks at the end of a line."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
