@@ -15,10 +15,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "collections"))
 
-from ansible_collections.inference.vllm.plugins.module_utils.planner import engines
-from ansible_collections.inference.vllm.plugins.module_utils.planner.account import kv_bytes_per_token
-from ansible_collections.inference.vllm.plugins.module_utils.planner.weights import GIB
-from bench.plan_boots import Boot, boots
+from ansible_collections.inference.vllm.plugins.module_utils.planner import engines  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.planner.account import kv_bytes_per_token  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.planner.weights import GIB  # noqa: E402
+from bench.plan_boots import Boot, boots  # noqa: E402
 
 TOLERANCE = 0.01
 
