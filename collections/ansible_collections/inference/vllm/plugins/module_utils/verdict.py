@@ -102,8 +102,8 @@ class Verdict:
         checks: All checks, in the order in which they ran.
         engine: What the engine said about itself: ``version``, ``model``, ``max_model_len``, ``base_url``.
         gpus: One mapping per GPU; empty on a CPU host.
-        started: Start of the first check, UTC, ISO 8601.
-        finished: End of the last check, UTC, ISO 8601.
+        started: Start of the first check, UTC, ISO 8601; empty if nothing ran.
+        finished: End of the last check, UTC, ISO 8601; empty if nothing ran.
     """
 
     release: str
@@ -224,7 +224,7 @@ def combine(release: str, results: Mapping[str, str | None]) -> Verdict:
         gpus = part.gpus or gpus
         started.append(part.started)
         finished.append(part.finished)
-    return Verdict(release, tuple(checks), engine, gpus, min(started, default=now()), max(finished, default=now()))
+    return Verdict(release, tuple(checks), engine, gpus, min(started, default=""), max(finished, default=""))
 
 
 class _PartError(Exception):
