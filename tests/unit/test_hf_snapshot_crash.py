@@ -15,15 +15,14 @@ import pytest
 from ansible_collections.inference.vllm.plugins.module_utils.hf_snapshot import Outcome, Want, ensure
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.weights_hub import Retry
-from support.faulty_hub import PIECE_BYTES, FaultyHub, running, write_model
+from ansible_collections.inference.vllm.plugins.module_utils.weights_store import Layout
+from support.faulty_hub import FaultyHub, running, write_model
 
 RANDOM = random.Random(11)
 FILES = {f"model-{n}.safetensors": RANDOM.randbytes(400_000) for n in range(5)} | {"config.json": b"{}\n"}
 SIZE = sum(map(len, FILES.values()))
 KILLS = 20
 WORKERS = 2
-# Bytes that a killed run can have been sent without having them on disk: what is in the sockets' buffers.
-LOST_PER_KILL = WORKERS * (PIECE_BYTES + (64 << 10))
 
 PROCESSES = multiprocessing.get_context("forkserver")  # a plain fork would copy the hub's threads' locks
 PROCESSES.set_forkserver_preload(["huggingface_hub.hf_api", "httpx2", Want.__module__, __name__])
@@ -54,24 +53,44 @@ def report_apart(want: Want, answers: multiprocessing.SimpleQueue[Outcome | str]
         answers.put(error.refusals[0].code)
 
 
+def bytes_on_disk(want: Want, commit: str) -> dict[str, int]:
+    """How much of each file an unfinished download holds."""
+    layout = Layout(want.root, want.repository)
+    places = {name: (layout.part(commit, name), layout.staging(commit) / name) for name in FILES}
+    return {name: sum(p.stat().st_size for p in both if p.exists()) for name, both in places.items()}
+
+
+def first_bytes_asked(server: FaultyHub) -> dict[str, int]:
+    """From which byte on each file was first asked for."""
+    first: dict[str, int] = {}
+    for asked, name in zip([a for a in server.asked if "/resolve/" in a.path], server.files_asked(), strict=True):
+        first.setdefault(name, int(asked.headers.get("range", "bytes=0-")[6:-1]))
+    return first
+
+
 def test_killed_at_random_points_it_continues_and_ends_right(served: FaultyHub, want: Want) -> None:
-    base = want.root / want.repository
-    kills = 0
+    commit = ensure(want, dry_run=True).commit
+    layout = Layout(want.root, want.repository)
     for point in sorted(RANDOM.randrange(1, SIZE) for _ in range(KILLS)):
+        held = bytes_on_disk(want, commit)
+        served.asked.clear()
         run = PROCESSES.Process(target=run_apart, args=(want,))
         served.alarms = [(max(point, served.sent + 1), lambda run=run: os.kill(run.pid, signal.SIGKILL))]  # type: ignore[misc]
         run.start()
-        run.join(30)
-        kills += run.exitcode == -signal.SIGKILL
-        complete = [path for path in base.glob("*") if path.is_dir() and not path.name.startswith(".")]
-        assert complete == []
-        assert not (base / "lock.json").exists()
+        run.join(60)
+        assert run.exitcode == -signal.SIGKILL
+        assert not layout.folder(commit).exists()
+        assert not layout.lock.exists()
+        first = first_bytes_asked(served)
+        assert first == {name: held[name] for name in first}
+        assert not [name for name in first if held[name] == len(FILES[name])]
     served.alarms.clear()
-    assert kills == KILLS
+    held = bytes_on_disk(want, commit)
+    assert sum(held.values()) > 0
     outcome = ensure(want)
+    assert outcome.bytes_fetched == SIZE - sum(held.values())
     assert {name: (outcome.path / name).read_bytes() for name in FILES} == FILES
     assert not ensure(want).changed
-    assert served.sent <= SIZE + KILLS * LOST_PER_KILL
 
 
 def test_two_at_once_fetch_once(served: FaultyHub, want: Want) -> None:

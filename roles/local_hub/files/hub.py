@@ -10,17 +10,23 @@ changes when, and only when, the files change. Protocol as seen by huggingface_h
 * ``HEAD`` and ``GET /<org>/<name>/resolve/<rev>/<path>``: a file, also in part (``Range``).
 * Errors carry ``X-Error-Code``: ``RepoNotFound``, ``RevisionNotFound``, ``EntryNotFound``.
 
-Started as ``hub.py --config hub.json`` with ``{"address": "127.0.0.1", "port": 18080, "root": "/srv/models"}``.
+Started as ``hub.py --config hub.json`` with ``{"address": "127.0.0.1", "port": 18080, "root": "models"}``; a relative
+root counts from the folder of that file. With ``"user": "nobody"`` it becomes that user once it is in that folder and
+has the port, so that this user needs no way through the folders above.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import json
+import os
+import pwd
 import re
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -32,6 +38,7 @@ LFS_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".pkl", ".gguf"
 LFS_LEAST_BYTES = 10 * 1000 * 1000  # the real hub stores larger files with LFS, whatever their name
 SKIPPED_FOLDERS = frozenset({".git", ".cache"})
 CHUNK_BYTES = 1 << 20
+PORT_SECONDS = 5
 REPOSITORY_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 TRUE = frozenset({"1", "true"})
 
@@ -89,8 +96,8 @@ class Store:
     """The repositories under one folder, with a memory of file hashes."""
 
     def __init__(self, root: Path) -> None:
-        """Serve ``<root>/<org>/<name>/``."""
-        self.root = root.resolve()
+        """Serve ``<root>/<org>/<name>/``, without needing a way through the folders above a relative root."""
+        self.root = root
         self._hashes: dict[tuple[Any, ...], tuple[str, str]] = {}
         self._lock = threading.Lock()
 
@@ -330,12 +337,36 @@ class HubServer(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
+def listen(address: str, port: int, root: Path) -> HubServer:
+    """Take the port; a hub that was just told to stop may hold it for a moment."""
+    deadline = time.monotonic() + PORT_SECONDS
+    while True:
+        try:
+            return HubServer(address, port, root)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
+
+
+def become(name: str) -> None:
+    """Give up the rights of root for those of a user, for good."""
+    user = pwd.getpwnam(name)
+    os.setgroups([])
+    os.setgid(user.pw_gid)
+    os.setuid(user.pw_uid)
+
+
 def main() -> None:
     """Serve until the process is ended."""
     parser = argparse.ArgumentParser(description="Serve local folders with the Hugging Face hub's protocol.")
     parser.add_argument("--config", type=Path, required=True, help="JSON file with address, port and root")
-    config = json.loads(parser.parse_args().config.read_text())
-    with HubServer(config["address"], config["port"], Path(config["root"])) as server:
+    file = parser.parse_args().config
+    config = json.loads(file.read_text())
+    os.chdir(file.parent)
+    with listen(config["address"], config["port"], Path(config["root"])) as server:
+        if config.get("user"):
+            become(config["user"])
         print(f"Serving {server.store.names()} at {server.url}", flush=True)
         server.serve_forever()
 

@@ -176,7 +176,7 @@ class Hub:
         self._withheld = token is not None and self._token is None
         self._repository, self._timeout, self._retry = repository, timeout, retry
         self._library.set_client_factory(
-            lambda: self._http.Client(event_hooks={"request": [self._guard]}, follow_redirects=True)
+            lambda: self._http.Client(event_hooks={"request": [self.guard]}, follow_redirects=True)
         )
 
     @property
@@ -185,7 +185,7 @@ class Hub:
         scheme, host, _port = origin(self.endpoint)
         return scheme == "https" or host in LOOPBACK
 
-    def _guard(self, request: httpx2.Request) -> None:
+    def guard(self, request: httpx2.Request) -> None:
         """Look at each request, also after a redirect: no token for strangers, no way back from TLS."""
         if origin(str(request.url)) != self._token_origin:
             request.headers.pop("authorization", None)

@@ -1,0 +1,50 @@
+"""What a user of role model_weights would check on the host."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MODEL = Path(__file__).parents[2] / "molecule" / "local_hub" / "model"
+BASE = "/opt/vllm/models/test/made-up"
+FILES = {path.relative_to(MODEL).as_posix(): path.read_bytes() for path in MODEL.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def lock(host: Any) -> Any:
+    return json.loads(host.file(f"{BASE}/lock.json").content_string)
+
+
+def test_the_lock_records_the_source(lock):
+    assert lock["repo"] == "test/made-up"
+    assert {row["path"]: row["sha256"] for row in lock["files"]} == {
+        name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()
+    }
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_are_equal_and_read_only(host, lock, name):
+    file = host.file(f"{BASE}/{lock['commit']}/{name}")
+    assert file.content == FILES[name]
+    assert (file.mode, file.user) == (0o444, "root")
+
+
+def test_the_engines_user_can_read_but_not_write(host, lock):
+    folder = f"{BASE}/{lock['commit']}"
+    as_engine = "setpriv --reuid 2000 --regid 0 --clear-groups"
+    assert host.run(f"{as_engine} cat {folder}/model.safetensors").rc == 0
+    assert host.run(f"{as_engine} touch {folder}/new").rc != 0
+    assert host.run(f"{as_engine} sh -c 'echo x >> {folder}/config.json'").rc != 0
+
+
+def test_nothing_unfinished_is_left(host, lock):
+    entries = set(host.file(BASE).listdir())
+    assert entries == {lock["commit"], "lock.json", ".running", f".state-{lock['commit']}.json"}
+
+
+def test_what_was_refused_left_no_file(host):
+    assert host.run("find /opt/refused -name config.json -o -name lock.json").stdout == ""
