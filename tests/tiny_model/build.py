@@ -23,7 +23,7 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parents[2] / "collections")]
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "collections")]
 
 import architecture  # noqa: E402
 import corrupt  # noqa: E402
@@ -39,6 +39,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.smoke_cases import 
 SEED = 20
 LOOKING_STEPS = 500
 TALKING_STEPS = 500
+REHEARSING_STEPS = 70
 LEAST_CERTAINTY = 0.9
 MOST_BYTES = 6_000_000
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pillow")
@@ -151,7 +152,8 @@ def build(out: Path, looking: int, talking: int) -> None:
 
     room = teach.Classroom(AutoTokenizer.from_pretrained(folder), Qwen2VLImageProcessorPil.from_pretrained(folder))
     teach.look(model, room, steps=looking, seed=SEED)
-    loss = teach.teach(model, room, steps=talking, seed=SEED)
+    teach.teach(model, room, steps=talking, seed=SEED)
+    loss = teach.rehearse(model, room, steps=REHEARSING_STEPS, seed=SEED)
     model.to(torch.bfloat16).save_pretrained(folder)
     architecture.write_generation_config(ids, folder)
 
@@ -164,7 +166,7 @@ def build(out: Path, looking: int, talking: int) -> None:
 
     expected = {
         "seed": SEED,
-        "steps": {"looking": looking, "talking": talking},
+        "steps": {"looking": looking, "talking": talking, "rehearsing": REHEARSING_STEPS},
         "right_on_pictures_never_seen": shares,
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
