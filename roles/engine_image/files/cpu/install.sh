@@ -21,3 +21,6 @@ echo "installing the wheels"
 
 echo "adapting the environment to the CPU"
 "$target/bin/python" "$recipe/adapt.py"
+
+echo "loading what the engine loads"
+"$target/bin/python" "$recipe/prove.py"
