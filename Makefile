@@ -8,7 +8,7 @@ INVENTORY ?= inventories/embedded
 # Linted and type-checked Python.
 PYTHON_CODE := collections tests bench bin
 
-.PHONY: help deploy-deps dev-deps demo demo-down test lint test-unit test-roles test-e2e test-slow clean
+.PHONY: help deploy-deps dev-deps demo demo-down test lint test-host test-unit test-roles test-e2e bench-demo clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,7 @@ demo-down: deploy-deps ## Remove all that the demo started
 	ansible-playbook playbooks/teardown.yml -i $(INVENTORY) -e teardown_remove_data=true
 
 test: lint test-unit test-e2e test-roles ## Run every test but the slow ones
+	ansible-playbook tests/support/clean.yml -i inventories/embedded
 
 lint: dev-deps ## Check style and types
 	ruff check $(PYTHON_CODE)
@@ -34,14 +35,20 @@ lint: dev-deps ## Check style and types
 	yamllint --strict .
 	ansible-lint --offline
 
-test-unit: dev-deps ## Run the unit tests
+test-host: dev-deps
+	ansible-playbook tests/support/prepare.yml -i inventories/embedded
+
+test-unit: test-host ## Run the unit tests
 	pytest -n 2 tests/unit
 
-test-e2e: dev-deps ## Deploy the demo, break it, heal it
-	pytest -v tests/e2e
+test-e2e: test-host ## Deploy the demo, break it, heal it
+	pytest -v --capture=no tests/e2e
 
-test-roles: dev-deps ## Run one molecule scenario per role
+test-roles: test-host ## Run one molecule scenario per role
 	tests/roles/run $(SCENARIOS)
+
+bench-demo: dev-deps ## Time the demo, from nothing and again
+	python bench/demo.py
 
 clean: ## Remove caches (the next demo builds its image again)
 	rm -rf .cache .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis .ansible

@@ -73,10 +73,10 @@ def playbook() -> Callable[..., Run]:
 @pytest.fixture(scope="session")
 def demo() -> Iterator[Run]:
     """The demo, deployed from nothing, and taken down at the end of the session."""
-    play("playbooks/teardown.yml", teardown_remove_data=True)
+    play("playbooks/teardown.yml", teardown_remove_data=True, teardown_stop_docker=False)
     yield play("deploy.yml")
     if not os.environ.get("KEEP_DEMO"):
-        play("playbooks/teardown.yml", teardown_remove_data=True)
+        play("playbooks/teardown.yml", teardown_remove_data=True, teardown_stop_docker=False)
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,11 @@ The unit test of the flag table reads such a list from tests/unit/golden/vllm_se
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import os
 import sys
+from typing import Any
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
@@ -18,7 +20,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 HOMES = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")
 
 
-def parser():
+def parser() -> Any:
     """vLLM's argument parser for `vllm serve`."""
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -28,7 +30,7 @@ def parser():
     raise SystemExit(f"no parser in {' or '.join(HOMES)}")
 
 
-def kind(action) -> str:
+def kind(action: Any) -> str:
     """The table's word for what an action takes."""
     if action.nargs == 0:
         return "bool"

@@ -118,7 +118,7 @@ def wrong_when_blind(folder: Path, room: teach.Classroom) -> list[str]:
 
 def unseen(model: Any, room: teach.Classroom, each: int) -> dict[str, float]:
     """Share of right answers in each group to questions about pictures never seen, ``each`` of a group."""
-    rng = random.Random(SEED + 1)  # noqa: S311
+    rng = random.Random(SEED + 1)
     shares: dict[str, float] = {}
     for group in dict.fromkeys(case.group for case in CASES if case.images):
         lessons = [teach.draw_lesson(group, rng) for _ in range(each)]

@@ -61,6 +61,6 @@ def blind_file(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:  # noqa: PLR2004
+    if len(sys.argv) != 2:
         sys.exit(__doc__)
     blind_file(Path(sys.argv[1]) / "model.safetensors")

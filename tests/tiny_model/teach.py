@@ -241,7 +241,7 @@ def look(model: Any, room: Classroom, *, steps: int, seed: int, images: int = 24
 
     Two throw-away linear heads read the mean and the maximum of a picture's tokens: what is shown, and its colour.
     """
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     torch.manual_seed(seed)
     tower = model.model.visual
     width = tower.config.out_hidden_size * 2
@@ -272,7 +272,7 @@ def look(model: Any, room: Classroom, *, steps: int, seed: int, images: int = 24
 
 def teach(model: Any, room: Classroom, *, steps: int, seed: int, peak_rate: float = 2e-3) -> float:
     """Trains for that many steps; returns the mean loss of the last 20. Prints its progress every 25 steps."""
-    rng = random.Random(seed)  # noqa: S311  (pictures, not secrets)
+    rng = random.Random(seed)
     torch.manual_seed(seed)
     tower = {id(weight) for weight in model.model.visual.parameters()}
     groups = [

@@ -23,7 +23,9 @@ from ansible_collections.inference.vllm.plugins.filter.service import rendered_b
 from ansible_collections.inference.vllm.plugins.module_utils import catalogue, release
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
-from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import Case, Wishes, solve
+from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import solve
+from ansible_collections.inference.vllm.plugins.module_utils.planner.verdict import Case
+from ansible_collections.inference.vllm.plugins.module_utils.planner.wishes import Wishes
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.service import NO_MEDIA_DOMAIN, design, parse
 
@@ -47,7 +49,7 @@ CPU_PLAN = {
     "survives": True,
     "refusals": [],
 }
-GPU_PLAN = {
+GPU_PLAN: dict[str, Any] = {
     "accelerator": "nvidia",
     "model": "qwen3-vl-32b-instruct-fp8",
     "gpus": [
@@ -135,7 +137,15 @@ def test_golden(name: str) -> None:
 @pytest.mark.parametrize("name", INVENTORIES)
 def test_compose_itself_accepts_the_golden_file(name: str) -> None:
     assert shutil.which("docker"), "the Docker client with Compose v2 must be installed"
-    command = ["docker", "compose", "--file", GOLDEN / f"service_{name}_compose.yaml", "config", "--format", "json"]
+    command = [
+        "docker",
+        "compose",
+        "--file",
+        str(GOLDEN / f"service_{name}_compose.yaml"),
+        "config",
+        "--format",
+        "json",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -261,7 +271,7 @@ def test_environment_is_laid_over_and_reaches_the_container_as_it_was_written(tm
         "docker",
         "compose",
         "--file",
-        tmp_path / "compose.yaml",
+        str(tmp_path / "compose.yaml"),
         "config",
         "--format",
         "json",

@@ -13,7 +13,8 @@ from ansible_collections.inference.vllm.plugins.module_utils.flags import ALIASE
 
 TRUTH: dict[str, Any] = json.loads((Path(__file__).parent / "golden" / "vllm_serve_flags.json").read_text())
 HISTORY = TRUTH["history"]
-ROWS = [pytest.param(row, id=row.name) for row in TABLE.values()]
+FLAGS = list(TABLE.values())
+ROWS = [pytest.param(row, id=row.name) for row in FLAGS]
 
 # vLLM's names for the types of the table; the names with an underscore in front take None or a JSON text as well.
 SAME = {
@@ -39,7 +40,7 @@ def test_vllm_has_the_flag(row: Flag) -> None:
     assert (row.name in TRUTH["parser"]) is in_release(row)
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if in_release(row.values[0])])
+@pytest.mark.parametrize("row", [row for row in FLAGS if in_release(row)])
 def test_type_choices_and_negation_are_those_of_the_parser(row: Flag) -> None:
     truth = TRUTH["parser"][row.name]
     assert truth["kind"] in SAME[row.kind]
@@ -67,7 +68,7 @@ def test_row_is_complete(row: Flag) -> None:
         assert not row.choices
 
 
-@pytest.mark.parametrize("row", [row for row in ROWS if "plan" in row.values[0].owners])
+@pytest.mark.parametrize("row", [row for row in FLAGS if "plan" in row.owners])
 def test_what_takes_memory_is_not_the_users(row: Flag) -> None:
     harmless = {
         "enforce-eager",

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,8 @@ def test_an_edited_release_is_refused_by_name_of_the_file(store: Store, harm: An
     release = make(model="tiny-model")
     store.write(release)
     harm(store.path(release.id))
-    for act in (lambda: store.write(release), lambda: store.point(release.id)):
+    acts: list[Callable[[], object]] = [lambda: store.write(release), lambda: store.point(release.id)]
+    for act in acts:
         with pytest.raises(RefusalError, match="release_tampered") as caught:
             act()
         assert said in str(caught.value)

@@ -100,8 +100,8 @@ def test_leftovers_of_a_killed_run_are_removed(run: Any, home: Path) -> None:
 def test_an_edited_release_fails_with_file_and_fix(run: Any) -> None:
     path = Path(prepare(run)["path"])
     (path / "compose.yaml").write_text("name: edited\n")
-    for arguments in ({}, {"_ansible_check_mode": True}):
-        result = prepare(run, **arguments)
+    for check_mode in (False, True):
+        result = prepare(run, _ansible_check_mode=check_mode)
         assert result["failed"] is True
         assert "compose.yaml was edited" in result["msg"]
         assert result["refusals"][0]["fix"]

@@ -66,8 +66,8 @@ def engine() -> Iterator[Any]:
 
 
 def probe(port: int, key_file: Path, timeout: int = 1, **environment: str) -> tuple[int, str]:
-    command = [sys.executable, "-IS", FILES / "healthcheck.py", "--port", str(port), "--model", "tiny"]
-    command += ["--timeout", str(timeout), "--key-file", key_file]
+    command = [sys.executable, "-IS", str(FILES / "healthcheck.py"), "--port", str(port), "--model", "tiny"]
+    command += ["--timeout", str(timeout), "--key-file", str(key_file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
     assert done.stderr == ""
     assert done.stdout.count("\n") == 1
@@ -124,7 +124,7 @@ def start(tmp_path: Path, key_file: Path) -> subprocess.CompletedProcess[str]:
     fake.write_text('#!/bin/sh\necho "$@"\necho "$VLLM_API_KEY"\n')
     fake.chmod(0o755)
     environment = {"PATH": f"{fake.parent}:/usr/bin:/bin"}
-    command = ["/bin/sh", FILES / "entrypoint.sh", "/etc/vllm/vllm.yaml", key_file]
+    command = ["/bin/sh", str(FILES / "entrypoint.sh"), "/etc/vllm/vllm.yaml", str(key_file)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 

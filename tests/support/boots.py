@@ -1,0 +1,47 @@
+"""The measured boots of catalogue/calibration.json, and what the planner says of each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue
+from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
+from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
+from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import judge
+from ansible_collections.inference.vllm.plugins.module_utils.planner.verdict import Case, Plan
+from ansible_collections.inference.vllm.plugins.module_utils.planner.wishes import Wishes
+
+ROWS = Path(__file__).parents[2] / "catalogue" / "calibration.json"
+
+
+@dataclass(frozen=True)
+class Boot:
+    """One measured boot: what was told, what was measured, and the planner's verdict."""
+
+    name: str
+    entry: catalogue.Entry
+    measured: Mapping[str, Any]
+    plan: Plan
+
+    @property
+    def tokens(self) -> int | None:
+        """Measured tokens of the KV cache: as reported, or the longest request that a refusal names."""
+        return self.measured.get("kv_cache_tokens") or self.measured.get("longest")
+
+
+def boots(path: Path = ROWS) -> list[Boot]:
+    """All measured boots, each judged under its own settings."""
+    return [_boot(row) for row in json.loads(path.read_text(encoding="utf-8"))["boots"]]
+
+
+def _boot(row: Mapping[str, Any]) -> Boot:
+    entry = catalogue.load(row["model"])
+    model = from_entry(entry)
+    gpu = row["gpu"]
+    host = gpus.custom(gpu["total_gib"], gpu["count"], gpu["compute_capability"])
+    case = Case(model, host, engines.engine(row["engine"], is_moe=model.is_moe))
+    return Boot(row["name"], entry, row["measured"], judge(case, Wishes(**row["settings"])))

@@ -1,0 +1,62 @@
+"""Checkpoints of true size and no content.
+
+A model of the catalogue becomes a folder with config.json and one sparse file of weights: the header names every
+tensor with its type, shape and place, as the published checkpoint does, and the rest is a hole.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry
+from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
+from ansible_collections.inference.vllm.plugins.module_utils.planner.weights import from_shapes
+
+# Type of a tensor by the bytes of one element; the measured models hold no others.
+_TYPES = {1: "F8_E4M3", 2: "BF16", 4: "F32"}
+
+
+def write_checkpoint(entry: Entry, folder: Path, leave_out: str = "") -> None:
+    """Write config.json and the sparse weights of one entry, without the tensors whose names hold ``leave_out``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config(entry)))
+    header: dict[str, Any] = {}
+    place = 0
+    for tensor in from_shapes(from_entry(entry)):
+        if leave_out and leave_out in tensor.name:
+            continue
+        elements = 1
+        for side in tensor.shape:
+            elements *= side
+        header[tensor.name] = {
+            "dtype": _TYPES[tensor.size // elements],
+            "shape": list(tensor.shape),
+            "data_offsets": [place, place + tensor.size],
+        }
+        place += tensor.size
+    text = json.dumps(header).encode()
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(file.tell() + place)
+
+
+def config(entry: Entry) -> dict[str, Any]:
+    """The config.json that an entry with vision stands for."""
+    shapes = entry.shapes
+    vision = {key: value for key, value in shapes["vision"].items() if key not in ("max_pixels", "min_pixels")}
+    tied = shapes["tie_word_embeddings"]
+    data: dict[str, Any] = {
+        "architectures": [shapes["architecture"]],
+        "model_type": "qwen3_vl",
+        "dtype": shapes["dtype"],
+        "tie_word_embeddings": tied,
+        "text_config": {"model_type": "qwen3_vl_text", "dtype": shapes["dtype"], "tie_word_embeddings": tied}
+        | shapes["text"],
+        "vision_config": {"model_type": "qwen3_vl"} | vision,
+    }
+    if entry.quantization.block:
+        data["quantization_config"] = {"quant_method": "fp8", "weight_block_size": list(entry.quantization.block)}
+    return data
