@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "collections"))
+sys.path.insert(0, str(ROOT / "tests"))
 
 from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner.account import kv_bytes_per_token  # noqa: E402
@@ -32,7 +33,8 @@ from ansible_collections.inference.vllm.plugins.module_utils.planner.weights imp
     total_bytes,
 )
 from bench import plan_hub  # noqa: E402
-from bench.plan_boots import Boot, boots  # noqa: E402
+from support.boots import Boot, boots  # noqa: E402
+from support.checkpoint import write_checkpoint  # noqa: E402
 
 OTHERS = ("hf-mem==0.5.6", "accelerate==1.15.0", "transformers==5.24.0", "torch==2.13.0")
 ENVIRONMENT = ROOT / ".cache" / "bench-plan"
@@ -89,7 +91,7 @@ def others_for(entries: Mapping[str, Entry]) -> Estimates:
     with tempfile.TemporaryDirectory(prefix="bench-plan-") as folder:
         root = Path(folder)
         for entry in entries.values():
-            plan_hub.write_checkpoint(entry, root / entry.repository)
+            write_checkpoint(entry, root / entry.repository)
         server = plan_hub.serve(root)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(root / ".home"), "NO_PROXY": "127.0.0.1"}

@@ -14,11 +14,12 @@ from statistics import mean
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "collections"))
+sys.path.insert(0, str(ROOT / "tests"))
 
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner.account import kv_bytes_per_token  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner.weights import GIB  # noqa: E402
-from bench.plan_boots import Boot, boots  # noqa: E402
+from support.boots import Boot, boots  # noqa: E402
 
 TOLERANCE = 0.01
 

@@ -206,9 +206,29 @@ def _problems(data: Mapping[str, Any]) -> list[str]:
     quantization = data["quantization"]
     if not isinstance(quantization, Mapping) or quantization.get("method") not in METHODS:
         found.append(f"quantization is {quantization!r}; its method is one of {', '.join(METHODS)}")
-    if not isinstance(data["shapes"], Mapping):
-        found.append(f"shapes is {data['shapes']!r}, not a mapping or the name of a file in shapes/")
-    return found
+    return [*found, *_shape_problems(data["shapes"])]
+
+
+_TEXT_SIZES = (
+    "vocab_size",
+    "max_position_embeddings",
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+)
+
+
+def _shape_problems(shapes: Any) -> list[str]:
+    if not isinstance(shapes, Mapping):
+        return [f"shapes is {shapes!r}, not a mapping or the name of a file in shapes/"]
+    text = shapes.get("text") or {}
+    bad = [size for size in _TEXT_SIZES if not isinstance(text.get(size), int) or text[size] < 1]
+    missing = [key for key in ("architecture", "tie_word_embeddings", "vision") if key not in shapes]
+    problems = [f"shapes.text has no positive whole number for {', '.join(bad)}"] if bad else []
+    return [*problems, *(f"shapes has no {key}" for key in missing)]
 
 
 def _invalid(name: str, problem: str) -> Refusal:
@@ -216,7 +236,7 @@ def _invalid(name: str, problem: str) -> Refusal:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    import yaml  # noqa: PLC0415 - hosts that receive entries as data have no PyYAML
+    import yaml  # hosts that receive entries as data have no PyYAML
 
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))

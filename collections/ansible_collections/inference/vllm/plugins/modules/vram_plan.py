@@ -54,7 +54,7 @@ options:
     elements: dict
     default: []
   tensor_parallel_size:
-    description: GPUs that share one copy of the model. V(auto) is all of them.
+    description: GPUs that share one copy of the model. V(auto) is as many as divide it.
     type: str
     default: auto
   context:
@@ -194,12 +194,13 @@ def main() -> None:
         module.fail_json(msg=join(Refusal(**refusal) for refusal in plan["refusals"]), plan=plan, table=lines)
     path = module.params["path"]
     if not path:
-        module.exit_json(changed=False, plan=plan, table=lines)
+        module.exit_json(changed=False, failed=False, plan=plan, table=lines)
     before, after = _read(Path(path)), json.dumps(plan, indent=2, sort_keys=True) + "\n"
     if before != after and not module.check_mode:
         _write(module, Path(path), after)
     module.exit_json(
         changed=before != after,
+        failed=False,
         plan=plan,
         table=lines,
         diff={"before": before, "after": after, "before_header": path, "after_header": path},

@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--gpu-total-gib", type=float, metavar="F", help="instead of --gpu: memory that CUDA gives a process, in GiB")
     add("--gpu-count", type=int, metavar="N", help="with --gpu-total-gib: number of GPUs")
     add("--compute-capability", type=float, metavar="X.Y", help="with --gpu-total-gib: for example 8.9")
-    add("--tensor-parallel-size", default="auto", metavar="N", help="GPUs that share one copy (all of them)")
+    add("--tensor-parallel-size", default="auto", metavar="N", help="GPUs that share one copy (as many as divide it)")
     add("--gpu-memory-utilization", default="auto", metavar="F", help="share of each GPU (vLLM's 0.92)")
     add("--budget-gib", type=float, metavar="F", help="the same in GiB, instead of a share")
     add("--kv-cache-dtype", default="auto", choices=["auto", "bfloat16", "fp8"], help="type of the KV cache")

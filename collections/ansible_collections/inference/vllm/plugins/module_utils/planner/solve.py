@@ -25,7 +25,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.planner.verdict imp
     verdict,
 )
 from ansible_collections.inference.vllm.plugins.module_utils.planner.weights import GIB
-from ansible_collections.inference.vllm.plugins.module_utils.planner.wishes import Wishes, check
+from ansible_collections.inference.vllm.plugins.module_utils.planner.wishes import Wishes, check, parallel_size
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
 # vLLM's defaults for `vllm serve` (EngineArgs.get_batch_defaults, CacheConfig): requests, tokens of a step.
@@ -132,7 +132,7 @@ def _settings(case: Case, wishes: Wishes, dtype: str, batch: tuple[int, int], ar
     seqs = wishes.max_num_seqs or max(batch[0], wishes.concurrent_requests)
     images = case.model.images_per_prompt if wishes.images_per_prompt is None else wishes.images_per_prompt
     return Settings(
-        tensor_parallel=wishes.tensor_parallel_size or case.host.count,
+        tensor_parallel=parallel_size(wishes, case.model, case.host),
         budget_gib=0.0,
         kv_cache_dtype=wishes.kv_cache_dtype or dtype,
         max_num_seqs=seqs,

@@ -164,32 +164,45 @@ def _gpu(host: Host) -> list[Refusal]:
     ]
 
 
+def parallel_size(wishes: Wishes, model: Model, host: Host) -> int:
+    """GPUs that share one copy: as wished, else as many of the host's as divide the model."""
+    if wishes.tensor_parallel_size is not None:
+        return wishes.tensor_parallel_size
+    return next(size for size in range(host.count, 0, -1) if size == 1 or not _undivided(wishes, model, size))
+
+
 def _parallel(wishes: Wishes, model: Model, host: Host, name: Namer) -> list[Refusal]:
-    size = wishes.tensor_parallel_size or host.count
-    variable = name("tensor_parallel_size")
-    if size < 1:
+    size = wishes.tensor_parallel_size
+    if size is None or size < 1:
         return []
+    variable = name("tensor_parallel_size")
     if size > host.count:
         return [_impossible(variable, size, f"at most the number of GPUs, {host.count}")]
-    text, vision = model.text, model.vision
+    bad = _undivided(wishes, model, size)
+    if not bad:
+        return []
+    good = [str(number) for number in range(1, size) if not _undivided(wishes, model, number)]
+    return [
+        Refusal(
+            "impossible_parallelism",
+            f"{variable}: {size} does not divide {', '.join(bad)}.",
+            f"Set {variable} to {' or '.join(good)}.",
+        )
+    ]
+
+
+def _undivided(wishes: Wishes, model: Model, size: int) -> list[str]:
+    """What of a model so many GPUs cannot share evenly (vLLM refuses it)."""
+    text, vision, block = model.text, model.vision, model.quantization.block
     parts = {"attention heads": text.num_attention_heads, "the vocabulary": text.vocab_size}
     if vision and not wishes.copies_encoder:
         parts |= {"heads of the vision tower": vision.num_heads, "its inner size": vision.intermediate_size}
     bad = [f"{what} ({number})" for what, number in parts.items() if number % size]
     if text.num_key_value_heads % size and size % text.num_key_value_heads:
         bad.append(f"key-value heads ({text.num_key_value_heads})")
-    block = model.quantization.block
-    if (text.intermediate_size / size) % (block[0] if block else 1):
+    if size > 1 and (text.intermediate_size / size) % (block[0] if block else 1):
         bad.append(f"the inner size ({text.intermediate_size}" + (f" in blocks of {block[0]})" if block else ")"))
-    if not bad:
-        return []
-    good = [number for number in range(1, size) if not _parallel(_with(wishes, number), model, host, name)]
-    fix = f"Set {variable} to {' or '.join(map(str, good))}." if good else "Use another number of GPUs."
-    return [Refusal("impossible_parallelism", f"{variable}: {size} does not divide {', '.join(bad)}.", fix)]
-
-
-def _with(wishes: Wishes, size: int) -> Wishes:
-    return Wishes(tensor_parallel_size=size, copies_encoder=wishes.copies_encoder)
+    return bad
 
 
 def _budget(wishes: Wishes, host: Host, name: Namer) -> list[Refusal]:

@@ -1,0 +1,125 @@
+"""GPUs by name, by figures, by facts, by nvidia-smi and by PCI identifiers."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.inference.vllm.plugins.module_utils.planner import gpus
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+
+NAMES = [
+    ("RTX 3090", 23.5, 8.6, "marlin"),
+    ("RTX 4090", 23.5, 8.9, "marlin"),
+    ("RTX 5090", 31.3, 12.0, "native"),
+    ("RTX 6000 Ada", 47.3, 8.9, "marlin"),
+    ("RTX PRO 6000", 94.9, 12.0, "native"),
+    ("L4", 21.9, 8.9, "marlin"),
+    ("L40S", 44.3, 8.9, "marlin"),
+    ("A10", 21.9, 8.6, "marlin"),
+    ("A100 40GB", 39.3, 8.0, "marlin"),
+    ("A100 80GB", 79.1, 8.0, "marlin"),
+    ("H100", 79.1, 9.0, "native"),
+    ("H200", 139.8, 9.0, "native"),
+    ("B200", 178.3, 10.0, "native"),
+]
+
+
+@pytest.mark.parametrize(("name", "usable", "capability", "path"), NAMES)
+def test_row(name: str, usable: float, capability: float, path: str) -> None:
+    gpu = gpus.find(name)
+    assert (gpu.name, gpu.compute_capability, gpu.fp8_path) == (name, capability, path)
+    assert gpu.usable_gib == pytest.approx(usable, abs=0.1)
+    # A process never gets all that the card reports.
+    assert gpu.usable_gib < gpu.reported_mib / 1024 - 0.2
+
+
+def test_no_two_cards_share_a_name_or_an_identifier() -> None:
+    names = [alias.lower() for gpu in gpus.TABLE for alias in {gpu.name, *gpu.aliases}]
+    identifiers = [identifier for gpu in gpus.TABLE for identifier in gpu.pci_ids]
+    assert len(set(names)) == len(names)
+    assert len(set(identifiers)) == len(identifiers)
+
+
+@pytest.mark.parametrize(
+    ("written", "name", "count"),
+    [
+        ("2x RTX 4090", "RTX 4090", 2),
+        ("2 x rtx4090", "RTX 4090", 2),
+        ("H100", "H100", 1),
+        ("8xH200", "H200", 8),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090", 1),
+        ("NVIDIA H100 80GB HBM3", "H100", 1),
+        ("NVIDIA A100-SXM4-80GB", "A100 80GB", 1),
+        ("A100", "A100 80GB", 1),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada", 1),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "RTX PRO 6000", 1),
+        ("NVIDIA L4", "L4", 1),
+    ],
+)
+def test_names_as_people_and_drivers_write_them(written: str, name: str, count: int) -> None:
+    host = gpus.parse(written)
+    assert (host.gpu.name, host.count) == (name, count)
+
+
+@pytest.mark.parametrize("other", ["RTX 3090 Ti", "RTX 4080", "RTX 4090 D", "L40", "A10G", "RTX 6000"])
+def test_another_card_is_not_taken_for_one_of_the_table(other: str) -> None:
+    with pytest.raises(RefusalError) as caught:
+        gpus.find(other)
+    assert caught.value.refusals[0].code == "unknown_gpu"
+    assert "RTX" in caught.value.refusals[0].fix or "L4" in caught.value.refusals[0].fix or "A10" in str(caught.value)
+
+
+@pytest.mark.parametrize("written", ["", "0x RTX 4090", "2x", "x RTX 4090"])
+def test_impossible_counts_are_refused(written: str) -> None:
+    with pytest.raises(RefusalError):
+        gpus.parse(written)
+
+
+def test_facts_of_a_host_that_does_not_exist_yet() -> None:
+    named = gpus.from_facts([{"name": "RTX 4090", "count": 2}])
+    assert (named.gpu.name, named.count, str(named)) == ("RTX 4090", 2, "2x RTX 4090")
+    figures = gpus.from_facts([{"name": "my card", "total_gib": 30.5, "compute_capability": 8.9, "count": 3}])
+    assert (figures.gpu.name, figures.gpu.usable_gib, figures.gpu.fp8_path) == ("my card", 30.5, "marlin")
+
+
+@pytest.mark.parametrize(
+    ("facts", "code"),
+    [
+        ([{"name": "RTX 4090"}, {"name": "RTX 3090"}], "mixed_gpus"),
+        ([{"count": 2}], "impossible_gpu"),
+        ([{"name": "RTX 4090", "count": 0}], "impossible_gpu"),
+        ([{"name": "RTX 4090", "memory": 24}], "impossible_gpu"),
+        ([{"name": "RTX 4080"}], "unknown_gpu"),
+    ],
+)
+def test_facts_that_are_refused(facts: list[dict[str, object]], code: str) -> None:
+    with pytest.raises(RefusalError) as caught:
+        gpus.from_facts(facts)
+    assert caught.value.refusals[0].code == code
+
+
+def test_nvidia_smi() -> None:
+    line = "NVIDIA GeForce RTX 4090, 24564, 413, 8.9\n"
+    host = gpus.from_nvidia_smi(line * 2)
+    assert (host.gpu, host.count) == (gpus.find("RTX 4090"), 2)
+
+
+def test_nvidia_smi_with_a_card_that_the_table_does_not_know() -> None:
+    host = gpus.from_nvidia_smi("NVIDIA Z1, 40960, 512, 9.0")
+    assert (host.gpu.name, host.gpu.usable_gib, host.gpu.native_fp8) == ("NVIDIA Z1", 39.5, True)
+
+
+def test_nvidia_smi_with_another_edition_of_a_known_card() -> None:
+    host = gpus.from_nvidia_smi("NVIDIA H100 NVL, 95830, [N/A], 9.0")
+    assert host.gpu.usable_gib == pytest.approx(95830 / 1024 - 0.47, abs=0.01)
+
+
+def test_nvidia_smi_without_gpus() -> None:
+    with pytest.raises(RefusalError, match="vram_plan_gpus"):
+        gpus.from_nvidia_smi("\n")
+
+
+def test_pci_identifiers() -> None:
+    assert str(gpus.from_pci(["2684", "2684", "ffff"])) == "2x RTX 4090"
+    with pytest.raises(RefusalError, match="vram_plan_gpus"):
+        gpus.from_pci(["ffff"])
