@@ -1,6 +1,7 @@
 """`make bench-plan`: predicted against measured for every known boot, beside three other estimators.
 
-The table goes to the screen and, between two markers, into docs/planning.md. hf-mem and accelerate read a hub only:
+The tables go to the screen and, between two markers, into docs/planning.md, with one more: what two RTX 4090 can do.
+hf-mem and accelerate read a hub only:
 they get a local one with checkpoints of true size and no content. They live in an environment of their own under
 .cache/, made at the first run; ``--without-others`` leaves them out.
 """
@@ -24,14 +25,19 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "collections"))
 sys.path.insert(0, str(ROOT / "tests"))
 
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner.account import kv_bytes_per_token  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import judge, solve  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.planner.verdict import Case  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner.weights import (  # noqa: E402
     GIB,
     from_shapes,
     total_bytes,
 )
+from ansible_collections.inference.vllm.plugins.module_utils.planner.wishes import Wishes  # noqa: E402
 from bench import plan_hub  # noqa: E402
 from support.boots import Boot, boots  # noqa: E402
 from support.checkpoint import write_checkpoint  # noqa: E402
@@ -52,7 +58,7 @@ def main() -> int:
     options = parser.parse_args()
     known = boots()
     others: Estimates = {} if options.without_others else others_for({boot.entry.name: boot.entry for boot in known})
-    text = "\n".join(table(known, others))
+    text = "\n".join([*table(known, others), "", *two_4090s()])
     print(text)
     if not options.without_others:
         PAGE.write_text(between_markers(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
@@ -82,6 +88,44 @@ def table(known: Sequence[Boot], others: Estimates) -> list[str]:
                 cells = [_with_error(boot.tokens, value) for value in (boot.plan.account.kv_cache_tokens, *told)]
                 lines.append(f"| {boot.name} | {boot.tokens} | {' | '.join(cells)} |")
     return lines
+
+
+def two_4090s() -> list[str]:
+    """What two RTX 4090 can do: the flags of the study, the best FP8 plan, and the 4-bit plan for 128k."""
+    proposed = Wishes(context=131_072, gpu_memory_utilization=0.85, kv_cache_dtype="fp8", max_num_seqs=32)
+    fp8, awq = "qwen3-vl-32b-instruct-fp8", "qwen3-vl-32b-instruct-awq"
+    rows = [
+        (f"the study's flags, vLLM {engines.CALIBRATED}", judge(_case(fp8, engines.CALIBRATED), proposed)),
+        (f"the study's flags, vLLM {engines.DEPLOYED}", judge(_case(fp8, engines.DEPLOYED), proposed)),
+        ("best FP8 plan", solve(_case(fp8, engines.DEPLOYED), Wishes())),
+        ("FP8 plan with images of 1 megapixel", solve(_case(fp8, engines.DEPLOYED), Wishes(max_pixels=1_048_576))),
+        ("4-bit plan for 128k", solve(_case(awq, engines.DEPLOYED), Wishes(context=131_072))),
+    ]
+    lines = [
+        "Two RTX 4090 (23.52 GiB each), GiB per GPU:",
+        "",
+        "| plan | starts | survives | weights | KV cache | longest request | max_pixels | utilization | left |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, plan in rows:
+        account, told = plan.account, plan.settings
+        cells = (
+            name,
+            "yes" if plan.starts else "no",
+            "yes" if plan.survives else "no",
+            f"{account.weights:.2f}",
+            f"{account.kv_cache:.2f} ({told.kv_cache_dtype})",
+            str(plan.max_model_len),
+            str(told.max_pixels),
+            f"{plan.flags()['gpu-memory-utilization']:.2f}",
+            f"{account.headroom:.2f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, "", *(f"* {name}: {plan.refusals[0].message}" for name, plan in rows if plan.refusals)]
+
+
+def _case(name: str, version: str) -> Case:
+    return Case(from_entry(catalogue.load(name)), gpus.parse("2x RTX 4090"), engines.engine(version))
 
 
 def others_for(entries: Mapping[str, Entry]) -> Estimates:

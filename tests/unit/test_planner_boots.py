@@ -35,7 +35,7 @@ def test_refusal_says_what_vllm_said() -> None:
     (refused,) = (boot for boot in BOOTS if not boot.measured["starts"])
     (reason, *_) = refused.plan.refusals
     assert reason.code == "kv_cache_too_small"
-    assert "131072 tokens need 8.00 GiB" in reason.message
+    assert "131072 tokens needs 8.00 GiB" in reason.message
     assert "1.94 GiB are available" in reason.message
 
 

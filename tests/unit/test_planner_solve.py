@@ -49,7 +49,7 @@ def test_the_proposed_flags_are_refused_with_numbers(version: str) -> None:
     plan = judge(case(name, "2x RTX 4090", version), PROPOSED, ladder(name))
     assert (plan.starts, plan.survives) == (False, False)
     assert plan.refusals[0].code == "kv_cache_too_small"
-    assert "131072 tokens need 8.00 GiB" in plan.refusals[0].message
+    assert "131072 tokens needs 8.00 GiB" in plan.refusals[0].message
     assert plan.closest is not None
     assert plan.closest.fits
     fitting = [rung for rung in plan.alternatives if rung["fits"]]

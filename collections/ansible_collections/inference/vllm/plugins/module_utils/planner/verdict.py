@@ -228,12 +228,12 @@ def _short_cache(case: Case, settings: Settings, result: Account, longest: int, 
         return []
     name = case.name("context")
     needed = math.ceil(wanted / BLOCK) * BLOCK * kv_bytes_per_token(case.model, settings) * requests / GIB
-    of = f"{requests} requests" if requests > 1 else "one request"
+    of = f"{requests} requests of {wanted} tokens need" if requests > 1 else f"one request of {wanted} tokens needs"
     return [
         Refusal(
             "kv_cache_too_small",
-            f"{name}: {of} of {wanted} tokens need {needed:.2f} GiB of KV cache per GPU, {result.kv_cache:.2f} GiB "
-            f"are available; the longest that fits is {longest} tokens.",
+            f"{name}: {of} {needed:.2f} GiB of KV cache per GPU, {result.kv_cache:.2f} GiB are available; "
+            f"the longest that fits is {longest} tokens.",
             f"Set {name} to at most {longest}.",
         )
     ]

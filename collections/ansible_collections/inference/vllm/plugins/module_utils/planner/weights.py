@@ -11,6 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -53,7 +54,6 @@ _SPLIT = re.compile(
 )
 _ROW_BIAS = re.compile(r"(attn\.proj|linear_fc2|o_proj|down_proj)\.bias$")
 _KEY_VALUE = re.compile(r"self_attn\.[kv]_proj\.")
-_SCALE = re.compile(r"weight_scale_inv$")
 
 # vLLM joins these into one tensor each.
 _FUSED = (
@@ -86,7 +86,8 @@ def on_one_gpu(model: Model, layout: Layout) -> int:
     for tensor in model.tensors or from_shapes(model):
         if tensor.name == "lm_head.weight" and model.tied:
             continue
-        sizes[_fused(tensor.name)] += _share(tensor, model, layout)
+        place = _place(tensor.name)
+        sizes[place.fused] += _share(tensor, place, model, layout)
     return sum(map(allocated, sizes.values()))
 
 
@@ -194,26 +195,44 @@ def _linear(model: Model, name: str, rows: int, columns: int, copies: int = 1) -
             yield Tensor(f"{name}.qzeros", (groups,), copies * groups * how.weight_bits // 8)
 
 
-def _share(tensor: Tensor, model: Model, layout: Layout) -> int:
+@dataclass(frozen=True)
+class _Place:
+    """What a tensor's name says about where it lies."""
+
+    fused: str
+    is_split: bool
+    is_scale: bool
+    is_key_value: bool
+    is_vision: bool
+
+
+@lru_cache(maxsize=65_536)
+def _place(name: str) -> _Place:
+    fused = name
+    for pattern, joined in _FUSED:
+        fused = pattern.sub(joined, fused)
+    return _Place(
+        fused=fused,
+        is_split=bool(_SPLIT.search(name)) and not _ROW_BIAS.search(name),
+        is_scale=name.endswith("weight_scale_inv"),
+        is_key_value=bool(_KEY_VALUE.search(name)),
+        is_vision="visual." in name,
+    )
+
+
+def _share(tensor: Tensor, place: _Place, model: Model, layout: Layout) -> int:
     """Bytes of one tensor on one GPU."""
     size = tensor.size
-    if _SCALE.search(tensor.name) and layout.marlin and model.quantization.block:
+    if place.is_scale and layout.marlin and model.quantization.block:
         # Marlin has no blocks of rows: each scale is repeated for every row of its block, in BF16 instead of FP32.
         size = size * model.quantization.block[0] * 16 // model.quantization.scale_bits
-    is_vision = "visual." in tensor.name
-    if not _SPLIT.search(tensor.name) or _ROW_BIAS.search(tensor.name) or (is_vision and layout.copies_encoder):
+    if not place.is_split or (place.is_vision and layout.copies_encoder):
         return size
     parts = layout.tensor_parallel
-    if _KEY_VALUE.search(tensor.name):
+    if place.is_key_value:
         # Fewer key-value heads than GPUs: each GPU still needs a whole head.
         parts = min(parts, model.text.num_key_value_heads)
     return _ceil(size, parts)
-
-
-def _fused(name: str) -> str:
-    for pattern, joined in _FUSED:
-        name = pattern.sub(joined, name)
-    return name
 
 
 def _bf16(name: str, *shape: int) -> Tensor:
