@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import posixpath
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -243,3 +245,13 @@ def test_origins() -> None:
     assert origin("https://hub.example") != origin("http://hub.example:443")
     assert origin("https://hub.example") != origin("https://hub.example.evil.org")
     assert check_endpoint("endpoint", "http://[::1]:80/x//") == "http://[::1]:80/x"
+
+
+def test_every_code_is_in_the_documentation() -> None:
+    root = Path(__file__).parents[2]
+    plugins = root / "collections/ansible_collections/inference/vllm/plugins"
+    sources = [*(plugins / "module_utils").glob("weights_*.py"), *plugins.glob("*/hf_snapshot.py")]
+    text = "".join(path.read_text() for path in sources)
+    used = {*re.findall(r'(?:refuse|Refusal)\(\s*"(\w+)"', text), *re.findall(r'(?:: |= )\(\s*"(\w+)",', text)}
+    table = (root / "docs/weights.md").read_text().split("## Failures")[1]
+    assert used == set(re.findall(r"`([a-z_]+)`", table))
