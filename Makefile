@@ -8,7 +8,7 @@ INVENTORY ?= inventories/embedded
 # Linted and type-checked Python.
 PYTHON_CODE := collections tests bench bin
 
-.PHONY: help deploy-deps dev-deps demo demo-down test lint test-host test-unit test-roles test-e2e bench-demo clean
+.PHONY: help deploy-deps dev-deps demo demo-down test lint test-host test-unit test-roles test-e2e bench-demo bench-plan clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ test-e2e: test-host ## Deploy the demo, break it, heal it
 
 test-roles: test-host ## Run one molecule scenario per role
 	tests/roles/run $(SCENARIOS)
+
+bench-plan: dev-deps ## Compare predicted with measured memory, beside other estimators
+	python bench/plan.py
 
 bench-demo: dev-deps ## Time the demo, from nothing and again
 	python bench/demo.py

@@ -41,7 +41,7 @@ class Run:
         return "\n".join(self.failures)
 
 
-def play(playbook: str, **extravars: Any) -> Run:
+def play(playbook: str, cmdline: str = "", **extravars: Any) -> Run:
     """Run a playbook against the embedded inventory and collect its failures and the time of each task."""
     private = Path(os.environ.get("RUNNER_DIR", ROOT / ".cache" / "runner"))
     shutil.rmtree(private, ignore_errors=True)
@@ -52,6 +52,7 @@ def play(playbook: str, **extravars: Any) -> Run:
         playbook=playbook,
         inventory=str(INVENTORY),
         extravars=extravars,
+        cmdline=cmdline or None,
         envvars={"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
     )
     run = Run(rc=result.rc, stats=result.stats or {})

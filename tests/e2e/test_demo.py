@@ -120,8 +120,9 @@ def test_report_is_one_self_contained_file(verdict: Callable[[], dict[str, Any]]
 
 
 def test_check_mode_changes_nothing(demo: Run, playbook: Callable[..., Run]) -> None:
-    run = playbook("deploy.yml", ansible_check_mode=True)
+    run = playbook("deploy.yml", cmdline="--check --diff")
     assert run.rc == 0, run.text
+    assert run.changed == 0
 
 
 def test_killed_container_turns_the_verdict_red_and_a_deploy_heals_it(

@@ -30,6 +30,7 @@ RANGES: Mapping[str, tuple[int, int | None]] = {
     "vllm_service_health_timeout": (1, None),
     "model_weights_max_workers": (1, 64),
     "model_weights_timeout": (1, None),
+    "model_weights_retries": (0, None),
     "vram_plan_tensor_parallel_size": (1, 64),
     "vram_plan_images_per_prompt": (0, None),
     "vram_plan_max_pixels": (65536, None),
@@ -116,9 +117,10 @@ def value_refusal(name: str, value: Any, option: Mapping[str, Any]) -> Refusal |
     if choices and value not in choices:
         allowed = ", ".join(map(str, choices))
         return Refusal("not_a_choice", f"{name} is {value!r}; allowed: {allowed}.", f"Set {name} to one of these.")
-    if name in RANGES:
+    # Where "auto" and the like are allowed the type is text, and only numbers have a range.
+    if name in RANGES and _is_float(value):
         least, most = RANGES[name]
-        if int(value) < least or (most is not None and int(value) > most):
+        if float(value) < least or (most is not None and float(value) > most):
             allowed = f"{least} to {most}" if most is not None else f"{least} or more"
             return Refusal("out_of_range", f"{name} is {value}; allowed: {allowed}.", f"Set {name} to {allowed}.")
     if kind == "path" and value and not PurePosixPath(str(value)).is_absolute():
