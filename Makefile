@@ -44,7 +44,8 @@ test-unit: test-host ## Run the unit tests
 test-e2e: test-host ## Deploy the demo, break it, heal it
 	pytest -v --capture=no tests/e2e
 
-test-roles: test-host ## Run one molecule scenario per role
+test-roles: test-host ## Run one molecule scenario per role, or those of SCENARIOS="a b"
+	ansible-playbook tests/support/engine.yml -i inventories/embedded
 	tests/roles/run $(SCENARIOS)
 
 bench-plan: dev-deps ## Compare predicted with measured memory, beside other estimators
