@@ -66,11 +66,11 @@ def test_a_bad_server_fails_by_name_and_still_gives_a_report(
 
 
 def test_check_mode_asks_and_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path, key_file: Path) -> None:
-    report = tmp_path / "smoke.json"
+    report = tmp_path / "folder that is not made yet" / "smoke.json"
     with lying_server() as base_url:
         result = run(smoke_test, capsys, **asked(base_url, key_file, report, _ansible_check_mode=True))
     assert result["verdict"]["ok"] is True
-    assert not report.exists()
+    assert not report.parent.exists()
 
 
 def test_all_bad_input_is_refused_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -223,7 +223,9 @@ def result_of(verdict: Verdict, report_path: str | None, fail: bool) -> dict[str
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
-    params = module.params
+    # Check mode writes nothing, so it needs no folder; the task that makes it has only been predicted.
+    report_path = None if module.check_mode else module.params["report_path"]
+    params = {**module.params, "report_path": report_path}
     try:
         target = target_of(params)
     except RefusalError as error:
@@ -234,7 +236,6 @@ def main() -> None:
         verdict = smoke_run.run(target, params["release"])
     except ImportError as error:
         module.fail_json(missing_required_lib(error.name or "openai"))
-    report_path = None if module.check_mode else params["report_path"]
     if report_path:
         try:
             write_atomic(Path(report_path), verdict.to_json())

@@ -1,0 +1,64 @@
+"""Role smoke_test: what it wrote about a real engine that was good, hung, stopped and blinded."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+REPORTS = "/opt/vllm/reports"
+
+
+def verdict(host, release):
+    return json.loads(host.file(f"{REPORTS}/{release}/verdict.json").content)
+
+
+def failures(host, release):
+    return {check["code"]: check["runbook"] for check in verdict(host, release)["checks"] if not check["ok"]}
+
+
+@pytest.mark.parametrize("release", ["good", "healed"])
+def test_good_engine_is_proven(host, release):
+    proof = verdict(host, release)
+    assert proof["ok"] is True
+    assert failures(host, release) == {}
+    assert proof["engine"]["model"] == "tiny-qwen3-vl"
+    assert proof["engine"]["version"].startswith("0.32.0")
+    assert proof["engine"]["max_model_len"] == 4096
+
+
+def test_every_check_took_time_and_says_what_it_saw(host):
+    checks = verdict(host, "good")["checks"]
+    assert len(checks) > 25
+    assert all(check["message"] for check in checks)
+    assert all(check["seconds"] > 0 for check in checks)
+
+
+def test_hung_engine_is_a_timeout_though_the_container_runs(host):
+    assert set(failures(host, "hung").values()) == {"timeout"}
+    assert len(failures(host, "hung")) == len(verdict(host, "good")["checks"])
+
+
+def test_stopped_engine_is_unreachable(host):
+    assert set(failures(host, "killed").values()) == {"endpoint_unreachable"}
+
+
+def test_blinded_engine_answers_everything_and_sees_nothing(host):
+    red = failures(host, "blind")
+    assert set(red.values()) == {"wrong_answer"}
+    assert {"colour", "shape", "ocr"} <= {code.split("_")[0] for code in red}
+    assert not {"greeting", "stream", "alive_after_bad_requests"} & red.keys()
+    assert not any(code.startswith("reject_") for code in red)
+
+
+@pytest.mark.parametrize("release", ["good", "hung", "healed", "killed", "blind"])
+def test_reports_are_whole_closed_and_without_the_key(host, release):
+    key = host.file("/opt/vllm/secrets/api_key").content_string.strip()
+    assert key
+    for name in ("smoke.json", "verdict.json", "junit.xml"):
+        report = host.file(f"{REPORTS}/{release}/{name}")
+        assert (report.user, report.mode) == ("root", 0o640)
+        assert key not in report.content_string
+    assert verdict(host, release)["release"] == release
+    left = [name for name in host.file(f"{REPORTS}/{release}").listdir() if name.startswith(".")]
+    assert left == []
