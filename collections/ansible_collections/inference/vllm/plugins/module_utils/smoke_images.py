@@ -102,7 +102,7 @@ def _draw_shape(canvas: ImageDraw.ImageDraw, shape: Shape) -> None:
 
 
 def _draw_text(canvas: ImageDraw.ImageDraw, text: Text) -> None:
-    from PIL import ImageFont  # noqa: PLC0415
+    from PIL import ImageFont
 
     font = ImageFont.load_default(size=text.height * SIZE)
     x, y = text.centre
@@ -111,7 +111,7 @@ def _draw_text(canvas: ImageDraw.ImageDraw, text: Text) -> None:
 
 def draw(picture: Picture) -> Image.Image:
     """The picture as an RGB image of ``SIZE`` x ``SIZE`` pixels."""
-    from PIL import Image, ImageDraw  # noqa: PLC0415
+    from PIL import Image, ImageDraw
 
     image = Image.new("RGB", (SIZE, SIZE), picture.background)
     canvas = ImageDraw.Draw(image)
