@@ -18,9 +18,9 @@ def pip_arguments(base: str, index_url: str, wheels: str) -> str:
         One string of arguments, as ansible.builtin.pip's ``extra_args`` takes it.
     """
     if wheels:
-        return f"{base} --no-index --find-links={wheels}"
+        return f"{base} --no-index --find-links={wheels}".lstrip()
     if index_url:
-        return f"{base} --index-url={index_url}"
+        return f"{base} --index-url={index_url}".lstrip()
     return base
 
 
