@@ -4,11 +4,14 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export ANSIBLE_FORCE_COLOR ?= $(shell [ -t 1 ] && echo 1 || echo 0)
+# Scenarios of `make test`, and those of `make test-slow`.
+SCENARIOS ?= deploy_report docker_engine host_python local_hub preflight vram_plan
+SLOW_SCENARIOS ?= engine_image model_weights smoke_test teardown vllm_service
 INVENTORY ?= inventories/embedded
 # Linted and type-checked Python.
 PYTHON_CODE := collections tests bench bin
 
-.PHONY: help deploy-deps dev-deps demo demo-down test lint test-host test-unit test-roles test-e2e bench-demo bench-plan clean
+.PHONY: help deploy-deps dev-deps demo demo-down test lint test-host test-unit test-roles test-e2e test-slow bench-demo bench-plan clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,10 +45,14 @@ test-unit: test-host ## Run the unit tests
 	pytest -n 2 tests/unit
 
 test-e2e: test-host ## Deploy the demo, break it, heal it
+	pytest -v --capture=no -m "not slow" tests/e2e
+
+test-slow: test-host ## Run the end-to-end tests and scenarios that take long
 	pytest -v --capture=no tests/e2e
+	ansible-playbook tests/support/engine.yml -i inventories/embedded
+	tests/roles/run $(SLOW_SCENARIOS)
 
 test-roles: test-host ## Run one molecule scenario per role, or those of SCENARIOS="a b"
-	ansible-playbook tests/support/engine.yml -i inventories/embedded
 	tests/roles/run $(SCENARIOS)
 
 bench-plan: dev-deps ## Compare predicted with measured memory, beside other estimators

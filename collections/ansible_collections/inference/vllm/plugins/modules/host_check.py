@@ -193,7 +193,8 @@ def main() -> None:
         refusals.append(
             Refusal(
                 "disk_too_small",
-                f"{free:.1f} GiB are free for vllm_home ({params['path']}); needed: {params['min_free_gib']:.1f} GiB.",
+                f"{free:.1f} GiB are free for vllm_home ({params['path']});"
+                f" preflight_min_free_gib asks for {params['min_free_gib']:.1f} GiB.",
                 "Free some space, or set vllm_home to a folder on a larger disk.",
             )
         )
