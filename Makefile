@@ -5,8 +5,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export ANSIBLE_FORCE_COLOR ?= $(shell [ -t 1 ] && echo 1 || echo 0)
 # Scenarios of `make test`, and those of `make test-slow`.
-SCENARIOS ?= deploy_report docker_engine host_python local_hub preflight vram_plan
-SLOW_SCENARIOS ?= engine_image model_weights smoke_test teardown vllm_service
+SCENARIOS ?= deploy_report docker_engine host_python local_hub preflight teardown vram_plan
+SLOW_SCENARIOS ?= engine_image model_weights smoke_test vllm_service
 INVENTORY ?= inventories/embedded
 # Linted and type-checked Python.
 PYTHON_CODE := collections tests bench bin

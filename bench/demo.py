@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "collections")]
@@ -44,7 +45,7 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def timed(playbook: str, **extravars: object) -> tuple[Run, float]:
+def timed(playbook: str, **extravars: Any) -> tuple[Run, float]:
     """Run a playbook; its result and the seconds that it took."""
     begin = time.monotonic()
     run = play(playbook, **extravars)
