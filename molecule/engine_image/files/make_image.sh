@@ -1,6 +1,6 @@
-#!/bin/sh
-# make_image.sh FOLDER: an image in the registry on port 5000, in FOLDER/image.tar.zst and in FOLDER/local.tar.gz.
-set -eu
+#!/bin/bash
+# make_image.sh FOLDER: an image in the registry on port 5000, in FOLDER/image.tar and in FOLDER/local.tar.gz.
+set -eu -o pipefail
 folder=$1
 pushed=127.0.0.1:5000/test/vllm:v0.33.0
 mkdir -p "$folder"
@@ -17,7 +17,7 @@ docker push --quiet "$pushed"
 docker image inspect --format '{{index .RepoDigests 0}}' "$pushed" | sed 's/.*@//' > pushed-digest
 
 make localhost/test-engine:0.32.0-abc
-docker save localhost/test-engine:0.32.0-abc | zstd -q -f -o image.tar.zst
+docker save localhost/test-engine:0.32.0-abc > image.tar
 make localhost/test-engine:0.32.0-def
 docker save localhost/test-engine:0.32.0-def | gzip > local.tar.gz
 

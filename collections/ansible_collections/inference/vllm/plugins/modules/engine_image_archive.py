@@ -136,11 +136,15 @@ def _load(module: AnsibleModule, client: Any, path: Path, reference: str) -> dic
     present = _inspect(client, reference)
     if present and same_image(archived, present):
         return {"changed": False, "image_id": present["Id"]}
-    if not module.check_mode:
-        with reading(path) as stream:
-            client.images.load(stream)
-    loaded = _inspect(client, reference) if not module.check_mode else None
-    return {"changed": True, "image_id": loaded["Id"] if loaded else min(archived.ids)}
+    if module.check_mode:
+        return {"changed": True, "image_id": min(archived.ids)}
+    with reading(path) as stream:
+        # In pieces, not as a file: its size on disk would be sent as the length, and it may be compressed.
+        client.images.load(iter(lambda: stream.read(_CHUNK), b""))
+    loaded = _inspect(client, reference)
+    if loaded is None or not same_image(archived, loaded):
+        raise ArchiveError(f"the engine took it, but has another image as {reference} or none")
+    return {"changed": True, "image_id": loaded["Id"]}
 
 
 def _save(module: AnsibleModule, client: Any, path: Path, reference: str) -> dict[str, Any]:
