@@ -402,7 +402,8 @@ def render(flags: Mapping[str, Setting]) -> str:
         for name, setting in sorted(flags.items())
         if not (setting.value is False and not TABLE[name].negatable)
     }
-    return str(yaml.safe_dump(plain, sort_keys=False, default_flow_style=False, allow_unicode=True, width=1000))
+    # Escaped, not as it is: PyYAML writes U+0085 and its like bare, and reads them back as a blank.
+    return str(yaml.safe_dump(plain, sort_keys=False, default_flow_style=False, allow_unicode=False, width=1000))
 
 
 def plain(flags: Mapping[str, Setting]) -> dict[str, Any]:
