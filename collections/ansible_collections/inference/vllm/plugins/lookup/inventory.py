@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,10 @@ _list:
 CONTROLLER_FILES = ("vllm_service_api_key_file",)
 
 
-def role_options(roles: Path) -> dict[str, dict[str, Any]]:
+def role_options(specs: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """Every public variable of every role, with its entry in the argument spec."""
     options: dict[str, dict[str, Any]] = {}
-    for path in sorted(roles.glob("*/meta/argument_specs.yml")):
+    for path in specs:
         for entry in (yaml.safe_load(path.read_text()) or {}).get("argument_specs", {}).values():
             for name, option in (entry.get("options") or {}).items():
                 options.setdefault(name, option)
@@ -61,10 +62,10 @@ class LookupModule(LookupBase):
         if variables is None or len(terms) != 1:
             msg = "inference.vllm.inventory takes the folder that holds the roles"
             raise AnsibleError(msg)
-        roles = Path(terms[0])
-        options = role_options(roles)
+        specs = sorted(Path(terms[0]).glob("*/meta/argument_specs.yml"))
+        options = role_options(specs)
         given = set(variables["hostvars"][variables["inventory_hostname"]])
-        refusals = inventory.unknown_variables(given, options, [p.parent.parent.name for p in self._specs(roles)])
+        refusals = inventory.unknown_variables(given, options, [path.parents[1].name for path in specs])
         values = {name: self._templar.template(variables[name]) for name in sorted(given & set(options))}
         refusals += filter(None, (inventory.value_refusal(n, v, options[n]) for n, v in values.items()))
         shared = {n: self._templar.template(variables[n]) for n in ("vllm_model", "vllm_bind_address")}
@@ -76,7 +77,3 @@ class LookupModule(LookupBase):
         files = {n: str(values[n]) for n in CONTROLLER_FILES if values.get(n)}
         refusals += [*filter(None, checks), *inventory.missing_files(files, lambda p: Path(p).is_file())]
         return [str(refusal) for refusal in refusals]
-
-    @staticmethod
-    def _specs(roles: Path) -> list[Path]:
-        return sorted(roles.glob("*/meta/argument_specs.yml"))

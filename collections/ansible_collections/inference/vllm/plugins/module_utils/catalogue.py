@@ -209,7 +209,8 @@ def _problems(data: Mapping[str, Any]) -> list[str]:
     return [*found, *_shape_problems(data["shapes"])]
 
 
-_TEXT_SIZES = (
+#: Sizes of the language model, by the names that config.json has for them.
+TEXT_SIZES = (
     "vocab_size",
     "max_position_embeddings",
     "num_hidden_layers",
@@ -225,7 +226,7 @@ def _shape_problems(shapes: Any) -> list[str]:
     if not isinstance(shapes, Mapping):
         return [f"shapes is {shapes!r}, not a mapping or the name of a file in shapes/"]
     text = shapes.get("text") or {}
-    bad = [size for size in _TEXT_SIZES if not isinstance(text.get(size), int) or text[size] < 1]
+    bad = [size for size in TEXT_SIZES if not isinstance(text.get(size), int) or text[size] < 1]
     missing = [key for key in ("architecture", "tie_word_embeddings", "vision") if key not in shapes]
     problems = [f"shapes.text has no positive whole number for {', '.join(bad)}"] if bad else []
     return [*problems, *(f"shapes has no {key}" for key in missing)]

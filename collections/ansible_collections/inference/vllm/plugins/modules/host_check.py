@@ -57,10 +57,6 @@ options:
         description: A port held by a container of this Compose project counts as free.
         type: str
         default: ""
-      pidfile:
-        description: A port is free for its own owner, too, when the process named in this file runs.
-        type: str
-        default: ""
 author:
   - The project's contributors
 """
@@ -115,15 +111,6 @@ def port_taken(address: str, port: int) -> bool:
     return False
 
 
-def running(pidfile: str) -> bool:
-    """Whether the process that the file names exists."""
-    try:
-        os.kill(int(Path(pidfile).read_text()), 0)
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 def held_by_project(module: AnsibleModule, project: str, port: int) -> bool:
     """Whether a container of the Compose project publishes the port."""
     docker = module.get_bin_path("docker")
@@ -154,9 +141,7 @@ def check_port(module: AnsibleModule, entry: dict[str, object]) -> Refusal | Non
             f"{variable} is {port}, but nothing can listen on {address}:{port}: {error.strerror}.",
             "Choose an address of this host.",
         )
-    project, pidfile = str(entry["project"]), str(entry["pidfile"])
-    ours = (project and held_by_project(module, project, port)) or (pidfile and running(pidfile))
-    if not taken or ours:
+    if not taken or (entry["project"] and held_by_project(module, str(entry["project"]), port)):
         return None
     return Refusal(
         "port_taken",
@@ -180,7 +165,6 @@ def main() -> None:
                     "address": {"type": "str", "required": True},
                     "port": {"type": "int", "required": True},
                     "project": {"type": "str", "default": ""},
-                    "pidfile": {"type": "str", "default": ""},
                 },
             },
         },

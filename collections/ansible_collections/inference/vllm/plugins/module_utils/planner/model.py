@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry, Quantization
+from ansible_collections.inference.vllm.plugins.module_utils.catalogue import TEXT_SIZES, Entry, Quantization
 from ansible_collections.inference.vllm.plugins.module_utils.planner.weights import Tensor
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
@@ -178,19 +178,7 @@ def from_config(
 
 
 # Our name of each size, and the name in config.json.
-_TEXT_KEYS = {
-    key: key
-    for key in (
-        "vocab_size",
-        "max_position_embeddings",
-        "num_hidden_layers",
-        "hidden_size",
-        "intermediate_size",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-    )
-}
+_TEXT_KEYS = {key: key for key in TEXT_SIZES}
 _MOE_KEYS = {
     "intermediate_size": "moe_intermediate_size",
     "experts": "num_experts",
