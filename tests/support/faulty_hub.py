@@ -149,8 +149,9 @@ class FaultyHandler(HubHandler):
                 content[fault.at - start] ^= 1
         for begin in range(0, len(content), PIECE_BYTES):
             piece = content[begin : begin + PIECE_BYTES]
-            self.wfile.write(piece)
+            # Before the write: whoever is killed by an alarm has certainly not received the piece that rang it.
             self.server.count(len(piece))
+            self.wfile.write(piece)
         if fault.kind in ("cut", "promise"):
             self.close_connection = True
 
@@ -165,9 +166,9 @@ class FaultyHub(HubServer):
         faults: What to do wrong; used up in order.
         token: If set, the only token that is let in.
         asked: All requests so far.
-        sent: Content bytes sent so far.
+        sent: Content bytes sent so far, with the piece that is about to be.
         rate: Content bytes per second of each connection; None for no limit.
-        alarms: Called once when that many content bytes were sent.
+        alarms: Called once before the piece with that content byte is sent.
     """
 
     def __init__(self, root: Path, rate: float | None = None) -> None:
@@ -180,6 +181,39 @@ class FaultyHub(HubServer):
         self.alarms: list[tuple[int, Callable[[], None]]] = []
         self.ended = threading.Event()
         self._mutex = threading.Lock()
+        self._open = 0
+        self._changed = threading.Condition()
+
+    @property
+    def connections(self) -> int:
+        """Connections that are served right now."""
+        with self._changed:
+            return self._open
+
+    def wait_until_left(self, others: int, seconds: float = 30) -> None:
+        """Wait until no more than so many connections are served: those of a killed client go on for a moment.
+
+        Raises:
+            TimeoutError: They are still served after so many seconds.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._open <= others, seconds):
+                raise TimeoutError(f"{self._open} connections are served, more than {others}")
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Count the connection before its thread begins."""
+        with self._changed:
+            self._open += 1
+        super().process_request(request, client_address)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve the connection; it counts until it ends."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            with self._changed:
+                self._open -= 1
+                self._changed.notify_all()
 
     def take(self, kinds: tuple[str, ...], path: str) -> Fault:
         """The next fault of these kinds that applies to a path, used up by one."""
@@ -191,7 +225,7 @@ class FaultyHub(HubServer):
         return NONE
 
     def count(self, sent: int) -> None:
-        """Note that bytes were sent; ring what is due; keep to the rate."""
+        """Note that bytes are about to be sent; ring what is due; keep to the rate."""
         with self._mutex:
             self.sent += sent
             due = [ring for limit, ring in self.alarms if limit <= self.sent]

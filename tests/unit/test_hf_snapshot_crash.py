@@ -71,6 +71,7 @@ def first_bytes_asked(server: FaultyHub) -> dict[str, int]:
 def test_killed_at_random_points_it_continues_and_ends_right(served: FaultyHub, want: Want) -> None:
     commit = ensure(want, dry_run=True).commit
     layout = Layout(want.root, want.repository)
+    others = served.connections
     for point in sorted(RANDOM.randrange(1, SIZE) for _ in range(KILLS)):
         held = bytes_on_disk(want, commit)
         served.asked.clear()
@@ -79,6 +80,8 @@ def test_killed_at_random_points_it_continues_and_ends_right(served: FaultyHub, 
         run.start()
         run.join(60)
         assert run.exitcode == -signal.SIGKILL
+        # What still sends to the dead would ring the alarm of the next run before that has begun.
+        served.wait_until_left(others)
         assert not layout.folder(commit).exists()
         assert not layout.lock.exists()
         first = first_bytes_asked(served)
