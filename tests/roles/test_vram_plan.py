@@ -36,7 +36,7 @@ def test_flags_belong_to_the_accelerator(plan, on_cpu):
         assert (plan["accelerator"], plan["model"], plan["gpus"]) == ("cpu", "tiny-qwen3-vl", [])
         assert flags["enforce-eager"] is True
         assert flags["max-model-len"] == 4096
-        assert plan["environment"] == {"VLLM_CPU_KVCACHE_SPACE": "1"}
+        assert plan["environment"] == {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"}
     else:
         assert (plan["accelerator"], plan["model"]) == ("nvidia", "qwen3-vl-32b-instruct-fp8")
         assert [(gpu["name"], gpu["count"]) for gpu in plan["gpus"]] == [("RTX 4090", 2)]

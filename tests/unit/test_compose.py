@@ -44,7 +44,7 @@ CPU_PLAN = {
         "limit-mm-per-prompt": {"image": 4, "video": 0},
         "structured-outputs-config": {"backend": "xgrammar", "disable_any_whitespace": True},
     },
-    "environment": {"VLLM_CPU_KVCACHE_SPACE": "1"},
+    "environment": {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"},
     "starts": True,
     "survives": True,
     "refusals": [],

@@ -76,7 +76,12 @@ def plan_cpu(
             # The lean CPU build has no other backend; free whitespace lets a small model loop for ever.
             "structured-outputs-config": {"backend": "xgrammar", "disable_any_whitespace": True},
         },
-        "environment": {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib)},
+        "environment": {
+            "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
+            # enforce-eager spares the model only: the first request for logprobs would still be compiled, finds no C++
+            # compiler in the image, and the engine dies of it (seen with 0.32.0).
+            "TORCHDYNAMO_DISABLE": "1",
+        },
         "memory_gib": {
             "host": round(memory_gib, 1),
             "engine": round(ENGINE_GIB, 2),
