@@ -23,8 +23,8 @@ LARGE = [model for name, model in MODELS.items() if name != "tiny-qwen3-vl"]
 SEEING = [model for model in MODELS.values() if model.vision]
 
 # No time limit for one example: a busy machine is not a wrong plan.
-MANY = settings(deadline=None, max_examples=40)
-FEW = settings(deadline=None, max_examples=12)
+MANY = settings(max_examples=40)
+FEW = settings(max_examples=12)
 
 models = st.sampled_from(list(MODELS.values()))
 versions = st.sampled_from([engines.CALIBRATED, engines.DEPLOYED])
