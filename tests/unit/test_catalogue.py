@@ -72,6 +72,7 @@ def test_no_two_entries_name_one_repository() -> None:
         ("qwen3-vl-32b-instruct-fp", "qwen3-vl-32b-instruct-fp8"),
         ("Qwen/Qwen3-VL-8B-Instruct-FP8", "qwen3-vl-8b-instruct-fp8"),
         ("tiny", "tiny-qwen3-vl"),
+        ("qwen3-vl-32", "Set it to qwen3-vl-32b-"),
     ],
 )
 def test_unknown_name_brings_the_nearest(asked: str, offered: str) -> None:

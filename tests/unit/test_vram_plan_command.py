@@ -178,3 +178,9 @@ def test_the_program_needs_no_ansible() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["starts"] is True
+
+
+def test_reader_that_has_seen_enough_gets_no_traceback() -> None:
+    line = f"{sys.executable} {ROOT}/bin/vram-plan {' '.join(MODEL)} --gpu H100 --json | head -n 1"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("{\n", "")

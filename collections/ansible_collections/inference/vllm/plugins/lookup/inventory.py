@@ -70,8 +70,9 @@ class LookupModule(LookupBase):
         refusals += filter(None, (inventory.value_refusal(n, v, options[n]) for n, v in values.items()))
         shared = {n: self._templar.template(variables[n]) for n in ("vllm_model", "vllm_bind_address")}
         allow_public = bool(self._templar.template(variables["preflight_allow_public_address"]))
+        models = catalogue.names()
         checks: list[Refusal | None] = [
-            inventory.model_refusal(shared["vllm_model"], catalogue.names()),
+            None if shared["vllm_model"] in models else catalogue.unknown_model(shared["vllm_model"], models),
             inventory.address_refusal(str(shared["vllm_bind_address"]), allow_public=allow_public),
         ]
         files = {n: str(values[n]) for n in CONTROLLER_FILES if values.get(n)}

@@ -7,13 +7,13 @@ PyYAML only where files are read, so that a host without it can still take an en
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils.closest import closest
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
 VARIANTS = ("instruct", "thinking", "text")
@@ -138,24 +138,21 @@ def names(folder: Path | None = None) -> list[str]:
     return sorted(path.stem for path in (folder or folder_of_project()).glob("*.yaml"))
 
 
-def nearest(name: str, folder: Path | None = None, count: int = 3) -> list[str]:
-    """The entries whose names are most like ``name``, best first; also finds a repository's own name."""
-    return closest(name.rsplit("/", maxsplit=1)[-1], names(folder), count)
-
-
-def closest(word: str, known: Iterable[str], count: int = 3) -> list[str]:
-    """The words of ``known`` that are most like ``word``, without regard to case, best first."""
-    by_lower = {item.lower(): item for item in known}
-    return [by_lower[item] for item in difflib.get_close_matches(word.lower(), by_lower, n=count, cutoff=0.4)]
+def unknown_model(name: object, known: Collection[str], variable: str = "vllm_model") -> Refusal:
+    """The refusal of a model that is not among the known; a repository's own name leads to its entry, too."""
+    like = closest(str(name).rsplit("/", maxsplit=1)[-1], known)
+    return Refusal(
+        "unknown_model",
+        f"{variable}: {name!r} is not in the catalogue, which has: {', '.join(sorted(known))}.",
+        f"Set it to {' or '.join(like)}." if like else "Set it to one of these.",
+    )
 
 
 def load(name: str, folder: Path | None = None) -> Entry:
     """Read one entry with its shapes; raises RefusalError with the nearest names or with what is wrong in the file."""
     where = folder or folder_of_project()
     if name not in names(where):
-        like = nearest(name, where)
-        fix = f"Set it to {' or '.join(like)}." if like else f"Set it to one of: {', '.join(names(where))}."
-        raise RefusalError(Refusal("unknown_model", f"vllm_model: {name!r} is not in the catalogue ({where}).", fix))
+        raise RefusalError(unknown_model(name, names(where)))
     data = _read_yaml(where / f"{name}.yaml")
     family = data.get("shapes")
     if isinstance(family, str):

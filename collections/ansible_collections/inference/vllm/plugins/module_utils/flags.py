@@ -9,13 +9,13 @@ Types, choices and versions were read from vLLM's own argument parser and config
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils.closest import closest
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
 
 #: Oldest engine without a known hole that this deployment would expose (API key bypass 0.22.0, decompression bomb
@@ -411,16 +411,11 @@ def plain(flags: Mapping[str, Setting]) -> dict[str, Any]:
     return {name: setting.value for name, setting in sorted(flags.items())}
 
 
-def nearest(name: str, count: int = 3) -> list[str]:
-    """The known flags most like ``name``, best first."""
-    return difflib.get_close_matches(name, list(TABLE), n=count, cutoff=0.6)
-
-
 def _not_allowed_here(name: str, layer: str) -> Refusal | None:
     where = LAYERS[layer]
     row = TABLE.get(name)
     if row is None:
-        alike = nearest(name)
+        alike = closest(name, TABLE, cutoff=0.6)
         fix = f"Did you mean {' or '.join(alike)}?" if alike else "Remove it; `vllm serve --help` lists what exists."
         return Refusal("unknown_flag", f"{where}: {name!r} is no flag that this project knows.", fix)
     if not row.owners:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils.closest import closest
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
 
 #: How alike two names must be for one to count as a slip of the other (difflib ratio, 0 to 1).
@@ -40,11 +41,6 @@ RANGES: Mapping[str, tuple[int, int | None]] = {
 
 #: What each type of an argument spec accepts; values come as YAML or as text of the command line.
 TRUE_FALSE = ("true", "false", "yes", "no", "on", "off", "1", "0")
-
-
-def nearest(name: str, known: Collection[str]) -> list[str]:
-    """The known names most like `name`, best first, at most three."""
-    return difflib.get_close_matches(name, known, n=3, cutoff=0.75)
 
 
 def _is_int(value: object) -> bool:
@@ -88,9 +84,8 @@ def unknown_variables(names: Collection[str], options: Collection[str], roles: C
     prefixes = tuple(f"{role}_" for role in roles)
     refusals = []
     for name in sorted(set(names) - set(options)):
-        alike = nearest(name, options)
-        slip = difflib.get_close_matches(name, options, n=1, cutoff=SIMILAR)
-        if name.startswith(prefixes) or slip:
+        alike = closest(name, options, cutoff=0.75)
+        if name.startswith(prefixes) or difflib.get_close_matches(name, options, n=1, cutoff=SIMILAR):
             refusals.append(
                 Refusal(
                     "unknown_variable",
@@ -126,15 +121,6 @@ def value_refusal(name: str, value: Any, option: Mapping[str, Any]) -> Refusal |
     if kind == "path" and value and not PurePosixPath(str(value)).is_absolute():
         return Refusal("relative_path", f"{name} is {value!r}; allowed: an absolute path.", f"Begin {name} with /.")
     return None
-
-
-def model_refusal(name: str, models: Collection[str]) -> Refusal | None:
-    """Why `vllm_model` is not accepted, or None."""
-    if name in models:
-        return None
-    alike = nearest(str(name), models)
-    hint = f"Did you mean {' or '.join(alike)}?" if alike else "Choose one of these."
-    return Refusal("unknown_model", f"vllm_model is {name!r}; the catalogue has: {', '.join(sorted(models))}.", hint)
 
 
 def address_refusal(address: str, *, allow_public: bool) -> Refusal | None:

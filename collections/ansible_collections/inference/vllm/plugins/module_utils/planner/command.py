@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from ansible_collections.inference.vllm.plugins.module_utils import catalogue
+from ansible_collections.inference.vllm.plugins.module_utils.closest import closest
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import Model, from_entry, from_folder
 from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import judge, solve
@@ -28,7 +29,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of exiting; argparse's message names the option."""
         named = re.search(r"--[a-z-]+", message)
-        known = catalogue.closest(named[0], [o for a in self._actions for o in a.option_strings]) if named else []
+        known = closest(named[0], [o for a in self._actions for o in a.option_strings]) if named else []
         fix = f"Did you mean {' or '.join(known)}?" if "unrecognized" in message and known else "See --help."
         raise RefusalError(Refusal("bad_arguments", f"{message[0].upper()}{message[1:]}.", fix))
 
@@ -104,11 +105,10 @@ def _model(name: str) -> tuple[Model, list[catalogue.Entry]]:
 
 
 def _entry(name: str) -> catalogue.Entry:
-    if name in catalogue.names():
+    known = catalogue.names()
+    if name in known:
         return catalogue.load(name)
-    like = catalogue.nearest(name)
-    fix = f"Set it to {' or '.join(like)}." if like else f"The catalogue has {', '.join(catalogue.names())}."
-    raise RefusalError(Refusal("unknown_model", f"--model: {name!r} is neither in the catalogue nor a folder.", fix))
+    raise RefusalError(catalogue.unknown_model(name, known, "--model, as it is no folder either"))
 
 
 def _host(options: argparse.Namespace) -> gpus.Host:

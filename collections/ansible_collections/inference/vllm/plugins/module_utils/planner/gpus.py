@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ansible_collections.inference.vllm.plugins.module_utils.catalogue import closest
+from ansible_collections.inference.vllm.plugins.module_utils.closest import closest
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
 # A driver keeps this much of a card that is not in the table; the RTX 4090 and the H100 both lose 0.47 GiB
