@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+from ansible_collections.inference.vllm.plugins.module_utils.release_history import status_text
 from ansible_collections.inference.vllm.plugins.module_utils.service import design, parse
 
 
@@ -58,4 +59,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Map each filter's name to its function."""
-        return {"service_design": service_design}
+        return {"service_design": service_design, "status_text": status_text}
