@@ -136,6 +136,7 @@ def _problems(verdict: Verdict) -> list[dict[str, Any]]:
         {
             "name": name,
             "fix": FAILURES.get(name, "Run the check again; its message says what is missing."),
+            "runbook": f"docs/runbooks/{name}.md" if name != "failed" else "",
             "checks": [check.code for check in verdict.failures if (check.runbook or "failed") == name],
         }
         for name in names
@@ -291,6 +292,7 @@ def text(seen: Mapping[str, Any]) -> str:
             "",
             f"Service  {seen['address']} on {seen['host']}, model {seen['model']}, vLLM {seen['version']}",
             f"Report   {seen['path']} on {seen['host']}",
+            *(f"Runbook  {problem['runbook']}" for problem in seen["problems"] if problem["runbook"]),
             *(["", f"To ask about an image, paste this on {seen['host']}:", "", seen["curl"]] if seen["curl"] else []),
         ]
     )
