@@ -81,13 +81,16 @@ def test_current_release_is_the_proven_one(verdict: Callable[[], dict[str, Any]]
     assert {"image", "model", "flags"} <= set(manifest)
 
 
-def test_answer_depends_on_the_image(demo: Run) -> None:
+@pytest.fixture
+def client(demo: Run) -> openai.OpenAI:
+    """A client of the deployed service."""
+    key = (HOME / "secrets" / "api_key").read_text().strip()
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{PORT}/v1", api_key=key)
+
+
+def test_answer_depends_on_the_image(client: openai.OpenAI) -> None:
     sys.path.insert(0, str(ROOT / "collections"))
     from ansible_collections.inference.vllm.plugins.module_utils import smoke_images
-
-    client = openai.OpenAI(
-        base_url=f"http://127.0.0.1:{PORT}/v1", api_key=(HOME / "secrets" / "api_key").read_text().strip()
-    )
 
     def ask(name: str) -> str:
         answer = client.chat.completions.create(
@@ -110,6 +113,21 @@ def test_answer_depends_on_the_image(demo: Run) -> None:
     answers = {name: ask(name).lower() for name in names}
     assert any("red" in a for n, a in answers.items() if "red" in n)
     assert any("blue" in a for n, a in answers.items() if "blue" in n)
+
+
+def test_logprobs_are_given_and_leave_the_engine_alive(client: openai.OpenAI) -> None:
+    for _ in range(2):
+        answer = client.chat.completions.create(
+            model="tiny-qwen3-vl",
+            max_tokens=4,
+            logprobs=True,
+            top_logprobs=2,
+            messages=[{"role": "user", "content": "Say hello. Answer with one word."}],
+        )
+        given = answer.choices[0].logprobs
+        assert given is not None
+        assert given.content
+        assert all(token.logprob <= 0 for token in given.content)
 
 
 def test_report_is_one_self_contained_file(verdict: Callable[[], dict[str, Any]]) -> None:
@@ -136,6 +154,20 @@ def test_killed_container_turns_the_verdict_red_and_a_deploy_heals_it(
     healed = playbook("deploy.yml")
     assert healed.rc == 0, healed.text
     assert verdict()["ok"] is True
+
+
+def test_rollback_steps_back_to_the_former_proven_release(
+    playbook: Callable[..., Run], verdict: Callable[[], dict[str, Any]]
+) -> None:
+    former = (HOME / "current").resolve().name
+    changed = playbook("deploy.yml", vllm_service_extra_flags={"max-logprobs": 5})
+    assert changed.rc == 0, changed.text
+    assert (HOME / "current").resolve().name != former
+    back = playbook("playbooks/rollback.yml")
+    assert back.rc == 0, back.text
+    assert (HOME / "current").resolve().name == former
+    assert (verdict()["release"], verdict()["ok"]) == (former, True)
+    assert playbook("playbooks/status.yml").changed == 0
 
 
 @pytest.mark.slow
