@@ -1,9 +1,12 @@
-"""GPUs by name, by figures, by facts, by nvidia-smi and by PCI identifiers."""
+"""GPUs by name, by figures, by facts and as a host has them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.gpu import gpu_facts
 from ansible_collections.inference.vllm.plugins.module_utils.planner import gpus
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 
@@ -98,28 +101,46 @@ def test_facts_that_are_refused(facts: list[dict[str, object]], code: str) -> No
     assert caught.value.refusals[0].code == code
 
 
-def test_nvidia_smi() -> None:
-    line = "NVIDIA GeForce RTX 4090, 24564, 413, 8.9\n"
-    host = gpus.from_nvidia_smi(line * 2)
+def found(**known: Any) -> dict[str, Any]:
+    """A GPU as gpu_facts reads it."""
+    return gpu_facts({path.replace("__", "."): value for path, value in known.items()})
+
+
+def test_gpus_of_a_host() -> None:
+    one = found(
+        name="NVIDIA GeForce RTX 4090",
+        memory__total_mib=24564,
+        memory__reserved_mib=413,
+        compute_capability=8.9,
+    )
+    host = gpus.from_host([one, one])
     assert (host.gpu, host.count) == (gpus.find("RTX 4090"), 2)
 
 
-def test_nvidia_smi_with_a_card_that_the_table_does_not_know() -> None:
-    host = gpus.from_nvidia_smi("NVIDIA Z1, 40960, 512, 9.0")
+def test_gpu_that_the_table_does_not_know() -> None:
+    one = found(name="NVIDIA Z1", memory__total_mib=40960, memory__reserved_mib=512, compute_capability=9.0)
+    host = gpus.from_host([one])
     assert (host.gpu.name, host.gpu.usable_gib, host.gpu.native_fp8) == ("NVIDIA Z1", 39.5, True)
 
 
-def test_nvidia_smi_with_another_edition_of_a_known_card() -> None:
-    host = gpus.from_nvidia_smi("NVIDIA H100 NVL, 95830, [N/A], 9.0")
+def test_gpu_that_the_table_does_not_know_and_that_does_not_tell_its_capability() -> None:
+    with pytest.raises(RefusalError) as caught:
+        gpus.from_host([found(name="NVIDIA Z1", memory__total_mib=40960)])
+    assert caught.value.refusals[0].code == "unknown_gpu"
+
+
+def test_another_edition_of_a_known_card() -> None:
+    host = gpus.from_host([found(name="NVIDIA H100 NVL", memory__total_mib=95830, compute_capability=9.0)])
     assert host.gpu.usable_gib == pytest.approx(95830 / 1024 - 0.47, abs=0.01)
 
 
-def test_nvidia_smi_without_gpus() -> None:
+def test_host_without_gpus() -> None:
     with pytest.raises(RefusalError, match="vram_plan_gpus"):
-        gpus.from_nvidia_smi("\n")
+        gpus.from_host([])
 
 
-def test_pci_identifiers() -> None:
-    assert str(gpus.from_pci(["2684", "2684", "ffff"])) == "2x RTX 4090"
+def test_gpus_that_only_the_bus_shows() -> None:
+    one, unknown = found(pci_device="2684"), found(pci_device="ffff")
+    assert str(gpus.from_host([one, one, unknown])) == "2x RTX 4090"
     with pytest.raises(RefusalError, match="vram_plan_gpus"):
-        gpus.from_pci(["ffff"])
+        gpus.from_host([unknown])

@@ -10,16 +10,23 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.inference.vllm.plugins.module_utils import catalogue
+from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import Machine
+from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import run as run_program
 from ansible_collections.inference.vllm.plugins.module_utils.planner import cpu
 from ansible_collections.inference.vllm.plugins.modules import vram_plan as module
 
 TINY = catalogue.load("tiny-qwen3-vl").as_dict()
 LARGE = catalogue.load("qwen3-vl-32b-instruct-fp8").as_dict()
 FOURS = [{"name": "RTX 4090", "count": 2}]
-SMI = """#!/bin/sh
-[ "$1" = "--query-gpu=name,memory.total,memory.reserved,compute_cap" ] || exit 2
-echo "NVIDIA GeForce RTX 4090, 24564, 413, 8.9"
-echo "NVIDIA GeForce RTX 4090, 24564, 413, 8.9"
+REPORT = Path(__file__).parent / "fixtures" / "nvidia_smi" / "550.127.05-rtx4090.xml"
+SMI = f"""#!/bin/sh
+case "$*" in
+  "-q -x") while read -r line; do echo "$line"; done <"{REPORT}" ;;
+  "--query-gpu=index,uuid,compute_cap --format=csv,noheader")
+    echo "0, GPU-00000000-0000-0000-0000-000000000000, 8.9"
+    echo "1, GPU-00000001-0000-0000-0000-000000000001, 8.9" ;;
+  *) exit 2 ;;
+esac
 """
 
 
@@ -29,7 +36,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:       16777216 kB\nMemFree:         1000 kB\n")
     monkeypatch.setattr(module, "MEMINFO", meminfo)
-    monkeypatch.setattr(module, "PCI", tmp_path / "pci")
+    monkeypatch.setattr(module, "this_machine", lambda: Machine(run_program, tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     return tmp_path
 
@@ -148,7 +155,8 @@ def test_gpus_of_the_host_by_its_driver(run: Any, machine: Path) -> None:
     program.parent.mkdir()
     program.write_text(SMI)
     program.chmod(0o755)
-    assert run(model=LARGE)["plan"]["gpus"][0]["name"] == "RTX 4090"
+    told = run(model=LARGE)["plan"]["gpus"][0]
+    assert (told["name"], told["count"]) == ("RTX 4090", 2)
 
 
 def test_gpus_of_the_host_by_its_pci_bus(run: Any, machine: Path) -> None:
@@ -158,7 +166,7 @@ def test_gpus_of_the_host_by_its_pci_bus(run: Any, machine: Path) -> None:
         "0000:02:00.0": ("0x10de", "0x030000", "0x2684"),
         "0000:03:00.0": ("0x1a03", "0x030000", "0x2000"),
     }.items():
-        folder = machine / "pci" / slot
+        folder = machine / "sys/bus/pci/devices" / slot
         folder.mkdir(parents=True)
         for name, value in (("vendor", vendor), ("class", kind), ("device", device)):
             (folder / name).write_text(value + "\n")

@@ -12,6 +12,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry
+from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import read_gpus, this_machine
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
 from ansible_collections.inference.vllm.plugins.module_utils.planner.cpu import cpu_table, memory_of_host, plan_cpu
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
@@ -159,7 +160,6 @@ table:
 """
 
 MEMINFO = Path("/proc/meminfo")
-PCI = Path("/sys/bus/pci/devices")
 
 
 def main() -> None:
@@ -225,7 +225,7 @@ def _plan(module: AnsibleModule) -> tuple[dict[str, Any], list[str]]:
     model = from_entry(entry)
     engine = engines.engine(params["engine_version"] or engines.DEPLOYED, is_moe=model.is_moe)
     ladder = [Entry.from_dict(other) for other in params["alternatives"]]
-    found = solve(Case(model, _host(module), engine, variable_name), wishes, ladder)
+    found = solve(Case(model, _host(params["gpus"]), engine, variable_name), wishes, ladder)
     return found.as_dict(), table(found).splitlines()
 
 
@@ -246,30 +246,9 @@ def _wishes(params: dict[str, Any]) -> Wishes:
     )
 
 
-def _host(module: AnsibleModule) -> gpus.Host:
-    """The GPUs: as told, else as the driver lists them, else as the PCI bus names them."""
-    if module.params["gpus"]:
-        return gpus.from_facts(module.params["gpus"])
-    command = module.get_bin_path("nvidia-smi")
-    if command:
-        fields = "name,memory.total,memory.reserved,compute_cap"
-        code, out, _ = module.run_command([command, f"--query-gpu={fields}", "--format=csv,noheader,nounits"])
-        if code == 0:
-            return gpus.from_nvidia_smi(out)
-    return gpus.from_pci(_pci_devices())
-
-
-def _pci_devices() -> list[str]:
-    """Device identifiers of NVIDIA's display controllers, from sysfs."""
-    found = []
-    for device in sorted(PCI.glob("*")):
-        try:
-            vendor, kind, name = ((device / file).read_text().strip() for file in ("vendor", "class", "device"))
-        except OSError:
-            continue
-        if vendor == "0x10de" and kind.startswith("0x03"):
-            found.append(name.removeprefix("0x"))
-    return found
+def _host(told: list[dict[str, Any]]) -> gpus.Host:
+    """The GPUs: as told, else as the host has them."""
+    return gpus.from_facts(told) if told else gpus.from_host(read_gpus(this_machine()))
 
 
 def _read(path: Path) -> str:

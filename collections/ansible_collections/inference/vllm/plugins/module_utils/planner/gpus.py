@@ -161,34 +161,37 @@ def from_facts(facts: Iterable[Mapping[str, Any]]) -> Host:
     return Host(hosts[0].gpu, sum(host.count for host in hosts))
 
 
-def from_nvidia_smi(text: str) -> Host:
-    """GPUs from ``nvidia-smi --query-gpu=name,memory.total,memory.reserved,compute_cap --format=csv,noheader,nounits``.
+def from_host(found: Iterable[Mapping[str, Any]]) -> Host:
+    """GPUs of a host as ``module_utils/gpu_facts`` reads them.
 
-    What a process can use is memory.total less memory.reserved; a driver that does not say leaves the table's figure.
+    What a process can use is the total memory less what the driver reserves; a driver that does not say leaves the
+    table's figure. A GPU that only the PCI bus shows, for a host without a driver yet, is known by its identifier; one
+    that is not in the table is left out, as it may be anything.
     """
-    facts = []
-    for line in filter(None, map(str.strip, text.splitlines())):
-        name, total, reserved, capability = (part.strip() for part in line.split(","))
-        facts.append({"name": name, "memory_mib": int(total), "reserved_mib": _number(reserved)} | _cc(capability))
+    facts = [fact for gpu in found if (fact := _driver_fact(gpu) or _bus_fact(gpu))]
     if not facts:
-        raise RefusalError(_no_gpu("nvidia-smi lists none"))
+        raise RefusalError(_NO_GPU)
     return from_facts(facts)
 
 
-def from_pci(devices: Iterable[str]) -> Host:
-    """GPUs from the PCI device identifiers of NVIDIA's display devices, for a host without a driver yet."""
-    known = [gpu for gpu in map(find_pci, devices) if gpu]
-    if not known:
-        raise RefusalError(_no_gpu("no driver answers and no PCI device is in the GPU table"))
-    return from_facts([{"name": gpu.name} for gpu in known])
+def _driver_fact(gpu: Mapping[str, Any]) -> dict[str, Any] | None:
+    memory, capability = gpu["memory"], gpu["compute_capability"]
+    if gpu["name"] is None or memory["total_mib"] is None:
+        return None
+    fact = {"name": gpu["name"], "memory_mib": memory["total_mib"], "reserved_mib": memory["reserved_mib"]}
+    return fact | ({"compute_capability": capability} if capability else {})
 
 
-def _no_gpu(why: str) -> Refusal:
-    return Refusal(
-        "no_gpu",
-        f"No NVIDIA GPU found on the host: {why}.",
-        "Set vram_plan_gpus to the GPUs that it will have, for example [{name: RTX 4090, count: 2}].",
-    )
+def _bus_fact(gpu: Mapping[str, Any]) -> dict[str, Any] | None:
+    row = find_pci(gpu["pci_device"] or "")
+    return {"name": row.name} if row else None
+
+
+_NO_GPU = Refusal(
+    "no_gpu",
+    "No NVIDIA GPU found on the host: no driver answers and no PCI device is in the GPU table.",
+    "Set vram_plan_gpus to the GPUs that it will have, for example [{name: RTX 4090, count: 2}].",
+)
 
 
 def _from_fact(fact: Mapping[str, Any]) -> Host:
@@ -225,18 +228,6 @@ def _as_measured(gpu: Gpu, fact: Mapping[str, Any]) -> Gpu:
 
 
 _SAME_EDITION = 0.02
-
-
-def _cc(text: str) -> dict[str, float]:
-    value = _number(text)
-    return {"compute_capability": value} if value else {}
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def _plain(name: str) -> str:
