@@ -135,6 +135,23 @@ def test_errors_that_ecc_did_not_correct_are_added_up() -> None:
     assert smi.parse_query(said("580.65.06-lost.xml"))[0][0]["ecc.uncorrected_aggregate"] == 8
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "leaf", "reason"),
+    [
+        ("24576 MiB", "1" + "0" * 400 + " MiB", "memory.total_mib", "unreadable"),
+        ("24576 MiB", "24576", "memory.total_mib", "unreadable"),
+        ("24576 MiB", "[Insufficient Permissions]", "memory.total_mib", "no_permission"),
+        ("<processes>", "<processes>N/A", "processes", "not_supported"),
+        ("<processes>", "<processes>0", "processes", "unreadable"),
+        ("<processes>\n    </processes>", "", "processes", "not_reported"),
+    ],
+)
+def test_value_that_is_none(before: str, after: str, leaf: str, reason: str) -> None:
+    text = said("590.44.01-rtx3090.xml")
+    assert before in text
+    assert smi.parse_query(text.replace(before, after))[0][0][leaf] == Missing(reason)
+
+
 def test_lost_gpu_keeps_its_place_and_is_named() -> None:
     gpus, problems = smi.parse_query(said("580.65.06-lost.xml"))
     assert (gpus[0]["memory.total_mib"], gpus[1]["memory.total_mib"]) == (196608, Missing("gpu_lost"))

@@ -54,10 +54,10 @@ def parse_query(text: str) -> tuple[list[dict[str, Any]], list[Refusal]]:
         RefusalError: there is no report in the text; the refusal says why, as far as the text tells.
     """
     preface, tag, _ = text.partition("<nvidia_smi_log")
-    if not tag or "<!ENTITY" in text:
+    if not tag:
         raise RefusalError(of_text(text) or problem("unreadable_nvidia_smi", _first_line(text)))
     try:
-        log = ET.fromstring(text[len(preface) :])  # noqa: S314 - of the driver's own tool, without entities
+        log = ET.fromstring(text[len(preface) :])  # noqa: S314 - the driver's own tool; entities went with the preface
     except (ET.ParseError, ValueError) as error:
         raise RefusalError(problem("unreadable_nvidia_smi", str(error))) from error
     problems = [found for line in preface.splitlines() if (found := of_text(line))]
@@ -157,8 +157,10 @@ def _gpu(log: ET.Element, gpu: ET.Element, number: int) -> dict[str, Any]:
 
 def _processes(gpu: ET.Element) -> Any:
     section = gpu.find("processes")
-    if section is None or (not len(section) and (section.text or "").strip()):
-        return _leaf(None if section is None else section.text, str) if section is not None else Missing("not_reported")
+    if section is None:
+        return Missing("not_reported")
+    if not len(section) and (section.text or "").strip():
+        return _leaf(section.text, _unreadable)
     found = []
     for process in section.findall("process_info"):
         pid, name = _leaf(process.findtext("pid"), int), _leaf(process.findtext("process_name"), str)
@@ -238,6 +240,11 @@ def _switch(text: str) -> bool:
     if text.lower() not in ("enabled", "disabled"):
         raise ValueError(text)
     return text.lower() == "enabled"
+
+
+def _unreadable(text: str) -> None:
+    """Converts nothing: only the words that stand for no value have a meaning here."""
+    raise ValueError(text)
 
 
 def _first_line(text: str) -> str:
