@@ -6,8 +6,10 @@ import ctypes
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import ModuleType
 from typing import Any
+
+import pynvml
+import pytest
 
 MIB = 2**20
 OK, NOT_SUPPORTED, NOT_FOUND, INSUFFICIENT_SIZE, UNKNOWN = 0, 3, 6, 7, 999
@@ -36,8 +38,8 @@ class FakeGpu:
 class FakeNvml:
     """The library: attributes are C functions, as those of ctypes.CDLL are."""
 
-    def __init__(self, pynvml: ModuleType, gpus: list[FakeGpu], broken: dict[str, int] | None = None) -> None:
-        self.pynvml, self.gpus, self.broken = pynvml, gpus, broken or {}
+    def __init__(self, gpus: list[FakeGpu], broken: dict[str, int]) -> None:
+        self.gpus, self.broken = gpus, broken
         self.calls: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -89,18 +91,18 @@ class FakeNvml:
         return _write(text, f"GPU-{gpu - 1:08}".encode())
 
     def _nvmlDeviceGetPciInfo_v3(self, gpu: Address, out: Address) -> int:
-        info = self.pynvml.nvmlPciInfo_t.from_address(out)
+        info = pynvml.nvmlPciInfo_t.from_address(out)
         info.busId, info.pciDeviceId = self.gpus[gpu - 1].bus.encode(), self.gpus[gpu - 1].device
         return OK
 
     def _nvmlDeviceGetMemoryInfo_v2(self, gpu: Address, out: Address) -> int:
-        info = self.pynvml.c_nvmlMemory_v2_t.from_address(out)
+        info = pynvml.c_nvmlMemory_v2_t.from_address(out)
         total, reserved, used = (part * MIB for part in self.gpus[gpu - 1].memory)
         info.total, info.reserved, info.used, info.free = total, reserved, used, total - reserved - used
         return OK
 
     def _nvmlDeviceGetMemoryInfo(self, gpu: Address, out: Address) -> int:
-        info = self.pynvml.c_nvmlMemory_t.from_address(out)
+        info = pynvml.c_nvmlMemory_t.from_address(out)
         total, reserved, used = (part * MIB for part in self.gpus[gpu - 1].memory)
         info.total, info.used, info.free = total, reserved + used, total - reserved - used
         return OK
@@ -154,7 +156,7 @@ class FakeNvml:
         return _set(ctypes.c_uint, out, 1)
 
     def _nvmlDeviceGetGpuFabricInfoV(self, gpu: Address, out: Address) -> int:
-        info = self.pynvml.c_nvmlGpuFabricInfo_v2_t.from_address(out)
+        info = pynvml.c_nvmlGpuFabricInfo_v2_t.from_address(out)
         state = self.gpus[gpu - 1].fabric
         if state is None:
             return NOT_SUPPORTED
@@ -173,10 +175,21 @@ class FakeNvml:
         room.value = len(processes)
         if not fits:
             return INSUFFICIENT_SIZE
-        entries = (self.pynvml.c_nvmlProcessInfo_v3_t * len(processes)).from_address(out) if processes else ()
+        entries = (pynvml.c_nvmlProcessInfo_v3_t * len(processes)).from_address(out) if processes else ()
         for entry, (pid, used) in zip(entries, processes, strict=True):
             entry.pid, entry.usedGpuMemory = pid, used
         return OK
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *gpus: FakeGpu, **broken: int) -> FakeNvml:
+    """Put a library of these GPUs where the bindings keep the one that they loaded.
+
+    ``broken`` has the codes that functions return; -1 stands for a function that the library does not have.
+    """
+    library = FakeNvml(list(gpus), broken)
+    monkeypatch.setattr(pynvml, "nvmlLib", library)
+    monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
+    return library
 
 
 class Address(int):

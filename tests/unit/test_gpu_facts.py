@@ -6,7 +6,7 @@ import ast
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts import re
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.gpu import gpu_facts
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import Machine, Output, read, read_gpus
 from ansible_collections.inference.vllm.plugins.modules import gpu_facts as module
-from support.fake_nvml import FakeGpu, FakeNvml
+from support.fake_nvml import FakeGpu, install
 
 HERE = Path(__file__).parent
 PLUGINS = HERE.parents[1] / "collections" / "ansible_collections" / "inference" / "vllm" / "plugins"
@@ -29,7 +29,7 @@ SAID = HERE / "fixtures" / "nvidia_smi"
 LOGS = HERE / "fixtures" / "kernel_log"
 JOURNAL, DMESG = kernel_log.COMMANDS
 KEYS = set(gpu_facts({}))
-H100S = {
+H100S: dict[tuple[str, ...], Output] = {
     smi.QUERY: Output(0, (SAID / "580.105.08-h100.xml").read_text()),
     smi.CAPABILITIES: Output(
         0, "0, GPU-00000000-0000-0000-0000-000000000000, 9.0\n1, GPU-00000001-0000-0000-0000-000000000001, 9.0\n"
@@ -64,20 +64,11 @@ def codes(facts: dict[str, Any]) -> list[str]:
     return [each["code"] for each in facts["host"]["problems"]]
 
 
-@pytest.fixture
-def nvml(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    def put(*gpus: FakeGpu, **broken: int) -> Any:
-        monkeypatch.setattr(pynvml, "nvmlLib", FakeNvml(pynvml, list(gpus), broken))
-        monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
-        return pynvml
-
-    return put
-
-
-def test_every_source_gives_the_same_keys(tmp_path: Path, nvml: Callable[..., Any]) -> None:
+def test_every_source_gives_the_same_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device(tmp_path, "0000:53:00.0", "2330")
     device(tmp_path, "0000:64:00.0", "2330")
-    by_nvml = read(machine(tmp_path, nvml=nvml(FakeGpu(), FakeGpu(bus="00000000:64:00.0"))))
+    install(monkeypatch, FakeGpu(), FakeGpu(bus="00000000:64:00.0"))
+    by_nvml = read(machine(tmp_path, nvml=pynvml))
     by_smi = read(machine(tmp_path, H100S))
     by_bus = read(machine(tmp_path))
     for facts, source in ((by_nvml, "nvml"), (by_smi, "nvidia_smi"), (by_bus, "pci")):
@@ -150,11 +141,12 @@ def test_links_and_peers_by_nvidia_smi(tmp_path: Path) -> None:
     assert without["missing"]["peers"] == without["missing"]["nvlink.present"] == "program_missing"
 
 
-def test_gpu_that_the_driver_does_not_list(tmp_path: Path, nvml: Callable[..., Any]) -> None:
+def test_gpu_that_the_driver_does_not_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device(tmp_path, "0000:53:00.0", "2330", driver="nvidia")
     device(tmp_path, "0000:64:00.0", "2330", driver="nvidia")
     device(tmp_path, "0000:75:00.0", "2330", driver="vfio-pci")
-    facts = read(machine(tmp_path, nvml=nvml(FakeGpu(), FakeGpu(broken={"*": 15}))))
+    install(monkeypatch, FakeGpu(), FakeGpu(broken={"*": 15}))
+    facts = read(machine(tmp_path, nvml=pynvml))
     assert [(gpu["index"], gpu["pci_bus_id"]) for gpu in facts["gpus"]] == [(0, "0000:53:00.0"), (None, "0000:64:00.0")]
     assert facts["gpus"][1]["missing"]["name"] == "not_listed_by_driver"
     assert codes(facts) == ["gpu_lost", "gpu_not_listed"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pynvml
 import pytest
@@ -10,10 +12,11 @@ import pytest
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts import nvml
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.gpu import Missing, gpu_facts
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+from support import fake_nvml
 from support.fake_nvml import MIB, NO_MEMORY_FIGURE, UNKNOWN, FakeGpu, FakeNvml
 
 Install = Callable[..., FakeNvml]
-RTX_4090 = {
+RTX_4090: dict[str, Any] = {
     "name": "NVIDIA GeForce RTX 4090",
     "bus": "00000000:01:00.0",
     "device": 0x268410DE,
@@ -28,15 +31,7 @@ RTX_4090 = {
 
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Puts a fake library where the bindings keep the one that they loaded."""
-
-    def put(*gpus: FakeGpu, **broken: int) -> FakeNvml:
-        library = FakeNvml(pynvml, list(gpus), broken)
-        monkeypatch.setattr(pynvml, "nvmlLib", library)
-        monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer_cache", {})
-        return library
-
-    return put
+    return partial(fake_nvml.install, monkeypatch)
 
 
 def test_data_centre_gpu(install: Install) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.gpu import pci_bus_id
 
 # Tried in this order; either may be missing, or closed to the user.
-COMMANDS = (
+COMMANDS: tuple[tuple[str, ...], ...] = (
     ("journalctl", "--dmesg", "--boot", "--output=short-iso", "--no-pager", "--quiet"),
     ("dmesg", "--time-format=iso"),
 )

@@ -15,12 +15,14 @@ from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.gpu impor
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.problems import of_text, problem
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
-QUERY = ("nvidia-smi", "-q", "-x")
+Command = tuple[str, ...]
+
+QUERY: Command = ("nvidia-smi", "-q", "-x")
 # The XML report does not say the compute capability, nor the number that topology and NVLink go by.
-CAPABILITIES = ("nvidia-smi", "--query-gpu=index,uuid,compute_cap", "--format=csv,noheader")
-PATHS = ("nvidia-smi", "topo", "-m")
-PEER_READS = ("nvidia-smi", "topo", "-p2p", "r")
-NVLINKS = ("nvidia-smi", "nvlink", "-s")
+CAPABILITIES: Command = ("nvidia-smi", "--query-gpu=index,uuid,compute_cap", "--format=csv,noheader")
+PATHS: Command = ("nvidia-smi", "topo", "-m")
+PEER_READS: Command = ("nvidia-smi", "topo", "-p2p", "r")
+NVLINKS: Command = ("nvidia-smi", "nvlink", "-s")
 
 # What nvidia-smi writes in place of a value, in lower case and without brackets.
 _NO_VALUE = (
