@@ -19,7 +19,7 @@ def test_versions_are_the_pinned_ones(host):
 
 
 def test_libraries_load(host):
-    assert host.run(f"{PYTHON} -c 'import docker, huggingface_hub, openai, PIL, requests, yaml'").rc == 0
+    assert host.run(f"{PYTHON} -c 'import docker, huggingface_hub, openai, PIL, pynvml, requests, yaml'").rc == 0
 
 
 def test_the_systems_own_python_is_left_alone(host):
