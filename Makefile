@@ -8,6 +8,8 @@ export ANSIBLE_FORCE_COLOR ?= $(shell [ -t 1 ] && echo 1 || echo 0)
 SCENARIOS ?= deploy_report docker_engine host_python local_hub preflight teardown vram_plan
 SLOW_SCENARIOS ?= engine_image model_weights smoke_test vllm_service
 INVENTORY ?= inventories/embedded
+# More arguments for ansible-playbook, e.g. ARGS="-e vllm_port=18001".
+ARGS ?=
 # Linted and type-checked Python.
 PYTHON_CODE := collections tests bench bin
 
@@ -23,7 +25,7 @@ dev-deps:
 	@bin/bootstrap dev
 
 demo: deploy-deps ## Deploy a real vLLM with a tiny model on this machine, and prove it
-	ansible-playbook deploy.yml -i $(INVENTORY)
+	ansible-playbook deploy.yml -i $(INVENTORY) $(ARGS)
 
 demo-down: deploy-deps ## Remove all that the demo started
 	ansible-playbook playbooks/teardown.yml -i $(INVENTORY) -e teardown_remove_data=true
