@@ -47,10 +47,9 @@ test-unit: test-host ## Run the unit tests
 	pytest -n 2 tests/unit
 
 test-e2e: test-host ## Deploy the demo, break it, heal it
-	pytest -v --capture=no -m "not slow" tests/e2e
-
-test-slow: test-host ## Run the end-to-end tests and scenarios that take long
 	pytest -v --capture=no tests/e2e
+
+test-slow: test-host ## Run the scenarios that take long
 	ansible-playbook tests/support/engine.yml -i inventories/embedded
 	tests/roles/run $(SLOW_SCENARIOS)
 

@@ -137,7 +137,6 @@ def test_report_is_one_self_contained_file(verdict: Callable[[], dict[str, Any]]
     assert "<script src" not in page
 
 
-@pytest.mark.slow
 def test_check_mode_changes_nothing(demo: Run, playbook: Callable[..., Run]) -> None:
     run = playbook("deploy.yml", cmdline="--check --diff")
     assert run.rc == 0, run.text
@@ -170,7 +169,6 @@ def test_rollback_steps_back_to_the_former_proven_release(
     assert playbook("playbooks/status.yml").changed == 0
 
 
-@pytest.mark.slow
 def test_corrupt_vision_weights_are_noticed(
     tmp_path: Path, playbook: Callable[..., Run], verdict: Callable[[], dict[str, Any]]
 ) -> None:
@@ -193,7 +191,6 @@ def test_corrupt_vision_weights_are_noticed(
     assert verdict()["ok"] is True
 
 
-@pytest.mark.slow
 def test_unreachable_revision_is_a_clear_error(playbook: Callable[..., Run]) -> None:
     before = sorted((HOME / "releases").iterdir())
     run = playbook("deploy.yml", model_weights_revision="no-such-revision")
@@ -203,7 +200,6 @@ def test_unreachable_revision_is_a_clear_error(playbook: Callable[..., Run]) -> 
     assert playbook("deploy.yml").rc == 0
 
 
-@pytest.mark.slow
 def test_interrupted_release_is_not_taken_for_one(playbook: Callable[..., Run]) -> None:
     left_over = HOME / "releases" / ".tmp-interrupted"
     left_over.mkdir()
@@ -213,7 +209,6 @@ def test_interrupted_release_is_not_taken_for_one(playbook: Callable[..., Run]) 
     assert all((path / "manifest.json").exists() for path in (HOME / "releases").iterdir() if path.is_dir())
 
 
-@pytest.mark.slow
 def test_teardown_removes_all_that_was_started_and_nothing_else(
     engine: docker.DockerClient, host: Any, playbook: Callable[..., Run]
 ) -> None:
