@@ -27,7 +27,7 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "import_module":
-            found |= {arg.value for arg in node.args if isinstance(arg, ast.Constant)}
+            found |= {str(arg.value) for arg in node.args if isinstance(arg, ast.Constant)}
     return found
 
 
