@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +52,19 @@ def test_role_has_scenario_test_and_readme(role: str) -> None:
     assert (root / "molecule" / role / "molecule.yml").exists()
     assert (root / "tests" / "roles" / f"test_{role}.py").exists()
     assert (ROLES / role / "README.md").exists()
+
+
+def bool_options() -> set[str]:
+    entries = [entry for role in NAMES for entry in load(role, "meta/argument_specs.yml")["argument_specs"].values()]
+    return {name for entry in entries for name, option in entry.get("options", {}).items() if option["type"] == "bool"}
+
+
+@pytest.mark.parametrize("role", NAMES)
+def test_a_truth_value_may_come_as_text_of_the_command_line(role: str) -> None:
+    """``-e name=true`` is a text: a condition on it fails, and ``false`` would be taken for true."""
+    used = re.compile(rf"\b({'|'.join(bool_options())})\b(?!\s*:)(?! \| bool)")
+    conditional = re.compile(r"\bwhen:| if | or | and |\bnot ")
+    for path in sorted((ROLES / role).glob("[thv]*/*.yml")):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            bare = used.search(line) if conditional.search(line) else None
+            assert bare is None, f"{path.relative_to(ROLES)}:{number}: write {bare[1]} | bool"
