@@ -126,6 +126,8 @@ class _Handler(BaseHTTPRequestHandler):
         lie = self.lie.name
         if lie == "html_everywhere":
             self._send(200, "<html>It works!</html>", "text/html")
+        elif self.path == "/health":
+            self._send(200, "")
         elif self.path == "/version" and lie != "no_version":
             self._send(200, json.dumps({"version": "0.32.0"}))
         elif self.path != "/v1/models":
