@@ -77,7 +77,7 @@ class Gateway:
         self.engine_key = engines[0].key
         self.given = {
             "gateway_bind_address": "127.0.0.1",
-            "gateway_tls": "off",
+            "gateway_tls": "disabled",
             "gateway_port": self.port,
             "gateway_metrics_port": self.metrics_port,
             "gateway_run_dir": str(self.socket.parent),

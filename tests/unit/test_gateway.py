@@ -34,7 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
     "two_engines": {
         "gateway_backends": TWO_ENGINES,
         "gateway_bind_address": "::1",
-        "gateway_tls": "off",
+        "gateway_tls": "disabled",
         "gateway_endpoints": ["embeddings", "models"],
         "gateway_source": "image",
         "gateway_image": f"docker.io/library/haproxy@sha256:{'1' * 64}",
@@ -57,7 +57,7 @@ def test_the_rest_of_the_design() -> None:
     assert design["url"] == "https://127.0.0.1:8443"
     assert design["subject_alt_names"] == ["DNS:gpu1.example.org", "IP:192.0.2.10"]
     assert design["open_files"] > 2 * 4096
-    plain = gateway.design(settings(gateway_tls="off", gateway_bind_address="::1"))
+    plain = gateway.design(settings(gateway_tls="disabled", gateway_bind_address="::1"))
     assert plain["url"] == "http://[::1]:8443"
 
 
@@ -89,8 +89,8 @@ def refused(**given_settings: Any) -> list[str]:
         ({"gateway_request_timeout": "soon"}, "bad_number"),
         ({"gateway_bind_address": "localhost"}, "bad_address"),
         ({"gateway_bind_address": "127.0.0.1\n    bind :80"}, "bad_address"),
-        ({"gateway_tls": "off"}, "plain_http_exposed"),
-        ({"gateway_tls": "off", "gateway_bind_address": "::"}, "plain_http_exposed"),
+        ({"gateway_tls": "disabled"}, "plain_http_exposed"),
+        ({"gateway_tls": "disabled", "gateway_bind_address": "::"}, "plain_http_exposed"),
         ({"vllm_bind_address": "0.0.0.0"}, "engine_exposed"),
         ({"vllm_bind_address": "192.0.2.10"}, "engine_exposed"),
         ({"gateway_metrics_port": 8443}, "port_taken"),
@@ -135,8 +135,8 @@ def test_all_reasons_come_at_once() -> None:
 @pytest.mark.parametrize(
     "given_settings",
     [
-        {"gateway_tls": "off", "gateway_unsafe_plain_http": True},
-        {"gateway_tls": "off", "gateway_bind_address": "127.0.0.1"},
+        {"gateway_tls": "disabled", "gateway_unsafe_plain_http": True},
+        {"gateway_tls": "disabled", "gateway_bind_address": "127.0.0.1"},
         {"vllm_bind_address": "192.0.2.10", "gateway_unsafe_exposed_engine": True},
         {
             "gateway_backends": [{"name": "far", "address": "192.0.2.11", "port": 8000}],
@@ -172,7 +172,7 @@ def test_what_is_no_answer_of_haproxy_is_said() -> None:
 
 # --- The module that writes -------------------------------------------------------------------------------------------
 
-CONFIG = "global\n    default-path config\ndefaults\n    timeout connect 1s\n"
+CONFIG = "listen one\n    bind 127.0.0.1:1\n    timeout client 1s\n    timeout server 1s\n    timeout connect 1s\n"
 ENGINE_KEY = "an-engine-key-of-many-letters"
 
 
@@ -221,7 +221,7 @@ def test_check_mode_writes_nothing_and_diff_shows_no_secret(run: Any, tmp_path: 
     later = run(keys_map=gateway.keys_map(KEYS[:1]), _ansible_check_mode=True, _ansible_diff=True)
     assert [entry["after_header"] for entry in later["diff"]] == ["new/keys.map"]
     assert run(_ansible_check_mode=True)["changed"] is False
-    assert run(engine_key_file="/nonexistent", _ansible_check_mode=True)["changed"] is True
+    assert run(engine_key_file=str(tmp_path / "none"), _ansible_check_mode=True)["changed"] is True
 
 
 def test_old_sets_go(run: Any, tmp_path: Path) -> None:
@@ -238,7 +238,7 @@ def test_what_cannot_be_is_refused_with_a_fix(run: Any, tmp_path: Path) -> None:
     for arguments, code in (
         ({"config": f"{CONFIG}nonsense\n"}, "gateway_config_refused"),
         ({"keys_map": own}, "engine_key_given_out"),
-        ({"engine_key_file": "/nonexistent"}, "missing_input"),
+        ({"engine_key_file": str(tmp_path / "none")}, "missing_input"),
         ({"engine_key_file": str(tmp_path / "short")}, "bad_engine_key"),
         ({"certificate": str(tmp_path / "text"), "private_key": str(tmp_path / "text")}, "bad_certificate"),
         ({"path": str(tmp_path / "short" / "x")}, "gateway_not_written"),

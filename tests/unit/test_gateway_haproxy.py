@@ -625,7 +625,7 @@ def test_the_module_says_what_it_would_do_and_refuses_the_last_one(gateway_of_tw
     assert run_module(name="blue", state="ready")["changed"] is True
     assert ask(gateway_of_two).status == 200
     assert "it has blue, green" in run_module(name="red", state="drain")["msg"]
-    assert "[gateway_not_running]" in run_module(name="blue", state="drain", socket="/nonexistent")["msg"]
+    assert "[gateway_not_running]" in run_module(name="blue", state="drain", socket="/no/such/socket")["msg"]
 
 
 def test_an_engine_that_does_not_come_up_is_told(
@@ -759,7 +759,7 @@ def test_what_haproxy_refuses_changes_nothing(gateway: Gateway) -> None:
     assert gateway.store.files() == before
     assert len(list(gateway.store.sets.iterdir())) == 1
     with pytest.raises(RefusalError, match="cannot be asked"):
-        gateway.store.write(before, ["/nonexistent/haproxy", gateway_store.CONFIG_PLACEHOLDER])
+        gateway.store.write(before, ["/no/such/haproxy", gateway_store.CONFIG_PLACEHOLDER])
     gateway.reload()
     assert ask(gateway).status == 200
 

@@ -134,7 +134,7 @@ def design(settings: Mapping[str, Any]) -> dict[str, Any]:
         "config": _config(settings),
         "keys_map": keys_map(settings["gateway_keys"]),
         "subject_alt_names": subject_alt_names(settings["gateway_tls_names"]),
-        "url": f"{'http' if settings['gateway_tls'] == 'off' else 'https'}://{_reachable(settings)}",
+        "url": f"{'http' if settings['gateway_tls'] == 'disabled' else 'https'}://{_reachable(settings)}",
         # One connection to the client and one to the engine, and what the process itself opens.
         "open_files": 2 * settings["gateway_max_connections"] + 1024,
     }
@@ -168,7 +168,7 @@ def error_body(kind: str, code: str, message: str) -> str:
 
 def _config(settings: Mapping[str, Any]) -> dict[str, Any]:
     packaged = settings["gateway_source"] == "package"
-    tls = "" if settings["gateway_tls"] == "off" else f" ssl crt {TLS_FILE} alpn h2,http/1.1"
+    tls = "" if settings["gateway_tls"] == "disabled" else f" ssl crt {TLS_FILE} alpn h2,http/1.1"
     routes = [ENDPOINTS[name] for name in ENDPOINTS if name in settings["gateway_endpoints"]]
     return {
         # In the image the process starts as that user.
@@ -255,8 +255,8 @@ def _wrong_addresses(settings: Mapping[str, Any]) -> Iterator[Refusal]:
     if not _address(bind):
         message = f"gateway_bind_address is {bind!r}; allowed: an IPv4 or IPv6 address, 0.0.0.0 and :: for all."
         yield Refusal("bad_address", message, "Set such an address.")
-    elif settings["gateway_tls"] == "off" and not _is_loopback(bind) and not settings["gateway_unsafe_plain_http"]:
-        message = f"gateway_tls is off and gateway_bind_address is {bind}: keys would cross the network in plain text."
+    elif settings["gateway_tls"] == "disabled" and not _is_loopback(bind) and not settings["gateway_unsafe_plain_http"]:
+        message = f"gateway_tls is disabled and gateway_bind_address is {bind}: keys would cross the network in plain text."
         fix = "Set gateway_tls to self_signed or given, or gateway_bind_address to 127.0.0.1."
         yield Refusal("plain_http_exposed", message, fix)
     if not _is_loopback(engine) and not settings["gateway_unsafe_exposed_engine"]:
@@ -349,8 +349,8 @@ def _wrong_key(entry: Mapping[str, Any]) -> tuple[str, str, str] | None:
 
 def _wrong_tls(settings: Mapping[str, Any]) -> Iterator[Refusal]:
     mode = settings["gateway_tls"]
-    if mode not in ("given", "self_signed", "off"):
-        message = f"gateway_tls is {mode!r}; allowed: given, self_signed, off."
+    if mode not in ("given", "self_signed", "disabled"):
+        message = f"gateway_tls is {mode!r}; allowed: given, self_signed, disabled."
         yield Refusal("bad_tls", message, "Set one of them.")
     for name in ("gateway_tls_certificate", "gateway_tls_key"):
         if mode == "given" and not str(settings[name]).startswith("/"):
@@ -374,8 +374,7 @@ def _wrong_image(settings: Mapping[str, Any]) -> Iterator[Refusal]:
         message = f"gateway_image is {image!r}; allowed: NAME@sha256:DIGEST, for what runs in front must not change."
         fix = "Take the digest of the image that you reviewed: docker buildx imagetools inspect haproxy:3.0"
         yield Refusal("image_not_pinned", message, fix)
-    if source == "image" and isinstance(settings["gateway_port"], int) and settings["gateway_port"] < _FIRST_FREE_PORT:
-        message = (
-            f"gateway_port is {settings['gateway_port']}, and the image runs as a plain user; allowed: 1024 and more."
-        )
+    port = settings["gateway_port"]
+    if source == "image" and isinstance(port, int) and port < _FIRST_FREE_PORT:
+        message = f"gateway_port is {port}, and the image runs as a plain user; allowed: {_FIRST_FREE_PORT} and more."
         yield Refusal("port_needs_root", message, "Set such a port, or gateway_source to package.")
