@@ -256,7 +256,7 @@ def _wrong_addresses(settings: Mapping[str, Any]) -> Iterator[Refusal]:
         message = f"gateway_bind_address is {bind!r}; allowed: an IPv4 or IPv6 address, 0.0.0.0 and :: for all."
         yield Refusal("bad_address", message, "Set such an address.")
     elif settings["gateway_tls"] == "disabled" and not _is_loopback(bind) and not settings["gateway_unsafe_plain_http"]:
-        message = f"gateway_tls is disabled and gateway_bind_address is {bind}: keys would cross the network in plain text."
+        message = f"gateway_tls is disabled and gateway_bind_address is {bind}: keys would cross the network readable."
         fix = "Set gateway_tls to self_signed or given, or gateway_bind_address to 127.0.0.1."
         yield Refusal("plain_http_exposed", message, fix)
     if not _is_loopback(engine) and not settings["gateway_unsafe_exposed_engine"]:

@@ -54,7 +54,7 @@ attributes:
     description: Shows the state before and after.
     support: full
 author:
-  - The project's contributors (@inference)
+  - The project's contributors
 """
 
 EXAMPLES = r"""

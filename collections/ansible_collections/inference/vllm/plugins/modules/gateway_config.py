@@ -63,7 +63,7 @@ attributes:
     description: Shows the configuration as text, and secrets by the first digits of their digest.
     support: full
 author:
-  - The project's contributors (@inference)
+  - The project's contributors
 """
 
 EXAMPLES = r"""
