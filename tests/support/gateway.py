@@ -20,7 +20,8 @@ from ansible_collections.inference.vllm.plugins.module_utils import gateway, gat
 from support.plain_engine import PATIENCE, Engine
 
 ROOT = Path(__file__).parents[2]
-PROGRAM = "/usr/sbin/haproxy"
+#: The HAProxy to test with; another version of it is named by the environment.
+PROGRAM = os.environ.get("HAPROXY", "/usr/sbin/haproxy")
 CHECK = [PROGRAM, "-c", "-f", gateway_store.CONFIG_PLACEHOLDER]
 
 ALICE = "sk-alice-0123456789abcdefghijklmnop"
