@@ -22,13 +22,13 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.inference.vllm.plugins.module_utils import gateway_store
-from ansible_collections.inference.vllm.plugins.module_utils.gateway import ENDPOINTS, digest
+from ansible_collections.inference.vllm.plugins.module_utils.gateway import ENDPOINTS, design, digest
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import Target
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import run as smoke
-from ansible_collections.inference.vllm.plugins.modules import gateway_backend
+from ansible_collections.inference.vllm.plugins.modules import gateway_backend, gateway_config
 from support import lying_server
-from support.gateway import ALICE, BOB, CHECK, KEYS, PROGRAM, Gateway
+from support.gateway import ALICE, BOB, CHECK, KEYS, PROGRAM, Gateway, rendered, settings
 from support.plain_engine import PATIENCE, Engine, running
 
 ROUTES = json.loads((Path(__file__).parent / "golden" / "vllm_routes.json").read_text())["routes"]
@@ -765,6 +765,39 @@ def test_the_same_holds_over_http_2(tls_gateway: Gateway, engine: Engine, tmp_pa
         assert curl(CHAT, *body) in (f"2 {status}", "0 000")
         tls_gateway.until(lambda wanted=status: tls_gateway.access()[-1]["status"] == wanted, f"{status} in the log")
     assert len(engine.paths) == 2
+
+
+# --- A configuration that changes -------------------------------------------------------------------------------------
+
+
+def test_a_reload_that_an_interrupted_run_owes_is_made_up_for(
+    gateway: Gateway, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "engine_key").write_text(gateway.engine_key)
+
+    def changed() -> bool:
+        """Whether the module has something to reload, for the settings as they are."""
+        design_now = design(settings(**gateway.given))
+        arguments = {
+            "path": str(tmp_path / "etc"),
+            "config": rendered(design_now["config"]),
+            "keys_map": design_now["keys_map"],
+            "engine_key_file": str(tmp_path / "engine_key"),
+            "check": CHECK,
+            "socket": str(gateway.socket),
+        }
+        with patch_module_args(arguments), pytest.raises(SystemExit):
+            gateway_config.main()
+        return bool(json.loads(capsys.readouterr().out)["changed"])
+
+    assert changed() is False
+    gateway.given["gateway_keys"] = KEYS[:1]
+    # The key is still valid after the first of these, and would be for ever.
+    assert [changed(), changed()] == [True, True]
+    assert ask(gateway, key=BOB).status == 200
+    gateway.reload()
+    assert ask(gateway, key=BOB).status == 401
+    assert changed() is False
 
 
 # --- A configuration that is refused ----------------------------------------------------------------------------------

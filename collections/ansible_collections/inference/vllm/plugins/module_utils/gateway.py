@@ -42,6 +42,9 @@ KEYS_FILE = "keys.map"
 ENGINE_KEY_FILE = "engine_key.map"
 TLS_FILE = "tls.pem"
 
+#: Stands in the configuration for an id of all files of a set; HAProxy repeats it when it is asked what it runs with.
+SET_ID = "@SET_ID@"
+
 #: Status, type and code of OpenAI's error object, and its text. HAProxy takes no other statuses than these.
 _ERRORS = (
     (400, "invalid_request_error", "bad_request", "The request is not valid HTTP."),
@@ -171,6 +174,7 @@ def _config(settings: Mapping[str, Any]) -> dict[str, Any]:
     tls = "" if settings["gateway_tls"] == "disabled" else f" ssl crt {TLS_FILE} alpn h2,http/1.1"
     routes = [ENDPOINTS[name] for name in ENDPOINTS if name in settings["gateway_endpoints"]]
     return {
+        "set_id": SET_ID,
         # In the image the process starts as that user.
         "user": "haproxy" if packaged else "",
         "socket": f"{settings['gateway_run_dir']}/admin.sock",

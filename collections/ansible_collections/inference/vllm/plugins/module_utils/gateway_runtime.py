@@ -98,6 +98,14 @@ class Runtime:
             refusal = Refusal("gateway_not_running", f"{self.path}: {error}.", "Start the gateway: run role gateway.")
             raise RefusalError(refusal) from error
 
+    def description(self) -> str | None:
+        """What the configuration that it runs with says of itself, None where nobody answers."""
+        try:
+            lines = self.ask("show info").splitlines()
+        except RefusalError:
+            return None
+        return next((line.partition(": ")[2] for line in lines if line.startswith("description: ")), "")
+
     def servers(self) -> dict[str, Server]:
         """All servers of the group by name."""
         states = self.ask(f"show servers state {self.group}")

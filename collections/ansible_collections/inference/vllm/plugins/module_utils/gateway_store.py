@@ -7,6 +7,7 @@ it, by one rename. A set that is refused leaves no trace; what runs, and what a 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import ssl
@@ -140,7 +141,13 @@ def assemble(config: str, keys_map: str, engine_key: str, certificate: str, priv
     }
     if certificate:
         files[gateway.TLS_FILE] = f"{certificate.rstrip()}\n{private_key.rstrip()}\n"
+    files[gateway.CONFIG_FILE] = config.replace(gateway.SET_ID, _set_id(files))
     return files
+
+
+def _set_id(files: Mapping[str, str]) -> str:
+    text = json.dumps(files, sort_keys=True)
+    return f"set-{sha256(text.encode()).hexdigest()[:_SHOWN_DIGITS]}"
 
 
 def fingerprint(pem: str) -> str:

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.inference.vllm.plugins.module_utils import gateway
+from ansible_collections.inference.vllm.plugins.module_utils.gateway_runtime import Runtime
 from ansible_collections.inference.vllm.plugins.module_utils.gateway_store import Store, assemble, fingerprint, shown
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
@@ -46,6 +48,11 @@ options:
     type: list
     elements: str
     required: true
+  socket:
+    description:
+      - Admin socket of the gateway. Where one answers that runs with another set than the current one, the result is
+        changed, so that a reload that an interrupted run owes is made up for.
+    type: path
   owner:
     description: Numeric user that reads the files.
     type: int
@@ -75,7 +82,8 @@ EXAMPLES = r"""
     engine_key_file: /opt/vllm/secrets/api_key
     certificate: /etc/ssl/vllm.pem
     private_key: /etc/ssl/private/vllm.key
-    check: [/usr/sbin/haproxy, -c, -q, -f, "@CONFIG@"]
+    check: [/usr/sbin/haproxy, -c, -f, "@CONFIG@"]
+    socket: /run/vllm-gateway/admin.sock
   notify: Reload the gateway
 """
 
@@ -111,6 +119,14 @@ def _read(module: AnsibleModule, option: str) -> str | None:
         raise RefusalError(Refusal("bad_input", f"{option}: {path} is no text.", "Give it in PEM.")) from error
 
 
+def _is_outdated(module: AnsibleModule, files: Mapping[str, str]) -> bool:
+    """Whether a gateway runs, and with something else."""
+    if not module.params["socket"]:
+        return False
+    running = Runtime(Path(module.params["socket"])).description()
+    return running is not None and f"description {running}\n" not in files[gateway.CONFIG_FILE]
+
+
 def _write(module: AnsibleModule, store: Store) -> dict[str, object]:
     params = module.params
     names = ["engine_key_file"] + (["certificate", "private_key"] if params["certificate"] else [])
@@ -126,9 +142,9 @@ def _write(module: AnsibleModule, store: Store) -> dict[str, object]:
         str(texts["engine_key_file"]),
         *(str(texts.get(name, "")) for name in ("certificate", "private_key")),
     )
-    changed = not store.holds(files)
+    changed = not store.holds(files) or _is_outdated(module, files)
     before, after = shown(store.files()), shown(files)
-    if changed and not module.check_mode:
+    if not module.check_mode and not store.holds(files):
         store.write(files, params["check"])
     if module._diff and changed:
         result["diff"] = [  # type: ignore[assignment]
@@ -155,6 +171,7 @@ def main() -> None:
             "certificate": {"type": "path"},
             "private_key": {"type": "path", "no_log": False},
             "check": {"type": "list", "elements": "str", "required": True},
+            "socket": {"type": "path"},
             "owner": {"type": "int", "default": 0},
             "group": {"type": "int", "default": 0},
         },
