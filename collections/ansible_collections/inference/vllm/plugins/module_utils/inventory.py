@@ -21,6 +21,8 @@ RANGES: Mapping[str, tuple[int, int | None]] = {
     "vllm_gid": (0, 2**31 - 1),
     "local_hub_port": (1, 65535),
     "docker_engine_start_timeout": (1, None),
+    "nvidia_driver_branch": (0, 999),
+    "nvidia_driver_reboot_timeout": (1, None),
     "preflight_min_free_gib": (0, None),
     "smoke_test_timeout": (1, None),
     "vllm_service_start_timeout": (1, None),

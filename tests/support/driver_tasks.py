@@ -1,0 +1,112 @@
+"""driver_tasks.py: print, as JSON, which tasks role nvidia_driver would run on a fresh host of each system.
+
+Their arguments are filled in by Ansible's own templating. A process of its own, because Ansible's loader of collections
+must come before anything else imports them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader
+from ansible.template import Templar
+
+ROOT = Path(__file__).parents[2]
+ROLE = ROOT / "roles" / "nvidia_driver"
+LOADER = DataLoader()
+INCLUDE = "ansible.builtin.include_tasks"
+KEYWORDS = {"name", "when", "register", "vars", "loop", "loop_control", "changed_when", "failed_when", "check_mode",
+            "notify", "environment"}  # fmt: skip
+
+SYSTEMS = {
+    "Debian 12": ("Debian", "12", "Debian", "6.1.0-41-amd64"),
+    "Debian 13": ("Debian", "13", "Debian", "6.12.57+deb13-amd64"),
+    "Ubuntu 22": ("Ubuntu", "22", "Debian", "5.15.0-161-generic"),
+    "Ubuntu 24": ("Ubuntu", "24", "Debian", "6.8.0-88-generic"),
+    "RedHat 9": ("Rocky", "9", "RedHat", "5.14.0-611.5.1.el9_7.x86_64"),
+    "RedHat 10": ("AlmaLinux", "10", "RedHat", "6.12.0-124.8.1.el10_1.x86_64"),
+}
+LISTING = {
+    "Debian": "nvidia-driver-cuda | 580.126.20-1 | https://x Packages\n",
+    "RedHat": "nvidia-driver-cuda.x86_64   3:580.126.20-1.el9   nvidia-driver\n",
+}
+
+
+def load(path: Path) -> Any:
+    """A YAML file whose templates may be filled in."""
+    return LOADER.load_from_file(str(path), trusted_as_template=True)
+
+
+def host(system: str, *, secure_boot: bool = False) -> dict[str, Any]:
+    """Variables of a fresh host with two H100 and NVSwitches."""
+    distribution, major, family, kernel = SYSTEMS[system]
+    variables = load(ROLE / "defaults" / "main.yml")
+    for path in sorted((ROLE / "vars" / "main").glob("*.yml")):
+        variables |= load(path)
+    modules = dict.fromkeys(("nvidia", "nvidia_uvm", "nouveau", "nova_core"), False)
+    around = {"kernel_module": {"version": None}, "userspace_version": None, "modules": modules, "nvswitches": 4}
+    return variables | {
+        "ansible_check_mode": False,
+        "ansible_facts": {
+            "distribution": distribution,
+            "distribution_major_version": major,
+            "os_family": family,
+            "kernel": kernel,
+            "architecture": "x86_64",
+        },
+        "nvidia_driver_gpus": [{"name": "H100", "count": 2}],
+        "__nvidia_driver_running": {"gpus": [], "host": around | {"secure_boot": secure_boot}},
+        "__nvidia_driver_before": {
+            "installed": {}, "held": [], "unfinished": [], "managed_version": "", "runfile": False,
+            "gpu_containers": ["vllm-engine-1"],
+        },
+        "__nvidia_driver_listing": {"stdout": LISTING[family], "stderr": "", "rc": 0},
+        "__nvidia_driver_lists": {"stdout": "", "stderr": "", "rc": 0},
+        "__nvidia_driver_repository": {"changed": True},
+        "__nvidia_driver_python_debian": {"changed": True},
+        "__nvidia_driver_stream": {"stdout": ""},
+        "__nvidia_driver_installed": {
+            "installed": {"nvidia-driver-cuda": "580.126.20-1", "libcuda1": "580.126.20-1"}, "held": [],
+        },
+    }  # fmt: skip
+
+
+def rendered(path: Path, variables: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The tasks of a file that would run, in order, with their arguments filled in; includes are followed."""
+    for task in load(path):
+        templar = Templar(LOADER, variables=variables | task.get("vars", {}))
+        conditions = task.get("when", [])
+        conditions = conditions if isinstance(conditions, list) else [conditions]
+        if not all(templar.evaluate_conditional(condition) for condition in conditions):
+            continue
+        (action,) = set(task) - KEYWORDS
+        arguments = templar.template(task[action])
+        if action == INCLUDE:
+            yield from rendered(path.parent / str(arguments), variables)
+        else:
+            yield {"task": task["name"], action: arguments}
+
+
+def tasks(system: str, *, secure_boot: bool = False) -> list[dict[str, Any]]:
+    """All tasks that bring the packages into the wanted state."""
+    variables = host(system, secure_boot=secure_boot)
+    choice = Templar(LOADER, variables=variables).template(variables["__nvidia_driver_choice"])
+    if choice["refused"]:
+        raise SystemExit(f"{system}: {choice['refused']}")
+    return list(rendered(ROLE / "tasks" / f"packages_{choice['manager']}.yml", variables))
+
+
+def main() -> None:
+    """Print them."""
+    init_plugin_loader([str(ROOT / "collections")])
+    found = {system: tasks(system) for system in SYSTEMS}
+    found["Ubuntu 24 with Secure Boot"] = tasks("Ubuntu 24", secure_boot=True)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
