@@ -65,8 +65,6 @@ def host(system: str, *, secure_boot: bool = False) -> dict[str, Any]:
             "gpu_containers": ["vllm-engine-1"],
         },
         "__nvidia_driver_listing": {"stdout": LISTING[family], "stderr": "", "rc": 0},
-        "__nvidia_driver_lists": {"stdout": "", "stderr": "", "rc": 0},
-        "__nvidia_driver_repository": {"changed": True},
         "__nvidia_driver_python_debian": {"changed": True},
         "__nvidia_driver_stream": {"stdout": ""},
         "__nvidia_driver_installed": {
@@ -77,11 +75,19 @@ def host(system: str, *, secure_boot: bool = False) -> dict[str, Any]:
 
 def rendered(path: Path, variables: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The tasks of a file that would run, in order, with their arguments filled in; includes are followed."""
-    for task in load(path):
+    yield from rendered_list(path, load(path), variables)
+
+
+def rendered_list(path: Path, listed: list[Any], variables: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The same for tasks of a file that stand in a block."""
+    for task in listed:
         templar = Templar(LOADER, variables=variables | task.get("vars", {}))
         conditions = task.get("when", [])
         conditions = conditions if isinstance(conditions, list) else [conditions]
         if not all(templar.evaluate_conditional(condition) for condition in conditions):
+            continue
+        if "block" in task:
+            yield from rendered_list(path, task["block"], variables)
             continue
         (action,) = set(task) - KEYWORDS
         arguments = templar.template(task[action])

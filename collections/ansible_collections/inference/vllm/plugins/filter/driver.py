@@ -34,9 +34,10 @@ def disagreements(running: Mapping[str, Any], version: str) -> str:
     return join(driver_choice.disagreements(running, version))
 
 
-def repository_refused(output: str, url: str, key: str) -> str:
-    """What is wrong with a repository whose lists could not be fetched, as text."""
-    return str(driver_choice.repository_refusal(output, url, key))
+def repository_refused(result: Mapping[str, Any], url: str, key: str) -> str:
+    """What is wrong with a repository that a task could not add or ask, as text."""
+    said = "\n".join(str(result.get(part, "")) for part in ("stdout", "stderr", "msg"))
+    return str(driver_choice.repository_refusal(said, url, key))
 
 
 class FilterModule:

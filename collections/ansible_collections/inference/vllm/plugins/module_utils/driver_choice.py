@@ -625,7 +625,7 @@ _KEY_FAULTS = (
 def repository_refusal(output: str, url: str, key: str) -> Refusal:
     """What is wrong with a repository whose lists could not be fetched, from what apt or dnf printed."""
     lines = [line.strip() for line in output.splitlines() if line.lstrip().startswith(("E:", "W:", "Error", "Err"))]
-    detail = " ".join(lines)[:400]
+    detail = " ".join(lines or output.split())[:400]
     if any(fault in output for fault in _KEY_FAULTS) and "Could not connect" not in output:
         return Refusal(
             "repository_key",
