@@ -44,7 +44,7 @@ def load(path: Path) -> Any:
 def host(system: str, *, secure_boot: bool = False) -> dict[str, Any]:
     """Variables of a fresh host with two H100 and NVSwitches."""
     distribution, major, family, kernel = SYSTEMS[system]
-    variables = load(ROLE / "defaults" / "main.yml")
+    variables: dict[str, Any] = load(ROLE / "defaults" / "main.yml")
     for path in sorted((ROLE / "vars" / "main").glob("*.yml")):
         variables |= load(path)
     modules = dict.fromkeys(("nvidia", "nvidia_uvm", "nouveau", "nova_core"), False)

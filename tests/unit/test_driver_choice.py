@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ansible_collections.inference.vllm.plugins.module_utils import driver_choice
 from ansible_collections.inference.vllm.plugins.module_utils.driver_choice import Choice, Host, Wishes
+from ansible_collections.inference.vllm.plugins.module_utils.planner import gpus as gpu_table
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 
 VARS = Path(__file__).parents[2] / "roles" / "nvidia_driver" / "vars" / "main" / "compatibility.yml"
@@ -116,7 +117,7 @@ def test_generation_decides_the_modules(gpu: dict[str, Any], generation: str, mo
 
 
 def test_planners_gpus_are_in_the_same_generation_by_name_and_by_pci() -> None:
-    for gpu in driver_choice.gpu_table.TABLE:
+    for gpu in gpu_table.TABLE:
         by_name = driver_choice.generation_of(TABLE, {"compute_capability": gpu.compute_capability})
         for device in (int(text, 16) for text in gpu.pci_ids):
             inside = [
@@ -388,7 +389,7 @@ def test_key_in_the_inventory_is_not_printed() -> None:
 GPUS = st.lists(
     st.one_of(
         st.builds(lambda c: {"compute_capability": c}, st.floats(5.0, 12.9).map(lambda value: round(value, 1))),
-        st.sampled_from([{"name": gpu.name} for gpu in driver_choice.gpu_table.TABLE]),
+        st.sampled_from([{"name": gpu.name} for gpu in gpu_table.TABLE]),
         st.builds(lambda n: {"pci_device": f"{n:04x}"}, st.integers(0, 0xFFFF)),
     ),
     max_size=4,
