@@ -434,7 +434,7 @@ def _fill(choice: Choice, table: Table, host: Host, wishes: Wishes, rows: Sequen
     choice.module_stream = system.get("module_streams", {}).get(choice.modules, "").format(**values)
     if choice.source == "nvidia":
         choice.repository = _repository(table, system, host, wishes)
-    _decide(choice, host, wishes, kept)
+    _decide(choice, host, kept)
     if choice.action != "keep":
         refusals += _in_the_way(host)
     choice.refusals = [refusal.as_dict() for refusal in refusals]
@@ -462,14 +462,15 @@ def _kept_version(choice: Choice, host: Host, wishes: Wishes, names: Table, rows
     return managed if managed and usable and not wishes.replace_working_driver else ""
 
 
-def _decide(choice: Choice, host: Host, wishes: Wishes, kept: str) -> None:
+def _decide(choice: Choice, host: Host, kept: str) -> None:
     installed = host.packages.get("installed", {})
     present = _installed_version(host, choice.version_of) or host.nvml_version
     if kept and all(name in installed for name in choice.packages):
         choice.action, choice.version = "keep", kept
         choice.reason = f"driver {kept} is installed and pinned"
         return
-    choice.version = wishes.version or kept
+    # A version that was asked for is one only when the repository has it.
+    choice.version = kept
     choice.action = "change" if present else "install"
     if kept:
         missing = ", ".join(name for name in choice.packages if name not in installed)
