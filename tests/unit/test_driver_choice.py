@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ansible_collections.inference.vllm.plugins.module_utils import driver_choice
 from ansible_collections.inference.vllm.plugins.module_utils.driver_choice import Choice, Host, Wishes
+from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts import read as gpu_facts
 from ansible_collections.inference.vllm.plugins.module_utils.planner import gpus as gpu_table
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 
@@ -313,6 +314,20 @@ def test_reasons_for_a_reboot() -> None:
         "nouveau holds the GPUs",
         "the kernel module of driver 580.95.05 is not loaded",
     ]
+
+
+def test_host_that_nouveau_holds_gets_the_driver_and_then_a_reboot(tmp_path: Path) -> None:
+    """From the files of such a host, through gpu_facts, to the decisions."""
+    device = tmp_path / "sys/bus/pci/devices/0000:01:00.0"
+    device.mkdir(parents=True)
+    for name, text in {"vendor": "0x10de", "class": "0x030200", "device": "0x2330"}.items():
+        (device / name).write_text(f"{text}\n")
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/modules").write_text("nouveau 3096576 1 - Live 0x0000000000000000\n")
+    found = gpu_facts.read(gpu_facts.Machine(lambda _: gpu_facts.Output(None, err="program_missing"), tmp_path))
+    choice = choose(gpus=found["gpus"], runs=found)
+    assert (choice.action, choice.generations, choice.refusals) == ("install", ["Hopper"], [])
+    assert driver_choice.reboot_reasons(found, "580.95.05")[0] == "nouveau holds the GPUs"
 
 
 @pytest.mark.parametrize(
