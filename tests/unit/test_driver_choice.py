@@ -299,6 +299,14 @@ def test_driver_version_in_a_packages_version(packaged: str, version: str) -> No
     assert driver_choice.driver_version_of(packaged) == version
 
 
+def test_parts_of_the_driver_are_asked_for_in_one_version() -> None:
+    apt = driver_choice.install_names(choose("Ubuntu 24", runs=running(secure_boot=True)).as_dict(), "580.126.20")
+    assert {"linux-headers-generic-hwe-24.04", "linux-modules-nvidia-580-server-open-generic-hwe-24.04"} < set(apt)
+    assert "nvidia-utils-580-server=580.126.20*" in apt
+    dnf = driver_choice.install_names(choose("RedHat 10").as_dict(), "580.126.20")
+    assert {"kernel-devel-matched", "kmod-nvidia-open-dkms-580.126.20"} < set(dnf)
+
+
 def test_packages_of_one_version_leave_out_the_toolkit() -> None:
     installed = {"nvidia-smi": "580.95.05-1", "libcuda1": "580.95.05-1", "nvidia-container-toolkit": "1.18.1-1"}
     assert driver_choice.packages_of(installed, "580.95.05") == ["libcuda1", "nvidia-smi"]

@@ -48,6 +48,7 @@ class FilterModule:
         return {
             "driver_choice": choice,
             "driver_disagreements": disagreements,
+            "driver_install_names": driver_choice.install_names,
             "driver_packages": driver_choice.packages_of,
             "driver_reboot_reasons": driver_choice.reboot_reasons,
             "driver_reboot_refused": reboot_refused,

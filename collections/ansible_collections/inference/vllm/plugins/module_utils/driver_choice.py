@@ -548,6 +548,16 @@ def loaded_version(running: Mapping[str, Any]) -> str:
     return str((running["host"]["kernel_module"] or {}).get("version") or "")
 
 
+def install_names(choice: Mapping[str, Any], version: str) -> list[str]:
+    """What apt or dnf is asked to install: prerequisites by name, parts of the driver in this version.
+
+    Without the version neither would change a package that is there in another one. Signed modules have the kernel's.
+    """
+    form = "{}={}*" if choice["manager"] == "apt" else "{}-{}"
+    names = [name if name.startswith("linux-modules-") else form.format(name, version) for name in choice["packages"]]
+    return [*choice["prerequisites"], *names]
+
+
 def packages_of(installed: Mapping[str, str], version: str) -> list[str]:
     """Installed packages that carry a driver version, and thus must stay together; sorted."""
     return sorted(name for name, packaged in installed.items() if driver_version_of(packaged) == version)
