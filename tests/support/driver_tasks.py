@@ -87,7 +87,7 @@ def rendered_list(path: Path, listed: list[Any], variables: dict[str, Any]) -> I
         if not all(templar.evaluate_conditional(condition) for condition in conditions):
             continue
         if "block" in task:
-            yield from rendered_list(path, task["block"], variables)
+            yield from rendered_list(path, task["block"] + task.get("always", []), variables)
             continue
         (action,) = set(task) - KEYWORDS
         arguments = templar.template(task[action])

@@ -310,6 +310,11 @@ def test_parts_of_the_driver_are_asked_for_in_one_version() -> None:
 def test_packages_of_one_version_leave_out_the_toolkit() -> None:
     installed = {"nvidia-smi": "580.95.05-1", "libcuda1": "580.95.05-1", "nvidia-container-toolkit": "1.18.1-1"}
     assert driver_choice.packages_of(installed, "580.95.05") == ["libcuda1", "nvidia-smi"]
+    assert driver_choice.packages_of(installed | {"nvidia-modprobe": "570.1-1"}) == [
+        "libcuda1",
+        "nvidia-modprobe",
+        "nvidia-smi",
+    ]
 
 
 def test_reasons_for_a_reboot() -> None:

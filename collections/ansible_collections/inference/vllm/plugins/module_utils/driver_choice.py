@@ -558,9 +558,10 @@ def install_names(choice: Mapping[str, Any], version: str) -> list[str]:
     return [*choice["prerequisites"], *names]
 
 
-def packages_of(installed: Mapping[str, str], version: str) -> list[str]:
-    """Installed packages that carry a driver version, and thus must stay together; sorted."""
-    return sorted(name for name, packaged in installed.items() if driver_version_of(packaged) == version)
+def packages_of(installed: Mapping[str, str], version: str = "") -> list[str]:
+    """Installed packages that carry this driver version, or any where it is empty; sorted."""
+    carried = {name: driver_version_of(packaged) for name, packaged in installed.items()}
+    return sorted(name for name, driver in carried.items() if driver and driver == (version or driver))
 
 
 def reboot_reasons(running: Mapping[str, Any], version: str) -> list[str]:
