@@ -35,6 +35,7 @@ def test_first_deploy_is_green(demo: Run, verdict: Callable[[], dict[str, Any]])
     proof = verdict()
     assert proof["ok"] is True
     assert len(proof["checks"]) >= 15
+    assert "vram_under_load" in {check["code"] for check in proof["checks"]}
     assert all(check["ok"] for check in proof["checks"])
 
 
