@@ -653,6 +653,23 @@ def test_what_was_begun_of_another_commit_goes_too(served: FaultyHub, want: Want
     assert not begun & on_disk(want)
 
 
+def test_what_a_repair_left_of_a_kept_commit_goes_but_not_the_commit(want: Want, tmp_path: Path) -> None:
+    commits = deploy_commits(want, tmp_path, 2)
+    layout = Layout(want.root, want.repository)
+    layout.part(commits[0], BIG).parent.mkdir(parents=True)
+    outcome = ensure(replace(want, keep=2))
+    assert (outcome.pruned, on_disk(want)) == ((), set(commits))
+    assert layout.state(commits[0]).exists()
+
+
+def test_a_commit_that_was_deployed_again_counts_as_new(want: Want, tmp_path: Path) -> None:
+    commits = deploy_commits(want, tmp_path, 3)
+    for index, commit in enumerate(commits):
+        os.utime(Layout(want.root, want.repository).state(commit), (10**9 + index,) * 2)
+    ensure(replace(want, revision=commits[0]))
+    assert ensure(replace(want, keep=2)).pruned == (commits[1],)
+
+
 def test_a_removal_that_was_cut_off_is_ended_by_the_next_run(want: Want) -> None:
     base = ensure(want).path.parent
     (base / f".condemned-{'a' * 40}").mkdir()

@@ -480,11 +480,11 @@ class _Run:
             self._warnings.append(f"Nothing old is removed, because {self._want.in_use} cannot be read: {error}")
             return ()
         commits = {**self._layout.commits(), commit: float("inf")}
-        old = {*plan.superfluous(commits, commit, in_use, self._want.keep), *self._layout.unfinished()}
-        old -= {commit, *in_use}
-        for each in () if self._dry_run else sorted(old):
-            store.discard(self._layout, each)
-        return tuple(sorted(old))
+        old = plan.superfluous(commits, commit, in_use, self._want.keep)
+        begun = [each for each in self._layout.unfinished() if each != commit]
+        for each in () if self._dry_run else {*old, *begun}:
+            store.discard(self._layout, each, complete=each in old)
+        return tuple(sorted({*old, *(each for each in begun if each not in commits)}))
 
     def _commit_in_use(self) -> set[str]:
         manifest = self._want.in_use

@@ -488,13 +488,17 @@ def held(layout: Layout, but: str) -> dict[str, Path]:
     return found
 
 
-def discard(layout: Layout, commit: str) -> None:
-    """Remove a commit, complete or not. Its folder loses its name first: what has a commit's name is always whole."""
-    for folder in (layout.folder(commit), layout.incomplete(commit)):
+def discard(layout: Layout, commit: str, complete: bool) -> None:
+    """Remove what was begun of a commit, and with ``complete`` its files too.
+
+    A folder loses its name first: what has a commit's name is always whole.
+    """
+    for folder in (layout.incomplete(commit), *([layout.folder(commit)] if complete else [])):
         if folder.is_dir():
-            folder.rename(layout.base / f"{CONDEMNED}{folder.name.removeprefix(UNFINISHED)}")
+            folder.rename(layout.base / f"{CONDEMNED}{commit}")
             sweep(layout)
-    layout.state(commit).unlink(missing_ok=True)
+    if not layout.folder(commit).is_dir():
+        layout.state(commit).unlink(missing_ok=True)
 
 
 def sweep(layout: Layout) -> None:
