@@ -572,6 +572,17 @@ def test_without_a_refresh_the_recorded_commit_stays(served: FaultyHub, want: Wa
     assert_complete(want, outcome)
 
 
+def test_without_a_refresh_a_lock_of_another_commit_fetches_nothing(served: FaultyHub, want: Want) -> None:
+    lock = lock_of(want)
+    served.asked.clear()
+    stays = replace(want, refresh=False, full_check=True)
+    assert refused(replace(stays, lock=lock)).code == "not_recorded"
+    assert refused(replace(stays, revision=lock.commit)).code == "not_recorded"
+    assert served.asked == []
+    ensure(replace(want, lock=lock))
+    assert not ensure(replace(stays, lock=lock)).changed
+
+
 # --- old commits ---
 
 

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NoReturn
 
 from ansible_collections.inference.vllm.plugins.module_utils import weights_plan as plan
 from ansible_collections.inference.vllm.plugins.module_utils import weights_store as store
@@ -292,6 +293,8 @@ class _Run:
         want = self._want
         recorded = self._recorded()
         commit = plan.pinned_commit(want.revision, want.lock)
+        if commit is not None and not want.refresh and not self._layout.folder(commit).is_dir():
+            self._refuse_unknown(f"{self._layout.base} does not hold commit {commit}.")
         listing = None
         if want.lock is None:
             listing = self._listing_without_hub(commit, recorded)
@@ -324,11 +327,7 @@ class _Run:
         want = self._want
         if not want.refresh and commit is None:
             if recorded is None or recorded.revision != want.revision:
-                plan.refuse(
-                    "not_recorded",
-                    f"{self._layout.lock} records no commit of {want.repository} {want.revision}.",
-                    "Deploy the weights first, or set refresh: true.",
-                )
+                self._refuse_unknown(f"{self._layout.lock} records no commit of {want.repository} {want.revision}.")
             known = State(self._layout.state(recorded.commit), recorded.commit).listing
             return known or Listing(recorded.commit, recorded.files)
         found = recorded_in(want.folders, want.repository, want.revision)
@@ -336,6 +335,9 @@ class _Run:
             return None
         self._warnings.append(f"There is no lock: {found[0]} alone says what {want.repository} must be.")
         return Listing(found[1].commit, found[1].files)
+
+    def _refuse_unknown(self, problem: str) -> NoReturn:
+        plan.refuse("not_recorded", problem, "Deploy the weights first, or set refresh: true.")
 
     def _recorded(self) -> Lock | None:
         """What the last completed run recorded; a damaged record is worth a warning, no more."""

@@ -52,7 +52,7 @@ options:
   refresh:
     description:
       - Ask the hub what a branch is now. V(false) stays with the commit that the last run recorded for it, and fails
-        where there was none.
+        where there was none, or where O(lock) names another one.
     type: bool
     default: true
   folders:
