@@ -21,10 +21,12 @@ class FakeContainer:
     Attributes:
         used: Memory in GiB, without the pages that the kernel may drop.
         grows: GiB that are added at each reading.
+        figures: Whether Docker has figures of memory, which it has not without the kernel's memory controller.
         stops_after: Readings after which the container does not run any more; None for never.
     """
 
     used: float = 3.0
+    figures: bool = True
     grows: float = 0.0
     limit: float = 32.0
     restarts: int = 0
@@ -51,9 +53,13 @@ class FakeContainer:
             self.running = False
         if self.restarts_after == self.readings:
             self.restarts, self.started = self.restarts + 1, "2026-01-01T00:07:00Z"
-        if not self.running:
+        if not self.running or not self.figures:
             return {"memory_stats": {}}
         return {"memory_stats": {"usage": int((self.used + 1) * GIB), "stats": {"inactive_file": GIB, "anon": 7}}}
+
+    def top(self) -> dict[str, Any]:
+        half = str(int(self.used * GIB / 1024 / 2))
+        return {"Titles": ["PID", "RSS"], "Processes": [["7", half], ["8", half]] if self.running else []}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -71,6 +77,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, self.container.inspected())
         elif path.endswith(f"/containers/{NAME}/stats"):
             self._send(200, self.container.stats())
+        elif path.endswith(f"/containers/{NAME}/top"):
+            self._send(200, self.container.top())
         else:
             self._send(404, {"message": "No such container"})
 

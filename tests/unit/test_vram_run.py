@@ -23,6 +23,14 @@ from support.lying_server import KEY, KV_CACHE_TOKENS, MEMORY_LIES, MODEL, lying
 
 # Checks that hang on the load.
 LOADED = ("load_answered", "vram_under_load", "vram_after")
+
+
+@pytest.fixture(autouse=True)
+def docker_learns_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docker is given 10 s to learn of a death; the fake one needs less."""
+    monkeypatch.setattr(vram_run, "_DEATH_SECONDS", 1.0)
+
+
 CODES = [
     *("vram_endpoint", "kv_cache_tokens", "load_answered"),
     *("vram_ready", "vram_under_load", "vram_after", "restarts"),
@@ -174,6 +182,14 @@ def test_a_container_without_a_limit_is_held_to_the_host() -> None:
     assert check(checked(container=FakeContainer(limit=0)), "vram_under_load").limit == 64.0
 
 
+def test_where_docker_has_no_figures_the_processes_are_read() -> None:
+    result = checked(container=FakeContainer(figures=False))
+    assert failed(result) == {}
+    assert (result.detail["source"], check(result, "vram_ready").value) == ("processes", 3.0)
+    dead = checked(container=FakeContainer(running=False))
+    assert failed(dead)["vram_ready"] == "container_unreadable"
+
+
 def test_memory_that_grows_is_a_leak() -> None:
     assert failed(checked(container=FakeContainer(grows=0.2))) == {"vram_after": "memory_leak"}
 
@@ -248,6 +264,19 @@ def test_a_container_that_is_started_again_is_noticed() -> None:
 def test_a_container_that_dies_under_load_is_noticed() -> None:
     found = failed(checked("dies_midway", FakeContainer(stops_after=8)))
     assert (found["load_answered"], found["restarts"]) == ("connection_lost", "engine_restarted")
+
+
+def test_a_death_that_docker_notices_late_is_noticed() -> None:
+    @dataclass
+    class Late(FakeContainer):
+        inspections: int = 0
+
+        def inspected(self) -> dict[str, Any]:
+            self.inspections += 1
+            self.running = self.inspections < 4
+            return super().inspected()
+
+    assert failed(checked("dies_midway", Late()))["restarts"] == "engine_restarted"
 
 
 @pytest.mark.parametrize("settings", [{"container": "none"}, {"docker_host": "unix:///nowhere.sock"}])

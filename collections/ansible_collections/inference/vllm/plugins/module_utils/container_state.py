@@ -65,6 +65,18 @@ def used_gib(stats: Mapping[str, Any]) -> float:
     return float(max(memory["usage"] - droppable, 0)) / GIB
 
 
+def resident_gib(top: Mapping[str, Any]) -> float:
+    """Resident memory of a container's processes, from what ``docker top`` says of them; shared pages count each time.
+
+    Raises:
+        ContainerError: There is no process.
+    """
+    sizes = [int(row[-1]) for row in top.get("Processes") or ()]
+    if not sizes:
+        raise ContainerError("Docker tells no process of it; it does not run")
+    return float(sum(sizes)) / 2**20
+
+
 class Container:
     """One container, asked through Docker's SDK; every method may raise ContainerError."""
 
@@ -72,6 +84,7 @@ class Container:
         """Name the container and the address of its engine; nothing is sent."""
         self.name = name
         self.docker_host = docker_host
+        self.by_processes = False
         self._client: Any = None
 
     def __enter__(self) -> Container:
@@ -90,11 +103,23 @@ class Container:
         return state_of(self._ask("inspect_container"))
 
     def used_gib(self) -> float:
-        """Memory in use now, in GiB."""
+        """Memory in use now, in GiB: Docker's figure, or that of the processes where `by_processes` says so."""
         try:
+            if self.by_processes:
+                return resident_gib(self._ask("top", ps_args="-eo pid,rss"))
             return used_gib(self._ask("stats", stream=False, one_shot=True))
         except ContainerError as error:
             raise ContainerError(f"container {self.name}: {error}") from error
+
+    def choose_figure(self) -> None:
+        """Take the processes' figure from now on if Docker has none of a container that runs: no memory controller."""
+        try:
+            self.used_gib()
+        except ContainerError:
+            if not self.state().running:
+                raise
+            self.by_processes = True
+            self.used_gib()
 
     def _ask(self, function: str, **arguments: Any) -> Mapping[str, Any]:
         import docker  # a library of the host's venv, not of the controller

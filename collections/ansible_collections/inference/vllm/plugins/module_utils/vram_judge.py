@@ -202,12 +202,12 @@ def failed(code: str, failure: Failure, limit: float | int | None = None, unit: 
     )  # fmt: skip
 
 
-def _judged(code: str, value: float, limit: float, good: str, name: str, bad: str) -> Check:
+def _judged(code: str, value: float, limit: float, good: str, bad: Failure) -> Check:
     ok = value <= limit
-    message = good if ok else f"{name}: {bad}"
+    message = good if ok else f"{bad.name}: {bad}"
     return Check(
         code, ok, message=message, value=round(value, 2), limit=round(limit, 2), unit=GIB_UNIT,
-        runbook=None if ok else name,
+        runbook=None if ok else bad.name,
     )  # fmt: skip
 
 
@@ -230,9 +230,8 @@ def _ready(expected: Expected, measured: Measured, tolerance: float) -> Check:
         limit = min(expected.resident + expected.step + tolerance, measured.limit)
         allowed = "what the plan allows"
     about = f"{who} holds {value:.2f} GiB before the load; planned for the idle engine are {expected.resident:.2f} GiB"
-    return _judged(
-        "vram_ready", value, limit, about, "memory_over_limit", f"{about}, {allowed} is at most {limit:.2f} GiB"
-    )
+    over = Failure("memory_over_limit", f"{about}, {allowed} is at most {limit:.2f} GiB")
+    return _judged("vram_ready", value, limit, about, over)
 
 
 def _under_load(expected: Expected, measured: Measured) -> Check:
@@ -242,10 +241,9 @@ def _under_load(expected: Expected, measured: Measured) -> Check:
     who, value = _highest(levels)
     free = measured.limit - value
     about = f"{who} held {value:.2f} GiB under the heaviest load"
-    return _judged(
-        "vram_under_load", value, measured.limit, f"{about}; {free:.2f} GiB were left below {measured.limit_is}",
-        "memory_over_limit", f"{about}, {-free:.2f} GiB more than {measured.limit_is}",
-    )  # fmt: skip
+    over = Failure("memory_over_limit", f"{about}, {-free:.2f} GiB more than {measured.limit_is}")
+    good = f"{about}; {free:.2f} GiB were left below {measured.limit_is}"
+    return _judged("vram_under_load", value, measured.limit, good, over)
 
 
 def _after(measured: Measured, tolerance: float) -> Check:
@@ -255,7 +253,8 @@ def _after(measured: Measured, tolerance: float) -> Check:
         return unread
     who, value = _highest(growth)
     about = f"{who} holds {value:+.2f} GiB after the last round of the load, compared with the first"
-    return _judged("vram_after", value, tolerance, about, "memory_leak", f"{about}; allowed are {tolerance:.2f} GiB")
+    leak = Failure("memory_leak", f"{about}; allowed are {tolerance:.2f} GiB")
+    return _judged("vram_after", value, tolerance, about, leak)
 
 
 def growth_of(measured: Measured) -> dict[str, float]:
@@ -274,7 +273,7 @@ def cache_check(expected: Expected, tokens: int) -> tuple[str, int]:
     """
     share = tokens / expected.kv_cache_tokens - 1 if expected.kv_cache_tokens else float("inf")
     about = f"the KV cache holds {tokens} tokens, planned are {expected.kv_cache_tokens} ({100 * share:+.1f} %)"
-    if abs(share) > KV_CACHE_TOLERANCE:
+    if abs(tokens - expected.kv_cache_tokens) > KV_CACHE_TOLERANCE * expected.kv_cache_tokens:
         raise Failure("plan_missed", f"{about}; allowed are {100 * KV_CACHE_TOLERANCE:g} %", tokens)
     return about, tokens
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -23,6 +23,9 @@ from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import Fa
 from ansible_collections.inference.vllm.plugins.module_utils.verdict import Check, Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.vram_judge import Expected, Measured
 from ansible_collections.inference.vllm.plugins.module_utils.vram_load import Load, Shape
+
+# How long a container that ends may still count as running.
+_DEATH_SECONDS = 10.0
 
 Read = Callable[[], Mapping[str, float]]
 
@@ -103,7 +106,8 @@ def run(target: Target, release: str, expected: Expected, settings: Settings, py
             source = Failure("container_unreadable", str(error))
         session = Session(target)
         run = _Run(session, expected, settings, source)
-        checks = [*run.checks(), _restarts(before, _state(container))]
+        checks = run.checks()
+        checks.append(_restarts(before, _state_after(container, before, checks)))
     gpus = () if isinstance(source, Failure) else source.gpus
     engine = {key: smoke_run.own_words(value, target.api_key) for key, value in session.engine.items()}
     judged = Verdict(release, tuple(checks), engine, gpus, started, verdict.now())
@@ -119,6 +123,17 @@ def _state(container: Container) -> State | Failure:
         return container.state()
     except ContainerError as error:
         return Failure("container_unreadable", str(error))
+
+
+def _state_after(container: Container, before: State | Failure, checks: Sequence[Check]) -> State | Failure:
+    """The container after the load. Docker learns of a death later than a client does, so it gets time for that."""
+    lost = any(check.runbook in ("connection_lost", "endpoint_unreachable", "server_error") for check in checks)
+    end = time.monotonic() + (_DEATH_SECONDS if lost else 0.0)
+    state = _state(container)
+    while state == before and isinstance(state, State) and time.monotonic() < end:
+        time.sleep(_DEATH_SECONDS / 40)
+        state = _state(container)
+    return state
 
 
 def _source(
@@ -145,7 +160,9 @@ def _source(
         raise ContainerError(str(state))
     limit = state.limit_gib or expected.card
     limit_is = "the container's memory limit" if state.limit_gib else "the host's memory"
-    return _Source(lambda: {container.name: container.used_gib()}, "container", limit, limit_is)
+    container.choose_figure()
+    name = "processes" if container.by_processes else "container"
+    return _Source(lambda: {container.name: container.used_gib()}, name, limit, limit_is)
 
 
 def _restarts(before: State | Failure, after: State | Failure) -> Check:
