@@ -142,5 +142,5 @@ def test_everything_lies_within_the_plot(levels: list[float], limit: float | Non
     assert all(0 <= float(place) <= 100.01 for place in places)
     drawn = [float(part) for pair in seen["lines"][0]["points"].split() for part in pair.split(",")]
     assert all(-0.1 <= value <= 1000.1 for value in drawn)
-    assert 3 <= len(seen["heights"]) <= 14
+    assert 3 <= len(seen["heights"]) <= 12
     assert 2 <= len(seen["times"]) <= 12

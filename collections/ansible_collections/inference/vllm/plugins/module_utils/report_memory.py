@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 _UNITS = 1000
@@ -76,32 +77,46 @@ def _plot(data: Mapping[str, Any]) -> dict[str, Any]:
     series = {str(name): points for name, points in data["samples"].items() if points}
     if not series:
         return {"lines": [], "rules": [], "bands": [], "heights": [], "times": []}
-    used = max(gib for points in series.values() for _, gib in points)
-    rules = [rule for rule in _rules(data) if rule[0] <= _FAR * used]
-    highest = max(used, *(gib for gib, _, _ in rules), 0.0)
+    levels = [gib for points in series.values() for _, gib in points]
+    rules = [rule for rule in _rules(data) if rule[0] <= _FAR * max(levels)]
     seconds = max(*(points[-1][0] for points in series.values()), 0.1)
-    step = _step(highest)
-    top = step * math.ceil(highest * 1.05 / step)
+    scale = _scale([*levels, *(gib for gib, _, _ in rules)])
     return {
         "lines": [
-            {
-                "name": name,
-                "colour": str(number % _COLOURS),
-                "points": _points(points, seconds, top),
-            }
+            {"name": name, "colour": str(number % _COLOURS), "points": _points(points, seconds, scale)}
             for number, (name, points) in enumerate(series.items())
         ],
         "rules": [
-            {"at": _share(top - gib, top), "label": f"{label}, {gib:.2f} GiB", "kind": kind}
+            {"at": f"{100 * scale.from_top(gib):.2f}", "label": f"{label}, {gib:.2f} GiB", "kind": kind}
             for gib, label, kind in rules
         ],
         "bands": _bands(data, seconds),
-        "heights": [
-            {"at": _share(top - place * step, top), "label": f"{place * step:g}"}
-            for place in range(round(top / step) + 1)
-        ],
+        "heights": [{"at": f"{100 * scale.from_top(mark):.2f}", "label": f"{mark:g}"} for mark in scale.marks],
         "times": _times(seconds),
     }
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """The heights of the plot, in GiB."""
+
+    bottom: float
+    top: float
+    marks: tuple[float, ...]
+
+    def from_top(self, gib: float) -> float:
+        """Where a level lies: 0 at the top, 1 at the bottom."""
+        return (self.top - gib) / (self.top - self.bottom)
+
+
+def _scale(levels: Sequence[float]) -> _Scale:
+    """Round heights around the levels: from zero only where they are near it, or a full card would hide its changes."""
+    lowest, highest = min(levels), max(levels)
+    room = max(highest - lowest, 0.1 * highest, 0.01) / _TICKS
+    step = _step(highest - lowest + 2 * room)
+    first, last = max(math.floor((lowest - room) / step), 0), math.ceil((highest + room) / step)
+    marks = tuple(round(step * number, 6) for number in range(first, last + 1))
+    return _Scale(marks[0], marks[-1], marks)
 
 
 def _times(seconds: float) -> list[dict[str, str]]:
@@ -118,27 +133,26 @@ def _rules(data: Mapping[str, Any]) -> list[tuple[float, str, str]]:
     named = (
         (data["limit_gib"], str(data["limit_is"]), "limit"),
         (told.get("peak"), "planned under load", "plan"),
-        (told.get("resident"), "planned for the idle engine", "plan"),
+        (told.get("resident"), "planned for the idle engine", "idle"),
     )
     return [(float(gib), label, kind) for gib, label, kind in named if gib is not None]
 
 
 def _bands(data: Mapping[str, Any], seconds: float) -> list[dict[str, str]]:
-    words = {"ready": "ready", "under_load": "under load", "after": "after"}
+    """The moments that were judged: at rest, and under load."""
     return [
         {
             "from": _share(moment["from"], seconds),
             "width": _share(min(moment["to"], seconds) - moment["from"], seconds),
-            "label": words[name],
-            "kind": name,
+            "kind": "load" if name == "under_load" else "rest",
         }
-        for name, moment in data["moments"].items()
-        if name in words
+        # The rest after the first round lies on the load, so it comes last.
+        for name, moment in sorted(data["moments"].items(), key=lambda item: item[0] != "under_load")
     ]
 
 
-def _points(points: Sequence[Sequence[float]], seconds: float, top: float) -> str:
-    return " ".join(f"{_UNITS * at / seconds:.1f},{_UNITS * (1 - gib / top):.1f}" for at, gib in points)
+def _points(points: Sequence[Sequence[float]], seconds: float, scale: _Scale) -> str:
+    return " ".join(f"{_UNITS * at / seconds:.1f},{_UNITS * scale.from_top(gib):.1f}" for at, gib in points)
 
 
 def _share(part: float, whole: float) -> str:
