@@ -144,6 +144,18 @@ def test_a_thinned_series_keeps_order_extremes_and_its_limit(levels: list[float]
         assert len(points) == len(levels)
 
 
+def test_a_single_peak_of_a_long_series_is_kept() -> None:
+    samples = [Sample(number / 5, {"GPU 0": 99.0 if number == 1234 else 20.0}) for number in range(5000)]
+    points = vram_judge.thinned(samples, "GPU 0")
+    assert len(points) <= 600
+    assert [1234 / 5, 99.0] in points
+
+
+def test_one_odd_reading_does_not_decide_what_an_idle_engine_holds() -> None:
+    samples = [Sample(float(second), {"GPU 0": 30.0 if second == 1 else 20.0}) for second in range(5)]
+    assert Measured(samples).level(Window(0, 4)) == {"GPU 0": 20.0}
+
+
 def without(path: str) -> dict[str, Any]:
     data = copy.deepcopy(MANIFEST)
     place: Any = data
