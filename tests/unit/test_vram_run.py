@@ -261,6 +261,22 @@ def test_a_container_that_is_started_again_is_noticed() -> None:
     assert failed(checked(container=FakeContainer(restarts_after=2))) == {"restarts": "engine_restarted"}
 
 
+def test_a_container_that_somebody_restarted_is_noticed() -> None:
+    """Docker counts only what it restarts by itself; the start's time tells of the others."""
+
+    @dataclass
+    class Restarted(FakeContainer):
+        def stats(self) -> dict[str, Any]:
+            self.started = "2026-01-01T00:07:00Z"
+            return super().stats()
+
+    assert failed(checked(container=Restarted())) == {"restarts": "engine_restarted"}
+
+
+def test_a_server_that_does_not_count_words_is_named() -> None:
+    assert "twice as long" in check(checked("counts_nothing"), "load_answered").message
+
+
 def test_a_container_that_dies_under_load_is_noticed() -> None:
     found = failed(checked("dies_midway", FakeContainer(stops_after=8)))
     assert (found["load_answered"], found["restarts"]) == ("connection_lost", "engine_restarted")
