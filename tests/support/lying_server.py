@@ -6,8 +6,10 @@ gives the right answer to every smoke case, found by the question and the pictur
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import struct
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -24,6 +26,7 @@ KEY = "sk-the-secret-of-the-test"
 MODEL = "tiny-qwen3-vl"
 MAX_IMAGES = 4
 MAX_MODEL_LEN = 512
+KV_CACHE_TOKENS = 16_000
 
 # Lies, and what each pretends.
 LIES = {
@@ -67,6 +70,16 @@ LIES = {
     "drops_kept": "honest, but closes a connection that a client keeps for later without a word",
 }
 
+# Lies that only the memory check can notice.
+MEMORY_LIES = {
+    "no_metrics": "has no page of metrics",
+    "odd_metrics": "has metrics, but not those of vLLM",
+    "small_cache": "has half the KV cache that was planned",
+    "counts_nothing": "says the same number of tokens for every prompt",
+    "skips_images": "counts no tokens for images",
+    "truncates": "cuts long prompts without a word",
+}
+
 
 def question_of(messages: Any) -> tuple[str, tuple[str, ...], bool]:
     """Text, image URLs, and whether there is a video, of a request's last message."""
@@ -76,6 +89,15 @@ def question_of(messages: Any) -> tuple[str, tuple[str, ...], bool]:
     texts = [part["text"] for part in content if part["type"] == "text"]
     images = tuple(part["image_url"]["url"] for part in content if part["type"] == "image_url")
     return "".join(texts), images, any(part["type"] == "video_url" for part in content)
+
+
+def tokens_of(messages: Any) -> int:
+    """Tokens of a request: one for a word, and for an image those of Qwen3-VL, one for 32 x 32 pixels and two more."""
+    text, images, _ = question_of(messages)
+    heads = [base64.b64decode(url.partition(",")[2][:32]) for url in images if url.startswith("data:image/png")]
+    sizes = [struct.unpack(">II", head[16:24]) for head in heads if head.startswith(b"\x89PNG")]
+    pictures = sum(int(width * height) // 32**2 + 2 for width, height in sizes)
+    return 5 + len(text.split()) + pictures
 
 
 @cache
@@ -130,6 +152,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, "")
         elif self.path == "/version" and lie != "no_version":
             self._send(200, json.dumps({"version": "0.32.0"}))
+        elif self.path == "/metrics" and lie != "no_metrics":
+            blocks = KV_CACHE_TOKENS // 16 // (2 if lie == "small_cache" else 1)
+            name = "node_cpu_info" if lie == "odd_metrics" else "vllm:cache_config_info"
+            labels = f'block_size="16",cache_dtype="auto",kv_cache_size_tokens="None",num_gpu_blocks="{blocks}"'
+            self._send(200, f"# TYPE {name} gauge\n{name}{{{labels}}} 1.0\n", "text/plain")
         elif self.path != "/v1/models":
             self._error(404, "Not Found")
         elif not self._authorised():
@@ -170,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _refusal(self, request: Mapping[str, Any]) -> tuple[int, str] | None:
         """Status and message for what vLLM refuses."""
         lie = self.lie.name
-        text, images, video = question_of(request["messages"])
+        _, images, video = question_of(request["messages"])
         if not self._authorised():
             return 401, "Unauthorized"
         if request["model"] != MODEL and lie != "any_model":
@@ -186,7 +213,8 @@ class _Handler(BaseHTTPRequestHandler):
             "cannot identify image file": corrupt,
             "Cannot load local files without --allowed-local-media-path.": lie != "reads_files"
             and any(url.startswith("file:") for url in images),
-            f"This model's maximum context length is {MAX_MODEL_LEN} tokens.": len(text.split()) > MAX_MODEL_LEN,
+            f"This model's maximum context length is {MAX_MODEL_LEN} tokens.": lie != "truncates"
+            and tokens_of(request["messages"]) + request.get("max_tokens", 0) > MAX_MODEL_LEN,
         }
         if lie == "anything_goes" or not any(found.values()):
             return None
@@ -251,9 +279,18 @@ class _Handler(BaseHTTPRequestHandler):
         if request.get("stream") and lie != "no_stream":
             self._stream(text)
         else:
-            self._send(200, json.dumps(self._completion(text, call)))
+            self._send(200, json.dumps(self._completion(text, call, self._counted(request["messages"]))))
 
-    def _completion(self, text: str, call: ToolCall | None) -> dict[str, Any]:
+    def _counted(self, messages: Any) -> int:
+        """Tokens of the prompt, as the server says."""
+        lie, count = self.lie.name, tokens_of(messages)
+        if lie == "counts_nothing":
+            return 9
+        if lie == "skips_images":
+            return 5 + len(question_of(messages)[0].split())
+        return min(count, 400) if lie == "truncates" else count
+
+    def _completion(self, text: str, call: ToolCall | None, prompt: int) -> dict[str, Any]:
         lie = self.lie.name
         message: dict[str, Any] = {"role": "assistant", "content": None if call else text}
         if lie == "reasoning" and not call:
@@ -268,7 +305,7 @@ class _Handler(BaseHTTPRequestHandler):
             "created": int(time.time()),
             "model": MODEL,
             "choices": [{"index": 0, "message": message, "finish_reason": finish}],
-            "usage": {"prompt_tokens": 9, "completion_tokens": 3, "total_tokens": 12},
+            "usage": {"prompt_tokens": prompt, "completion_tokens": 3, "total_tokens": prompt + 3},
         }
         if lie == "no_usage":
             del body["usage"]
@@ -304,7 +341,7 @@ class _Handler(BaseHTTPRequestHandler):
 def lying_server(name: str = "") -> Iterator[str]:
     """Serve on a free port of the loopback; yields the base URL, which ends in ``/v1``."""
     lie = Lie(name)
-    assert name in LIES, name
+    assert name in LIES | MEMORY_LIES, name
     handler = type("Handler", (_Handler,), {"lie": lie, "cases": _answers(name == "blind")})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True

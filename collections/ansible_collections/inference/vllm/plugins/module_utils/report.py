@@ -14,13 +14,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from ansible_collections.inference.vllm.plugins.module_utils import smoke_cases, smoke_images
+from ansible_collections.inference.vllm.plugins.module_utils import (
+    report_memory,
+    smoke_cases,
+    smoke_images,
+    smoke_run,
+    vram_judge,
+)
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_cases import CASES, Case
-from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import FAILURES, HTTP_STATUS
+from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import HTTP_STATUS
 from ansible_collections.inference.vllm.plugins.module_utils.verdict import Check, Verdict, VerdictError, combine
 
 # Part of the report, file that it comes from. The verdict's own files are not among them.
 SECTIONS = (("Release", "manifest.json"), ("Engine image", "image.json"), ("Plan", "plan.json"))
+# What to do about each failure that a check can have.
+FAILURES: Mapping[str, str] = {**smoke_run.FAILURES, **vram_judge.FAILURES}
 NOTHING = "-"
 _PALETTE_COLOURS = 256
 _EXACT_BELOW = 10.0
@@ -94,11 +102,19 @@ def parse(name: str, text: str | None) -> dict[str, Any]:
 
 def verdict_of(release: str, files: Mapping[str, str]) -> Verdict:
     """The stored verdict; where there is none of this release, what the results say, if only that they are missing."""
+    # The memory check comes after the smoke test, and only where that was good.
+    results = {"smoke": files.get("smoke.json")} | ({"vram": files["vram.json"]} if "vram.json" in files else {})
     try:
         stored = Verdict.from_json(files.get("verdict.json", ""))
     except VerdictError:
-        return combine(release, {"smoke": files.get("smoke.json")})
-    return stored if stored.release == release else combine(release, {"smoke": files.get("smoke.json")})
+        return combine(release, results)
+    return stored if stored.release == release else combine(release, results)
+
+
+def memory_of(release: str, files: Mapping[str, str]) -> dict[str, Any] | None:
+    """The plot of memory; None where none was measured of this release."""
+    data = parse("vram.json", files.get("vram.json"))
+    return report_memory.view(data) if data.get("release") == release else None
 
 
 def _headline(verdict: Verdict) -> str:
@@ -115,18 +131,27 @@ def _status(check: Check) -> str:
 
 def _check_view(check: Check, slowest: float) -> dict[str, Any]:
     case = next((case for case in CASES if case.code == check.code), None)
-    seen = f"HTTP {check.value}" if check.unit == HTTP_STATUS else text_of(check.value)
     return {
         "code": check.code,
         "status": _status(check),
         "seconds": seconds_of(check.seconds) if check.seconds else NOTHING,
         "share": f"{100 * check.seconds / slowest:.1f}" if slowest else "0",
         "message": check.message,
-        "told": seen if case and check.ok else check.message,
+        "told": _seen(check) if case and check.ok else check.message,
         "asked": case.prompt if case else "",
         "pictures": _pictures(case),
-        "seen": seen,
+        "seen": _seen(check),
     }
+
+
+def _seen(check: Check) -> str:
+    """The value of a check with its unit."""
+    if check.unit == HTTP_STATUS:
+        return f"HTTP {check.value}"
+    if check.unit and check.value is not None:
+        limit = f" of {check.limit}" if check.limit else ""
+        return f"{check.value}{limit} {check.unit}"
+    return text_of(check.value)
 
 
 def _problems(verdict: Verdict) -> list[dict[str, Any]]:
@@ -233,6 +258,7 @@ def view(files: Mapping[str, str], release: str, host: str, key_file: str, folde
         "version": text_of(verdict.engine.get("version")),
         "problems": _problems(verdict),
         "checks": [_check_view(check, slowest) for check in verdict.checks],
+        "memory": memory_of(release, files),
         "sections": [
             {"title": "Engine", "file": "smoke.json", "rows": list(rows_of(verdict.engine))},
             {"title": "Flags", "file": "manifest.json", "rows": list(rows_of(flags) if flags else ())},

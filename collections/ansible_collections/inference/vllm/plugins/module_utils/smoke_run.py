@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from ansible_collections.inference.vllm.plugins.module_utils import smoke_cases, smoke_images, verdict
@@ -29,6 +29,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.verdict import Chec
 
 LEVELS = ("protocol", "semantic")
 HTTP_STATUS = "http status"
+Got = TypeVar("Got")
 
 # Why a check can fail, and what to do. The name stands in `runbook` of a check and starts its message.
 FAILURES: Mapping[str, str] = {
@@ -115,6 +116,7 @@ class Step:
 
     Attributes:
         gate: If it fails, nothing behind it can succeed, so nothing behind it is sent.
+        timeout: Longest time for the step, seconds; None takes that of one request.
     """
 
     code: str
@@ -123,6 +125,7 @@ class Step:
     limit: Scalar = None
     unit: str | None = None
     gate: bool = False
+    timeout: float | None = None
 
 
 # --- Answers --------------------------------------------------------------------------------------------------------
@@ -132,7 +135,8 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _count(value: object) -> int:
+def count_of(value: object) -> int:
+    """A number that a server counted; 0 for anything that is none."""
     return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
@@ -173,7 +177,7 @@ def _complete(answer: Answer, usage: Mapping[str, Any]) -> Answer:
         raise Failure("no_tokens", f"the answer is empty (finish_reason {answer.finish_reason or 'missing'})", "")
     if not answer.finish_reason:
         raise Failure("bad_response", "finish_reason is missing: the answer was cut off", shown(answer))
-    if _count(usage.get("prompt_tokens")) < 1 or _count(usage.get("completion_tokens")) < 1:
+    if count_of(usage.get("prompt_tokens")) < 1 or count_of(usage.get("completion_tokens")) < 1:
         raise Failure("bad_response", f"an answer with text, but usage counts no tokens: {dict(usage)}", shown(answer))
     return answer
 
@@ -195,7 +199,7 @@ def answer_of(completion: object) -> Answer:
         tool_calls=tuple(map(_call, calls)) if isinstance(calls, Sequence) else (),
         finish_reason=_text(choice.get("finish_reason")),
         reasoning=_text(message.get("reasoning")) or _text(message.get("reasoning_content")),
-        usage_tokens=_count(usage.get("completion_tokens")),
+        usage_tokens=count_of(usage.get("completion_tokens")),
     )
     return _complete(answer, usage)
 
@@ -219,7 +223,7 @@ def answer_of_stream(chunks: Sequence[object]) -> Answer:
         finish_reason=finish,
         reasoning="".join(_text(delta.get("reasoning")) or _text(delta.get("reasoning_content")) for delta in deltas),
         chunks=sum(bool(text) for text in texts),
-        usage_tokens=_count(usage.get("completion_tokens")),
+        usage_tokens=count_of(usage.get("completion_tokens")),
     )
     return _complete(answer, usage)
 
@@ -260,13 +264,17 @@ class Session:
             http_client=self._http,
         )
 
-    def chat(self, request: Mapping[str, Any], key: str | None = None) -> Answer:
-        """Send a request, wait for the whole answer."""
+    def complete(self, request: Mapping[str, Any], key: str | None = None) -> Mapping[str, Any]:
+        """Send a request, wait for the whole response, which is given as plain data."""
         client = self._client if key is None else self._client.with_options(api_key=key)
         response = client.chat.completions.create(**request)
         if isinstance(response, str) or not hasattr(response, "to_dict"):
             raise Failure("bad_response", f"not JSON of an OpenAI-compatible server: {str(response)[:80]!r}")
-        return answer_of(response.to_dict(warnings=False))
+        return _mapping(response.to_dict(warnings=False))
+
+    def chat(self, request: Mapping[str, Any], key: str | None = None) -> Answer:
+        """Send a request, wait for the whole answer."""
+        return answer_of(self.complete(request, key))
 
     def stream(self, request: Mapping[str, Any]) -> Answer:
         """Send a request, read the answer event by event."""
@@ -288,6 +296,12 @@ class Session:
         root = self.target.base_url.rstrip("/").removesuffix("/v1")
         response = self._http.get(f"{root}/version", timeout=min(self.target.timeout, _PROBE_SECONDS))
         return _text(_mapping(response.json()).get("version")) if response.status_code == HTTPStatus.OK else ""
+
+    def metrics(self, url: str) -> str:
+        """The page of the engine's metrics; empty if there is none at the address."""
+        headers = {"Authorization": f"Bearer {self.target.api_key}"} if self.target.api_key else {}
+        response = self._http.get(url, headers=headers, timeout=min(self.target.timeout, _PROBE_SECONDS))
+        return response.text if response.status_code == HTTPStatus.OK else ""
 
     def answers(self) -> bool:
         """Whether something still answers at the address, whatever it says."""
@@ -313,9 +327,12 @@ def classify(error: BaseException) -> Failure:
     if isinstance(error, Failure):
         return error
     never_connected = any(type(cause).__name__ == "ConnectTimeout" for cause in _causes(error))
-    if isinstance(error, (openai.APITimeoutError, TimeoutError)) and not never_connected:
+    # What is asked past the client, such as the metrics, fails with the names of the HTTP library beneath it.
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    timed_out = isinstance(error, (openai.APITimeoutError, TimeoutError)) or "TimeoutException" in kinds
+    if timed_out and not never_connected:
         return Failure("timeout", str(error))
-    if isinstance(error, openai.APIConnectionError):
+    if isinstance(error, openai.APIConnectionError) or "TransportError" in kinds:
         return _connection_failure(error)
     if isinstance(error, openai.APIStatusError):
         return _status_failure(error.status_code, _server_message(error))
@@ -347,7 +364,7 @@ def _server_message(error: Any) -> str:
 # --- The steps ------------------------------------------------------------------------------------------------------
 
 
-def _identity(session: Session) -> Seen:
+def identity(session: Session) -> Seen:
     """The server answers, knows the key, and serves the model."""
     served = {_text(entry.get("id")): entry for entry in session.models(session.target.timeout)}
     names = ", ".join(sorted(served)) or "nothing"
@@ -355,7 +372,7 @@ def _identity(session: Session) -> Seen:
         session.model = next(iter(served))
     if session.model not in served:
         raise Failure("unknown_model", f"{session.model or 'one model'!r} is wanted, the server serves {names}", names)
-    session.max_model_len = _count(served[session.model].get("max_model_len"))
+    session.max_model_len = count_of(served[session.model].get("max_model_len"))
     session.engine.update(
         model=session.model,
         root=_text(served[session.model].get("root")),
@@ -498,7 +515,7 @@ def _still_answers(session: Session) -> Seen:
 def steps_for(target: Target, cases: Sequence[Case] = CASES) -> list[Step]:
     """The whole list: who is there, what it answers, what it refuses, and whether it lived through that."""
     return [
-        Step("endpoint_identity", _identity, limit=target.model or None, gate=True),
+        Step("endpoint_identity", identity, limit=target.model or None, gate=True),
         Step("engine_version", _version, severity="warning"),
         *(case_step(case, target.level) for case in cases if runs_at(case, target.level)),
         *refusal_steps(target.max_images),
@@ -509,7 +526,7 @@ def steps_for(target: Target, cases: Sequence[Case] = CASES) -> list[Step]:
 # --- The run --------------------------------------------------------------------------------------------------------
 
 
-def within(seconds: float, function: Callable[[], Seen]) -> Seen:
+def within(seconds: float, function: Callable[[], Got]) -> Got:
     """Call a function, wait no longer than given.
 
     A client's own time limit counts from byte to byte, so a server that drips one byte a second would hold it forever.
@@ -518,7 +535,7 @@ def within(seconds: float, function: Callable[[], Seen]) -> Seen:
     Raises:
         TimeoutError: There is no result yet.
     """
-    box: list[Seen | BaseException] = []
+    box: list[Got | BaseException] = []
 
     def work() -> None:
         try:
@@ -542,7 +559,7 @@ def _one_line(text: str) -> str:
     return clean if len(clean) <= _TEXT_SHOWN else f"{clean[:_TEXT_SHOWN]} …"
 
 
-def _own_words(value: Any, secret: str) -> Any:
+def own_words(value: Any, secret: str) -> Any:
     """What a server says about itself, fit for a report."""
     if not isinstance(value, str):
         return value
@@ -592,7 +609,7 @@ def run_steps(session: Session, steps: Sequence[Step]) -> list[Check]:
             checks.append(_check(step, stop, 0.0, session.target.api_key))
             continue
         started = time.monotonic()
-        outcome = _try(session, step, session.target.timeout)
+        outcome = _try(session, step, step.timeout or session.target.timeout)
         checks.append(_check(step, outcome, time.monotonic() - started, session.target.api_key))
         hung = hung + 1 if isinstance(outcome, Failure) and outcome.name == "timeout" else 0
         if isinstance(outcome, Failure) and (
@@ -612,5 +629,5 @@ def run(target: Target, release: str, cases: Sequence[Case] = CASES) -> Verdict:
     started = verdict.now()
     session = Session(target)
     checks = run_steps(session, steps_for(target, cases))
-    engine = {name: _own_words(value, target.api_key) for name, value in session.engine.items()}
+    engine = {name: own_words(value, target.api_key) for name, value in session.engine.items()}
     return Verdict(release, tuple(checks), engine, (), started, verdict.now())

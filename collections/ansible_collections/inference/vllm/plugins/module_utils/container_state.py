@@ -1,0 +1,135 @@
+"""What Docker tells of one container: its memory, its limit, its GPUs, and whether it was started again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+GIB = 2**30
+_SECONDS = 10
+
+
+class ContainerError(Exception):
+    """Docker does not answer, or not of this container; the message says which and why."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A container at one moment.
+
+    Attributes:
+        running: Whether it runs.
+        restarts: How often Docker has started it again.
+        started: When it was started last, as Docker writes it.
+        limit_gib: Memory limit; 0 without one.
+        devices: GPUs that it was given by UUID or number; empty where it was given all, or none.
+    """
+
+    running: bool
+    restarts: int
+    started: str
+    limit_gib: float
+    devices: tuple[str, ...] = ()
+
+
+def state_of(inspected: Mapping[str, Any]) -> State:
+    """Read what ``docker inspect`` says."""
+    config = inspected.get("HostConfig") or {}
+    state = inspected.get("State") or {}
+    requests = config.get("DeviceRequests") or ()
+    # Names of the Container Device Interface end in the number or UUID: nvidia.com/gpu=0.
+    devices = tuple(str(device).rpartition("=")[2] for request in requests for device in request.get("DeviceIDs") or ())
+    return State(
+        running=bool(state.get("Running")),
+        restarts=int(inspected.get("RestartCount") or 0),
+        started=str(state.get("StartedAt") or ""),
+        limit_gib=int(config.get("Memory") or 0) / GIB,
+        devices=devices,
+    )
+
+
+def used_gib(stats: Mapping[str, Any]) -> float:
+    """Memory in use from Docker's figures: without the pages of files that the kernel may drop (inactive_file).
+
+    Raises:
+        ContainerError: There is no figure, as for a container that does not run.
+    """
+    memory = stats.get("memory_stats") or {}
+    if "usage" not in memory:
+        raise ContainerError("Docker tells no memory of it; it does not run")
+    details = memory.get("stats") or {}
+    # The key of control groups version 1 sums up the groups below, as the usage does.
+    droppable = details.get("total_inactive_file", details.get("inactive_file", 0))
+    return float(max(memory["usage"] - droppable, 0)) / GIB
+
+
+def resident_gib(top: Mapping[str, Any]) -> float:
+    """Resident memory of a container's processes, from what ``docker top`` says of them; shared pages count each time.
+
+    Raises:
+        ContainerError: There is no process.
+    """
+    sizes = [int(row[-1]) for row in top.get("Processes") or ()]
+    if not sizes:
+        raise ContainerError("Docker tells no process of it; it does not run")
+    return float(sum(sizes)) / 2**20
+
+
+class Container:
+    """One container, asked through Docker's SDK; every method may raise ContainerError."""
+
+    def __init__(self, name: str, docker_host: str) -> None:
+        """Name the container and the address of its engine; nothing is sent."""
+        self.name = name
+        self.docker_host = docker_host
+        self.by_processes = False
+        self._client: Any = None
+
+    def __enter__(self) -> Container:
+        """Prepare the client."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the client."""
+        if self._client is not None:
+            self._client.close()
+
+    def state(self) -> State:
+        """The container as it is now."""
+        return state_of(self._ask("inspect_container"))
+
+    def used_gib(self) -> float:
+        """Memory in use now, in GiB: Docker's figure, or that of the processes where `by_processes` says so."""
+        try:
+            if self.by_processes:
+                return resident_gib(self._ask("top", ps_args="-eo pid,rss"))
+            return used_gib(self._ask("stats", stream=False, one_shot=True))
+        except ContainerError as error:
+            raise ContainerError(f"container {self.name}: {error}") from error
+
+    def choose_figure(self) -> None:
+        """Take the processes' figure from now on if Docker has none of a container that runs: no memory controller."""
+        try:
+            self.used_gib()
+        except ContainerError:
+            if not self.state().running:
+                raise
+            self.by_processes = True
+            self.used_gib()
+
+    def _ask(self, function: str, **arguments: Any) -> Mapping[str, Any]:
+        import docker  # a library of the host's venv, not of the controller
+
+        try:
+            if self._client is None:
+                self._client = docker.APIClient(base_url=self.docker_host, version="auto", timeout=_SECONDS)
+            answer: Mapping[str, Any] = getattr(self._client, function)(self.name, **arguments)
+        except docker.errors.NotFound as error:
+            raise ContainerError(f"Docker has no container {self.name}") from error
+        except (docker.errors.DockerException, OSError, ValueError) as error:
+            raise ContainerError(f"Docker at {self.docker_host} does not answer: {error}") from error
+        return answer

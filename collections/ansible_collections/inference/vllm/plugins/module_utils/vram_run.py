@@ -1,0 +1,295 @@
+"""The memory check: samples a server's memory before, under and after the heaviest load that it permits.
+
+Whatever goes wrong, of server, driver or Docker, ends as a named failed check. What is judged, and how, is in
+``vram_judge``; what is sent, in ``vram_load``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+from ansible_collections.inference.vllm.plugins.module_utils import smoke_run, verdict, vram_judge, vram_load
+from ansible_collections.inference.vllm.plugins.module_utils.container_state import Container, ContainerError, State
+from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.memory import GpuMemory
+from ansible_collections.inference.vllm.plugins.module_utils.memory_sampler import Sampler, Window
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import Failure, Seen, Session, Step, Target
+from ansible_collections.inference.vllm.plugins.module_utils.verdict import Check, Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.vram_judge import Expected, Measured
+from ansible_collections.inference.vllm.plugins.module_utils.vram_load import Load, Shape
+
+# How long a container that ends may still count as running.
+_DEATH_SECONDS = 10.0
+
+Read = Callable[[], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to check.
+
+    Attributes:
+        metrics_url: Address of the engine's metrics.
+        container: Name of the engine's container.
+        docker_host: Where Docker listens.
+        interval: Seconds between two readings.
+        tolerance: GiB that memory may grow, and exceed the plan.
+        load: What is sent.
+    """
+
+    metrics_url: str
+    container: str
+    docker_host: str
+    interval: float
+    tolerance: float
+    load: Load
+
+
+@dataclass
+class Result:
+    """What came of it.
+
+    Attributes:
+        verdict: The checks.
+        detail: What ``vram.json`` holds beside them.
+        row: A row for the planner's calibration; None where nothing can be learnt.
+    """
+
+    verdict: Verdict
+    detail: dict[str, Any] = field(default_factory=dict)
+    row: dict[str, Any] | None = None
+
+    def to_json(self) -> str:
+        """The content of ``vram.json``: a verdict and more."""
+        return json.dumps(self.verdict.as_dict() | self.detail, indent=1, ensure_ascii=False) + "\n"
+
+    def row_json(self) -> str:
+        """The row as a file in the form of catalogue/calibration.json."""
+        about = "One boot, measured by role vram_check. To let the planner learn from it, add the row of boots to"
+        about += " catalogue/calibration.json and run bench/plan_fit.py."
+        return json.dumps({"about": about, "boots": [self.row]}, indent=2, ensure_ascii=False) + "\n"
+
+
+@dataclass
+class _Source:
+    """Where memory is read: a function, what it reads, and what the figures are held against."""
+
+    read: Read
+    name: str
+    limit: float
+    limit_is: str
+    gpus: tuple[Mapping[str, Any], ...] = ()
+
+
+def run(target: Target, release: str, expected: Expected, settings: Settings, pynvml: ModuleType | None) -> Result:
+    """Check a server's memory; never raises for what a server, a driver or Docker does.
+
+    Raises:
+        ImportError: `openai`, `docker` or `PIL` is not installed.
+    """
+    started = verdict.now()
+    with contextlib.ExitStack() as stack:
+        container = stack.enter_context(Container(settings.container, settings.docker_host))
+        before = _state(container)
+        source: _Source | Failure
+        try:
+            source = _source(stack, container, before, expected, pynvml)
+        except RefusalError as error:
+            source = Failure("gpu_unreadable", "; ".join(refusal.message for refusal in error.refusals))
+        except ContainerError as error:
+            source = Failure("container_unreadable", str(error))
+        session = Session(target)
+        run = _Run(session, expected, settings, source)
+        checks = run.checks()
+        checks.append(_restarts(before, _state_after(container, before, checks)))
+    gpus = () if isinstance(source, Failure) else source.gpus
+    engine = {key: smoke_run.own_words(value, target.api_key) for key, value in session.engine.items()}
+    judged = Verdict(release, tuple(checks), engine, gpus, started, verdict.now())
+    # Survival is that of the load; what the plan said of it is another matter.
+    survives = all(check.ok for check in checks if check.code in ("load_answered", "vram_under_load", "restarts"))
+    date = time.strftime("%Y-%m-%d", time.gmtime())
+    row = vram_judge.calibration_row(expected, run.measured, gpus, date, survives)
+    return Result(judged, run.detail(), row)
+
+
+def _state(container: Container) -> State | Failure:
+    try:
+        return container.state()
+    except ContainerError as error:
+        return Failure("container_unreadable", str(error))
+
+
+def _state_after(container: Container, before: State | Failure, checks: Sequence[Check]) -> State | Failure:
+    """The container after the load. Docker learns of a death later than a client does, so it gets time for that."""
+    lost = any(check.runbook in ("connection_lost", "endpoint_unreachable", "server_error") for check in checks)
+    end = time.monotonic() + (_DEATH_SECONDS if lost else 0.0)
+    state = _state(container)
+    while state == before and isinstance(state, State) and time.monotonic() < end:
+        time.sleep(_DEATH_SECONDS / 40)
+        state = _state(container)
+    return state
+
+
+def _source(
+    stack: contextlib.ExitStack,
+    container: Container,
+    state: State | Failure,
+    expected: Expected,
+    pynvml: ModuleType | None,
+) -> _Source:
+    """The GPUs of the container; on a CPU host the container itself.
+
+    Raises:
+        RefusalError: NVML does not start, or does not know the GPUs.
+        ContainerError: There is no container whose memory could be read.
+    """
+    if expected.accelerator == "nvidia":
+        devices = () if isinstance(state, Failure) else state.devices
+        memory = stack.enter_context(GpuMemory(pynvml, devices))
+        smallest = min(gpu["usable_gib"] for gpu in memory.gpus)
+        # A plan for a smaller card than this one is held to that card.
+        limit_is = "the card" if smallest <= expected.card else "the card of the plan"
+        return _Source(memory.used_gib, "nvml", min(smallest, expected.card), limit_is, memory.gpus)
+    if isinstance(state, Failure):
+        raise ContainerError(str(state))
+    limit = state.limit_gib or expected.card
+    limit_is = "the container's memory limit" if state.limit_gib else "the host's memory"
+    container.choose_figure()
+    name = "processes" if container.by_processes else "container"
+    return _Source(lambda: {container.name: container.used_gib()}, name, limit, limit_is)
+
+
+def _restarts(before: State | Failure, after: State | Failure) -> Check:
+    """Whether the container is still the one that it was, by Docker's count and by the time of its start."""
+    for state in (before, after):
+        if isinstance(state, Failure):
+            return vram_judge.failed("restarts", state, 0, "restarts")
+    assert isinstance(before, State) and isinstance(after, State)  # noqa: S101 - for the type checker
+    count = after.restarts - before.restarts
+    if not after.running:
+        failure = Failure("engine_restarted", "the container does not run any more", count)
+    elif count or after.started != before.started:
+        failure = Failure("engine_restarted", f"the container was started again at {after.started}", count)
+    else:
+        return Check("restarts", True, message=f"runs since {after.started}", value=0, limit=0, unit="restarts")
+    return vram_judge.failed("restarts", failure, 0, "restarts")
+
+
+class _Run:
+    """One check from its first reading to its last."""
+
+    def __init__(self, session: Session, expected: Expected, settings: Settings, source: _Source | Failure) -> None:
+        self.session, self.expected, self.settings = session, expected, settings
+        self.source = source
+        self.measured = Measured()
+        self.shape: Shape | None = None
+        self.sampler = Sampler(self._nothing if isinstance(source, Failure) else source.read, settings.interval)
+        if isinstance(source, Failure):
+            self.measured.failure = source
+        else:
+            self.measured.limit, self.measured.limit_is = source.limit, source.limit_is
+
+    @staticmethod
+    def _nothing() -> Mapping[str, float]:
+        raise RuntimeError("there is nothing to read")
+
+    def checks(self) -> list[Check]:
+        """All of it: who is there, its cache, the load; then what was read meanwhile."""
+        load = self.settings.load
+        self.sampler.start()
+        try:
+            asked = smoke_run.run_steps(
+                self.session,
+                [
+                    Step("vram_endpoint", smoke_run.identity, limit=self.session.model or None, gate=True),
+                    Step("kv_cache_tokens", self._cache, limit=self.expected.kv_cache_tokens, unit="tokens"),
+                    Step(
+                        "load_answered", self._load, limit=load.concurrency * load.rounds, unit="requests",
+                        timeout=load.seconds,
+                    ),
+                ],
+            )  # fmt: skip
+        finally:
+            self.sampler.stop()
+        self.measured.samples = list(self.sampler.samples)
+        self._blame(asked)
+        return [*asked, *vram_judge.checks_of(self.expected, self.measured, self.settings.tolerance)]
+
+    def _blame(self, asked: list[Check]) -> None:
+        """Find the reason for which a moment was not seen: the readings ended, or the load did."""
+        if self.measured.failure:
+            return
+        if self.sampler.failure:
+            kind = "gpu_unreadable" if self.expected.accelerator == "nvidia" else "container_unreadable"
+            self.measured.failure = Failure(kind, self.sampler.failure)
+            return
+        gone = next((check for check in asked if not check.ok and check.code != "kv_cache_tokens"), None)
+        if gone:
+            told = gone.message.removeprefix(f"{gone.runbook}: ")
+            self.measured.failure = Failure(str(gone.runbook), f"not judged, because {gone.code} saw: {told}")
+
+    def _cache(self, session: Session) -> Seen:
+        tokens = vram_judge.cache_tokens(session.metrics(self.settings.metrics_url))
+        self.measured.cache_tokens = tokens
+        return Seen(*vram_judge.cache_check(self.expected, tokens))
+
+    def _load(self, session: Session) -> Seen:
+        load, measured, sampler = self.settings.load, self.measured, self.sampler
+        measured.ready = sampler.rest(load.settle)
+        cost = vram_load.cost_of(session, load.images, load.timeout)
+        self.shape = shape = vram_load.shape_of(cost, session.max_model_len, load.images, load.max_pixels)
+        begin, answered, failures = sampler.now(), 0, []
+        for number in range(load.rounds):
+            try:
+                failures = vram_load.send(session, shape, load)
+            finally:
+                measured.load = Window(begin, sampler.now())
+            answered += load.concurrency - len(failures)
+            if failures:
+                break
+            rest = sampler.rest(load.settle)
+            measured.warm, measured.after = (rest, None) if number == 0 else (measured.warm, rest)
+        if failures:
+            sent = (number + 1) * load.concurrency
+            # Of an engine that dies, some requests see the death, and others only that nobody is there any more.
+            worst = min(failures, key=lambda failure: failure.name == "endpoint_unreachable")
+            raise Failure(worst.name, f"{sent - answered} of {sent} requests failed: {worst}", answered)
+        return Seen(f"{describe(shape)}, {load.concurrency} at once, {load.rounds} times: all answered", answered)
+
+    def detail(self) -> dict[str, Any]:
+        """What ``vram.json`` holds beside the verdict."""
+        measured, load = self.measured, self.settings.load
+        names = list(measured.samples[0].gib) if measured.samples else []
+        spent = measured.samples[-1].seconds if measured.samples else 0.0
+        return {
+            "source": "none" if isinstance(self.source, Failure) else self.source.name,
+            "limit_gib": round(measured.limit, 2) or None,
+            "limit_is": measured.limit_is,
+            "headroom_gib": vram_judge.headroom_of(measured),
+            "terms": vram_judge.terms_of(self.expected, measured),
+            "moments": vram_judge.moments_of(measured),
+            "load": {
+                "concurrency": load.concurrency,
+                "rounds": load.rounds,
+                **({} if self.shape is None else vars(self.shape)),
+            },
+            "sampling": {
+                "interval_seconds": self.settings.interval,
+                "readings": len(measured.samples),
+                "seconds": round(spent, 1),
+                "cpu_share": round(self.sampler.cpu_seconds / spent, 4) if spent else None,
+            },
+            "samples": {name: vram_judge.thinned(measured.samples, name) for name in names},
+        }
+
+
+def describe(shape: Shape) -> str:
+    """A request of the load in words."""
+    images = f"{shape.images} images of {shape.side}x{shape.side} pixels" if shape.images else "no image"
+    return f"requests of {shape.tokens} tokens with {images} and {shape.words} words"

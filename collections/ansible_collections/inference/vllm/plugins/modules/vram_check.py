@@ -1,0 +1,268 @@
+#!/usr/bin/python
+"""Measure a server's memory before, under and after the heaviest load that it permits, and judge it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+
+from ansible_collections.inference.vllm.plugins.module_utils import endpoint, vram_run
+from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import this_machine
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError, join
+from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import Target
+from ansible_collections.inference.vllm.plugins.module_utils.verdict import write_atomic
+from ansible_collections.inference.vllm.plugins.module_utils.vram_judge import Expected, expected_of
+from ansible_collections.inference.vllm.plugins.module_utils.vram_load import Load
+
+DOCUMENTATION = r"""
+module: vram_check
+short_description: Measure a server's memory under the heaviest load that it permits, and judge it
+version_added: 0.1.0
+author:
+  - The project's contributors
+description:
+  - Reads the memory of the GPUs of a service's container by NVML, or on a CPU host that of the container itself, all
+    the time from before a load until after it.
+  - The load is as many of the largest permitted images as a request may hold, and words that fill the rest of the
+    longest request, sent by as many clients at once as the engine computes, in some rounds.
+  - Judges memory before, under and after the load against the plan of the release and the card, the engine's KV cache
+    against the plan, and whether the container was started again.
+  - Whatever goes wrong, of server, driver or Docker, ends as a named failure.
+  - C(failed) says what the verdict says, unless O(fail_on_verdict=false).
+  - A report tells about a run and is no state of the host, so the module never reports C(changed).
+requirements:
+  - openai >= 3
+  - docker
+  - Pillow
+  - nvidia-ml-py, on a host with GPUs
+options:
+  base_url:
+    description: Address of the API up to and including C(/v1).
+    type: str
+    required: true
+  metrics_url:
+    description: Address of the engine's metrics for Prometheus.
+    type: str
+    required: true
+  api_key_file:
+    description:
+      - File on the host that holds the API key; the key itself appears in no argument, output or report.
+      - Without it the server is asked without a key.
+    type: path
+  model:
+    description: Served name of the model that must be there. Empty takes the only one that is served.
+    type: str
+    default: ""
+  manifest_path:
+    description: The C(manifest.json) of the release, which holds its plan and flags.
+    type: path
+    required: true
+  container:
+    description: Name of the engine's container.
+    type: str
+    required: true
+  docker_host:
+    description: Where the Docker engine listens.
+    type: str
+    default: unix:///var/run/docker.sock
+  max_pixels:
+    description: Pixels of the largest image that is sent. The flag C(mm-processor-kwargs) of the release may lower it.
+    type: int
+    required: true
+  concurrency:
+    description: Requests at once, at most; C(max-num-seqs) of the release may lower it.
+    type: int
+    default: 8
+  rounds:
+    description: How often that many are sent. Growth is judged from the end of the first round to the end of the last.
+    type: int
+    default: 2
+  interval:
+    description: Seconds between two readings of the memory.
+    type: float
+    default: 0.2
+  settle:
+    description: Seconds of rest before, between and after the rounds.
+    type: float
+    default: 1
+  tolerance_gib:
+    description: GiB that memory may grow from the first round to the last, and by which the idle engine may exceed its
+      plan.
+    type: float
+    default: 0.5
+  timeout:
+    description: Longest time for one request from start to last byte, in seconds.
+    type: float
+    default: 300
+  release:
+    description: Identifier of the release under test, written into the report.
+    type: str
+    required: true
+  report_path:
+    description:
+      - Where to write the result as JSON, mode 0640; the folder must exist. A former result is removed first.
+      - Without it nothing is written.
+    type: path
+  calibration_path:
+    description:
+      - Where to write what was measured as a row for the planner's calibration, mode 0640.
+      - On a CPU host there is no such row, and nothing is written.
+    type: path
+  fail_on_verdict:
+    description: Whether a verdict that is not ok makes the task fail.
+    type: bool
+    default: true
+attributes:
+  check_mode:
+    description: Looks at the arguments and the manifest, and sends no load.
+    support: full
+  diff_mode:
+    description: Nothing on the host changes but the report.
+    support: none
+"""
+
+EXAMPLES = r"""
+- name: Prove that the service lives through its heaviest load
+  inference.vllm.vram_check:
+    base_url: http://127.0.0.1:8000/v1
+    metrics_url: http://127.0.0.1:8000/metrics
+    api_key_file: /opt/vllm/secrets/api_key
+    manifest_path: /opt/vllm/releases/20260101-4f2c/manifest.json
+    container: vllm-vllm-1
+    max_pixels: 16777216
+    release: 20260101-4f2c
+    report_path: /opt/vllm/reports/20260101-4f2c/vram.json
+"""
+
+RETURN = r"""
+verdict:
+  description: The result in the shape of C(verdict.json), also where O(report_path) is not set.
+  returned: when the check ran and the task did not fail
+  type: dict
+  sample:
+    ok: true
+    release: 20260101-4f2c
+    checks:
+      - {code: vram_under_load, ok: true, severity: error, message: "GPU 0 held 21.90 GiB under the heaviest load; 1.62
+         GiB were left below the card", value: 21.9, limit: 23.52, unit: GiB, seconds: 0.0, runbook: null}
+failures:
+  description: Codes of the checks that make the verdict not ok.
+  returned: when the check ran
+  type: list
+  elements: str
+refusals:
+  description: Why the input was refused, each with C(code), C(message) and C(fix).
+  returned: when the input was refused
+  type: list
+  elements: dict
+"""
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    **endpoint.ARGUMENTS,
+    "metrics_url": {"type": "str", "required": True},
+    "manifest_path": {"type": "path", "required": True},
+    "container": {"type": "str", "required": True},
+    "docker_host": {"type": "str", "default": "unix:///var/run/docker.sock"},
+    "max_pixels": {"type": "int", "required": True},
+    "concurrency": {"type": "int", "default": 8},
+    "rounds": {"type": "int", "default": 2},
+    "interval": {"type": "float", "default": 0.2},
+    "settle": {"type": "float", "default": 1},
+    "tolerance_gib": {"type": "float", "default": 0.5},
+    "timeout": {"type": "float", "default": 300},
+    "calibration_path": {"type": "path"},
+}
+# Growth needs two rounds to be seen, and the smallest image is one cell of the grid that images are cut into.
+LEAST = {
+    "max_pixels": 1024,
+    "concurrency": 1,
+    "rounds": 2,
+    "interval": 0.01,
+    "settle": 0.0,
+    "tolerance_gib": 0.0,
+    "timeout": 0.1,
+}
+
+
+def expected_from(path: str) -> Expected:
+    """What the manifest of the release foretells.
+
+    Raises:
+        RefusalError: It is missing, unreadable, or no manifest.
+    """
+    try:
+        return expected_of(json.loads(Path(path).read_text(encoding="utf-8")))
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror}"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"is no manifest with a plan and flags ({type(error).__name__}: {error})"
+    raise RefusalError(
+        Refusal(
+            "manifest_unusable",
+            f"manifest_path is {path!r}, and {reason}.",
+            "Name the manifest.json of the release that runs; the serve step writes it.",
+        )
+    )
+
+
+def settings_of(params: dict[str, Any], expected: Expected) -> vram_run.Settings:
+    """How to check, as the arguments say and the release allows."""
+    load = Load(
+        concurrency=min(params["concurrency"], expected.sequences),
+        rounds=params["rounds"],
+        images=expected.images,
+        max_pixels=min(params["max_pixels"], expected.max_pixels or params["max_pixels"]),
+        timeout=params["timeout"],
+        settle=params["settle"],
+    )
+    return vram_run.Settings(
+        metrics_url=params["metrics_url"],
+        container=params["container"],
+        docker_host=params["docker_host"],
+        interval=params["interval"],
+        tolerance=params["tolerance_gib"],
+        load=load,
+    )
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
+    params = module.params if not module.check_mode else module.params | {"report_path": None}
+    paths = {name: Path(params[name]) if params[name] else None for name in ("report_path", "calibration_path")}
+    try:
+        if not module.check_mode:
+            # An old result must never pass for a new one, however this run ends.
+            for path in filter(None, paths.values()):
+                path.unlink(missing_ok=True)
+        key = endpoint.key_of(params, LEAST)
+        expected = expected_from(params["manifest_path"])
+    except RefusalError as error:
+        module.fail_json(join(error.refusals), refusals=[refusal.as_dict() for refusal in error.refusals])
+    except OSError as error:
+        module.fail_json(f"cannot remove {error.filename}: {error.strerror}")
+    if module.check_mode:
+        module.exit_json(changed=False, msg="check mode: no load was sent")
+    if key:
+        module.no_log_values.add(key)
+    target = Target(params["base_url"].rstrip("/"), key, params["model"], timeout=params["timeout"])
+    try:
+        result = vram_run.run(target, params["release"], expected, settings_of(params, expected), this_machine().pynvml)
+    except ImportError as error:
+        module.fail_json(missing_required_lib(error.name or "openai"))
+    verdict = result.verdict
+    try:
+        if paths["report_path"]:
+            write_atomic(paths["report_path"], result.to_json())
+        if paths["calibration_path"] and result.row:
+            write_atomic(paths["calibration_path"], result.row_json())
+    except OSError as error:
+        module.fail_json(f"cannot write {error.filename}: {error.strerror}", verdict=verdict.as_dict())
+    module.exit_json(**endpoint.result_of(verdict, params["report_path"], params["fail_on_verdict"]))
+
+
+if __name__ == "__main__":
+    main()

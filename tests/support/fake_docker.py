@@ -1,0 +1,105 @@
+"""An HTTP server that answers for one container like the Docker engine, for Docker's own SDK to ask."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+GIB = 2**30
+NAME = "vllm-vllm-1"
+
+
+@dataclass
+class FakeContainer:
+    """What the container is at the moment; tests change it while it is asked.
+
+    Attributes:
+        used: Memory in GiB, without the pages that the kernel may drop.
+        grows: GiB that are added at each reading.
+        figures: Whether Docker has figures of memory, which it has not without the kernel's memory controller.
+        stops_after: Readings after which the container does not run any more; None for never.
+    """
+
+    used: float = 3.0
+    figures: bool = True
+    grows: float = 0.0
+    limit: float = 32.0
+    restarts: int = 0
+    started: str = "2026-01-01T00:00:00.5Z"
+    running: bool = True
+    devices: tuple[str, ...] = ()
+    restarts_after: int | None = None
+    stops_after: int | None = None
+    readings: int = 0
+    paths: list[str] = field(default_factory=list)
+
+    def inspected(self) -> dict[str, Any]:
+        requests = [{"Driver": "nvidia", "DeviceIDs": list(self.devices)}] if self.devices else None
+        return {
+            "RestartCount": self.restarts,
+            "State": {"Running": self.running, "StartedAt": self.started},
+            "HostConfig": {"Memory": int(self.limit * GIB), "DeviceRequests": requests},
+        }
+
+    def stats(self) -> dict[str, Any]:
+        self.readings += 1
+        self.used += self.grows
+        if self.stops_after is not None and self.readings > self.stops_after:
+            self.running = False
+        if self.restarts_after == self.readings:
+            self.restarts, self.started = self.restarts + 1, "2026-01-01T00:07:00Z"
+        if not self.running or not self.figures:
+            return {"memory_stats": {}}
+        return {"memory_stats": {"usage": int((self.used + 1) * GIB), "stats": {"inactive_file": GIB, "anon": 7}}}
+
+    def top(self) -> dict[str, Any]:
+        half = str(int(self.used * GIB / 1024 / 2))
+        return {"Titles": ["PID", "RSS"], "Processes": [["7", half], ["8", half]] if self.running else []}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    container: FakeContainer
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep the test output quiet."""
+
+    def do_GET(self) -> None:
+        self.container.paths.append(self.path)
+        path = self.path.partition("?")[0]
+        if path.endswith("/version"):
+            self._send(200, {"ApiVersion": "1.47", "Version": "27.0", "MinAPIVersion": "1.24"})
+        elif path.endswith(f"/containers/{NAME}/json"):
+            self._send(200, self.container.inspected())
+        elif path.endswith(f"/containers/{NAME}/stats"):
+            self._send(200, self.container.stats())
+        elif path.endswith(f"/containers/{NAME}/top"):
+            self._send(200, self.container.top())
+        else:
+            self._send(404, {"message": "No such container"})
+
+    def _send(self, status: int, body: Mapping[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@contextmanager
+def fake_docker(container: FakeContainer) -> Iterator[str]:
+    """Serve on a free port of the loopback; yields the address as Docker writes it."""
+    handler = type("Handler", (_Handler,), {"container": container})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"tcp://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
