@@ -75,6 +75,15 @@ def test_engine_is_held_at_its_version(host):
     assert "docker.io" in host.check_output("apt-mark showhold").split()
 
 
+def test_mirror_is_signed_by_its_own_key(host):
+    source = host.file("/etc/apt/sources.list.d/docker.sources")
+    lines = dict(line.split(": ", 1) for line in source.content_string.splitlines() if ": " in line)
+    release = host.check_output(". /etc/os-release && echo $VERSION_CODENAME")
+    assert lines["Signed-By"] == "/etc/apt/keyrings/docker.asc"
+    assert (lines["Types"], lines["URIs"], lines["Suites"]) == ("deb", "http://127.0.0.1:9/docker", release)
+    assert oct(source.mode) == oct(host.file("/etc/apt/keyrings/docker.asc").mode) == "0o644"
+
+
 def test_compose_is_version_two(host):
     assert host.check_output("docker compose version --short").lstrip("v").startswith("2.")
 

@@ -292,6 +292,7 @@ def test_missing_arguments_fail(run: Any, arguments: dict[str, Any]) -> None:
 def docker(programs: Path, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Docker that runs; the folder holds `up` while it answers and `calls` with what systemctl was told."""
     monkeypatch.setattr(docker_daemon_apply, "RELOAD_TIMEOUT", 0.3)
+    monkeypatch.setattr(docker_daemon_apply, "GONE", 0.3)
     monkeypatch.setattr(docker_daemon_apply, "PAUSE", 0.1)
     state = tmp_path / "state"
     state.mkdir()
@@ -402,6 +403,9 @@ def test_without_systemd_the_log_says_why(run: Any, path: Path, docker: Path, tm
     log.write_text("failed to start daemon: of an older run\n")
     run(config={"bip": "x"})
     commands = {"start": ["sh", "-c", f"echo failed to start daemon: now >> {log}"], "stop": ["rm", str(docker / "up")]}
-    said = apply(run, **commands, reload=["false"], logfile=str(log))["msg"]
+    # With a status, one that ended is not waited for.
+    said = run(docker_daemon_apply, **commands, reload=["false"], status=["false"], logfile=str(log), timeout=10**6)[
+        "msg"
+    ]
     assert "failed to start daemon: now" in said
     assert "older" not in said

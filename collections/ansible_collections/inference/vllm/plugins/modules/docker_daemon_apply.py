@@ -59,6 +59,11 @@ options:
     type: list
     elements: str
     default: []
+  status:
+    description: Command that succeeds while the Docker that O(start) starts runs, so that one that ended is noticed.
+    type: list
+    elements: str
+    default: []
   logfile:
     description: Log of the Docker that O(start) starts.
     type: path
@@ -102,6 +107,8 @@ refusals:
 
 #: Seconds in which Docker says that it has read its file again; it takes milliseconds.
 RELOAD_TIMEOUT = 10
+#: Seconds without a Docker that runs after which it counts as ended. It takes a moment to become one.
+GONE = 3
 PAUSE = 0.5
 
 
@@ -148,10 +155,13 @@ class Engine:
             return False
         done = [self._ok(command) for command in commands]
         # Without systemd the command that starts it says nothing about how it went.
-        end = time.time() + self.given["timeout"]
-        while done[-1] and time.time() < end:
+        seen = time.time()
+        end = seen + self.given["timeout"]
+        while done[-1] and time.time() < min(end, seen + GONE):
             if self.answers():
                 return True
+            if not self.given["status"] or self._ok(self.given["status"]):
+                seen = time.time()
             time.sleep(PAUSE)
         return False
 
@@ -210,6 +220,7 @@ def main() -> None:
             "start": {"type": "list", "elements": "str", "default": []},
             "stop": {"type": "list", "elements": "str", "default": []},
             "reload": {"type": "list", "elements": "str", "default": []},
+            "status": {"type": "list", "elements": "str", "default": []},
             "logfile": {"type": "path"},
             "timeout": {"type": "int", "default": 60},
         },
