@@ -72,12 +72,14 @@ MIRROR = {
 }
 
 
-def case(name: str, key: str = DEB_KEY, file: str = "install.yml", **given: Any) -> dict[str, Any]:
+def case(
+    name: str, key: str = DEB_KEY, file: str = "install.yml", broken: bool = False, **given: Any
+) -> dict[str, Any]:
     registered = {
         "__docker_engine_answer": {"rc": 1},
         "__docker_engine_files": {"results": [{"stat": {"exists": False}}] * 4},
         "__docker_engine_key_listing": {"stdout": f"pub:-:4096:1:8D81803C0EBFCD88:1:::-:\nfpr:::::::::{key}:\n"},
-        "__docker_engine_repository": {"changed": True},
+        "__docker_engine_lists": {"rc": int(broken), "stderr": "E: no answer"},
     }
     variables = {"ansible_facts": SYSTEMS[name], **given, **registered}
     return {"role": "docker_engine", "tasks": file, "variables": variables}
@@ -96,6 +98,7 @@ def done() -> dict[str, Any]:
         cases[f"{name}, upstream Compose"] = case(name, file="compose_package.yml", **upstream)
         cases[f"{name}, mirror"] = case(name, "A" * 40, **MIRROR)
         cases[f"{name}, wrong key"] = case(name, **MIRROR)
+        cases[f"{name}, down"] = case(name, "A" * 40, broken=True, **MIRROR)
         version = "3:28.5.*" if name in DNF else "5:28.5.*"
         cases[f"{name}, pinned"] = case(name, docker_engine_version=version, **upstream)
     return paths(cases)
@@ -133,7 +136,7 @@ def test_dockers_apt_repository(done: dict[str, Any], name: str) -> None:
     assert arguments(steps, "apt")[-1] == {
         "name": UPSTREAM,
         "update_cache": True,
-        "cache_valid_time": 0,
+        "cache_valid_time": 3600,
         "allow_change_held_packages": False,
         "allow_downgrade": False,
     }
@@ -148,6 +151,7 @@ def test_mirror_with_a_key_of_its_own(done: dict[str, Any], name: str) -> None:
     refusal = done[f"{name}, wrong key"]
     assert refusal.startswith("[bad_repository_key] http://mirror.example/docker/gpg has the key " + DEB_KEY)
     assert f"docker_engine_repository_key_fingerprint allows {'A' * 40}." in refusal
+    assert "[repository_unusable] docker_engine_repository_url is http://mirror.example" in done[f"{name}, down"]
 
 
 @pytest.mark.parametrize("name", DNF)
