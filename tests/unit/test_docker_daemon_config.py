@@ -285,7 +285,7 @@ def test_missing_arguments_fail(run: Any, arguments: dict[str, Any]) -> None:
     assert run(**arguments)["failed"] is True
 
 
-# Applying it. The stand-in for Docker refuses a file with the word `bad` in it, at start and on reload.
+# Applying it. The stand-in for Docker refuses a file with the word `bad` in it, and does not start with `worse`.
 
 
 @pytest.fixture
@@ -303,7 +303,7 @@ def docker(programs: Path, tmp_path: Path, folder: Path, monkeypatch: pytest.Mon
         "systemctl",
         f"""echo "$1" >> {state}/calls
 case $1 in
-  restart) rm -f {state}/up; grep -qs bad {file} && exit 1; touch {state}/up;;
+  restart) rm -f {state}/up; grep -qs -e bad -e worse {file} && exit 1; touch {state}/up;;
   reload) rm -f {state}/reloaded; grep -qs bad {file} || touch {state}/reloaded;;
 esac
 exit 0""",
@@ -365,8 +365,17 @@ def test_check_mode_says_what_and_does_nothing(run: Any, path: Path, docker: Pat
     assert (result["changed"], result["action"], calls(docker)) == (True, "reload", [])
 
 
-@pytest.mark.parametrize("wanted", [{"bip": "bad"}, {"labels": ["bad"]}])
-def test_a_refused_file_is_undone_and_docker_answers(run: Any, path: Path, docker: Path, wanted: Any) -> None:
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        ({"labels": ["bad"]}, ["reload", "reload"]),
+        ({"bip": "bad"}, ["reload", "reload"]),
+        ({"bip": "worse"}, ["reload", "reset-failed", "restart", "reset-failed", "restart"]),
+    ],
+)
+def test_a_refused_file_is_undone_and_docker_answers(
+    run: Any, path: Path, docker: Path, wanted: Any, told: list[str]
+) -> None:
     text = path.read_text()
     run(config=wanted)
     result = apply(run)
@@ -376,6 +385,7 @@ def test_a_refused_file_is_undone_and_docker_answers(run: Any, path: Path, docke
     assert "Docker answers" in result["msg"]
     assert (path.read_text(), files(path.parent)) == (text, ["daemon.json"])
     assert (docker / "up").exists()
+    assert calls(docker) == told
 
 
 def test_where_there_was_no_file_there_is_none_again(run: Any, folder: Path, docker: Path) -> None:
@@ -386,15 +396,16 @@ def test_where_there_was_no_file_there_is_none_again(run: Any, folder: Path, doc
 
 
 def test_docker_that_does_not_come_back_is_said(run: Any, path: Path, docker: Path) -> None:
-    path.write_text('{"bip": "bad"}')
+    path.write_text('{"bip": "worse"}')
     run(config={"mtu": 1400})
     assert "Docker is down" in apply(run)["msg"]
 
 
 def test_without_systemd_somebody_elses_engine_is_not_fought(run: Any, path: Path, docker: Path) -> None:
-    run(config={"bip": "x"})
-    result = apply(run, start=["touch", str(docker / "second")], stop=["true"], reload=["false"])
-    assert "cannot be restarted" in result["msg"]
+    for reload in (["false"], ["systemctl", "reload"]):
+        run(config={"bip": "x"})
+        result = apply(run, start=["touch", str(docker / "second")], stop=["true"], reload=reload)
+        assert "cannot be told" in result["msg"]
     assert not (docker / "second").exists()
 
 
@@ -404,8 +415,13 @@ def test_without_systemd_the_log_says_why(run: Any, path: Path, docker: Path, tm
     run(config={"bip": "x"})
     commands = {"start": ["sh", "-c", f"echo failed to start daemon: now >> {log}"], "stop": ["rm", str(docker / "up")]}
     # With a status, one that ended is not waited for.
-    said = run(docker_daemon_apply, **commands, reload=["false"], status=["false"], logfile=str(log), timeout=10**6)[
-        "msg"
-    ]
+    said = run(
+        docker_daemon_apply,
+        **commands,
+        reload=["systemctl", "reload"],
+        status=["false"],
+        logfile=str(log),
+        timeout=10**6,
+    )["msg"]
     assert "failed to start daemon: now" in said
     assert "older" not in said

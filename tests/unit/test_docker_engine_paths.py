@@ -73,7 +73,7 @@ MIRROR = {
 
 
 def case(
-    name: str, key: str = DEB_KEY, file: str = "install.yml", broken: bool = False, **given: Any
+    name: str, given: Mapping[str, str], key: str = DEB_KEY, file: str = "install.yml", broken: bool = False
 ) -> dict[str, Any]:
     registered = {
         "__docker_engine_answer": {"rc": 1},
@@ -91,16 +91,16 @@ def done() -> dict[str, Any]:
     cases = {}
     for name in SYSTEMS:
         upstream = {} if name in DNF else {"docker_engine_source": "upstream"}
-        cases[f"{name}, distribution"] = case(name, docker_engine_source="distribution")
-        cases[f"{name}, default"] = case(name)
-        cases[f"{name}, default Compose"] = case(name, file="compose_package.yml")
-        cases[f"{name}, upstream"] = case(name, **upstream)
-        cases[f"{name}, upstream Compose"] = case(name, file="compose_package.yml", **upstream)
-        cases[f"{name}, mirror"] = case(name, "A" * 40, **MIRROR)
-        cases[f"{name}, wrong key"] = case(name, **MIRROR)
-        cases[f"{name}, down"] = case(name, "A" * 40, broken=True, **MIRROR)
+        cases[f"{name}, distribution"] = case(name, {"docker_engine_source": "distribution"})
+        cases[f"{name}, default"] = case(name, {})
+        cases[f"{name}, default Compose"] = case(name, {}, file="compose_package.yml")
+        cases[f"{name}, upstream"] = case(name, upstream)
+        cases[f"{name}, upstream Compose"] = case(name, upstream, file="compose_package.yml")
+        cases[f"{name}, mirror"] = case(name, MIRROR, "A" * 40)
+        cases[f"{name}, wrong key"] = case(name, MIRROR)
+        cases[f"{name}, down"] = case(name, MIRROR, "A" * 40, broken=True)
         version = "3:28.5.*" if name in DNF else "5:28.5.*"
-        cases[f"{name}, pinned"] = case(name, docker_engine_version=version, **upstream)
+        cases[f"{name}, pinned"] = case(name, {"docker_engine_version": version, **upstream})
     return paths(cases)
 
 

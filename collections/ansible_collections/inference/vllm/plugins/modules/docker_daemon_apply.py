@@ -27,7 +27,8 @@ description:
   - For a handler that M(inference.vllm.docker_daemon_config) notifies. It is one module, because Ansible runs no
     C(rescue) in handlers and because going back must not depend on the connection to the host.
   - Where keys changed that Docker can read again while it runs, it is told to, and must say that it did. Any other
-    change restarts it; C(live-restore) is told first, so that containers outlive that restart.
+    change restarts it, after it was told to read the file: so containers outlive the restart that brings
+    C(live-restore), and a file that it cannot read costs no restart.
   - When Docker refuses the file or does not answer in time, the former file is put back, Docker is started with it,
     and the module fails with what Docker's log says.
   - Does nothing where no change is pending.
@@ -106,7 +107,7 @@ refusals:
 """
 
 #: Seconds in which Docker says that it has read its file again; it takes milliseconds.
-RELOAD_TIMEOUT = 10
+RELOAD_TIMEOUT = 15
 #: Seconds without a Docker that runs after which it counts as ended. It takes a moment to become one.
 GONE = 3
 PAUSE = 0.5
@@ -131,6 +132,7 @@ class Engine:
         """Let it read its file again; did it say that it has?"""
         since = time.time()
         if not self._ok(self.given["reload"] or ["systemctl", "reload", self.given["service"]]):
+            self.stranger = bool(self.given["start"])
             return False
         while time.time() < since + RELOAD_TIMEOUT:
             period = [f"--since={since:.9f}", f"--until={time.time():.9f}"]
@@ -168,7 +170,7 @@ class Engine:
     def reason(self) -> str:
         """What its log says since it was last told something."""
         if self.stranger:
-            return "it cannot be restarted: the Docker that answers is not the one that this host's settings start"
+            return "it cannot be told: the Docker that answers is not the one that this host's settings start"
         if self._has_log():
             with Path(self.given["logfile"]).open(encoding="utf-8", errors="replace") as log:
                 log.seek(self.log_size)
@@ -188,7 +190,8 @@ def apply(engine: Engine, todo: str) -> bool:
     """Do what it takes; does Docker run with the new file?"""
     if engine.answers():
         told = engine.reload()
-        if todo == RELOAD:
+        # What it does not read while it runs it would not start with either. A changed unit may be what mends that.
+        if todo == RELOAD or not (told or engine.given["restart"]):
             return told
     return engine.restart()
 
