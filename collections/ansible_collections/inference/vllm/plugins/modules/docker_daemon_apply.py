@@ -27,7 +27,7 @@ description:
   - For a handler that M(inference.vllm.docker_daemon_config) notifies. It is one module, because Ansible runs no
     C(rescue) in handlers and because going back must not depend on the connection to the host.
   - Where keys changed that Docker can read again while it runs, it is told to, and must say that it did. Any other
-    change restarts it, after it was told to read the file: so containers outlive the restart that brings
+    change restarts it, after it was told to read the file. So containers outlive the restart that brings
     C(live-restore), and a file that it cannot read costs no restart.
   - When Docker refuses the file or does not answer in time, the former file is put back, Docker is started with it,
     and the module fails with what Docker's log says.
