@@ -130,7 +130,7 @@ def case(name: str, installed: Mapping[str, str] | None = None, **given_variable
 def done() -> dict[str, Any]:
     """What the role would do, by system and a word for the case."""
     there, former = dict.fromkeys(PACKAGES, VERSION), dict.fromkeys(PACKAGES, "1.18.0-1")
-    mirror = {"repository_url": "http://mirror.example/deb", "repository_key": "http://mirror.example/key"}
+    mirror = {f"nvidia_container_toolkit_repository_{part}": f"http://mirror.example/{part}" for part in ("url", "key")}
     cases = {"Archlinux": case("Archlinux"), "no GPU": case("Debian 12", __nvidia_container_toolkit_host={"gpus": []})}
     cases["unproven"] = case(
         "Debian 12", __nvidia_container_toolkit_host={"gpus": []}, nvidia_container_toolkit_prove="false"
@@ -140,7 +140,7 @@ def done() -> dict[str, Any]:
         cases[f"{name}, present"] = case(name, there)
         cases[f"{name}, former"] = case(name, former)
         cases[f"{name}, distribution"] = case(name, nvidia_container_toolkit_source="distribution")
-        cases[f"{name}, mirror"] = case(name, **{f"nvidia_container_toolkit_{key}": mirror[key] for key in mirror})
+        cases[f"{name}, mirror"] = case(name, None, **mirror)
     return paths(cases)
 
 
@@ -204,7 +204,7 @@ def test_mirror_and_distribution(done: dict[str, Any], name: str) -> None:
         ("deb822_repository", "uris", "signed_by") if name in APT else ("yum_repository", "baseurl", "gpgkey")
     )
     mirror = arguments(done[f"{name}, mirror"], module)[0]
-    assert (mirror[url], mirror[key]) == ("http://mirror.example/deb", "http://mirror.example/key")
+    assert (mirror[url], mirror[key]) == ("http://mirror.example/url", "http://mirror.example/key")
     assert not arguments(done[f"{name}, distribution"], module)
 
 
