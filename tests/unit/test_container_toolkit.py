@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jinja2 import Environment, FileSystemLoader
 
+from ansible_collections.inference.vllm.plugins.filter.driver import repository_refused
 from ansible_collections.inference.vllm.plugins.module_utils import container_toolkit
 from ansible_collections.inference.vllm.plugins.module_utils.docker_daemon_config import merge
 from support.role_paths import ROOT, paths
@@ -233,6 +234,19 @@ def test_refusals(done: dict[str, Any]) -> None:
     assert done["Archlinux"].startswith("[unsupported_system] This host runs Archlinux 1; known are Debian 12,")
     assert done["no GPU"].startswith("[no_gpu_on_host]")
     assert not any("nvidia-ctk" in str(given) for given in arguments(done["unproven"], "command"))
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ("W: GPG error: http://m InRelease: NO_PUBKEY DDCAE044F796ECB0", "[repository_key] nvidia_container_toolkit_"),
+        ("E: Could not connect to m:80", "set nvidia_container_toolkit_repository_url to a mirror"),
+    ],
+)
+def test_a_refused_repository_is_named_by_this_roles_variables(said: str, named: str) -> None:
+    text = repository_refused({"stderr": said}, "http://m", "http://m/key", "nvidia_container_toolkit")
+    assert named in text
+    assert "nvidia_driver" not in text
 
 
 def test_apt_files() -> None:
