@@ -42,8 +42,13 @@ def load(path: Path) -> Any:
 
 def walk(path: Path, variables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The modules that a file of tasks would run, in order."""
-    for task in load(path):
-        module = next(key for key in task if "." in key)
+    yield from walk_list(path, load(path), variables)
+
+
+def walk_list(path: Path, tasks: Any, variables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The same for tasks of that file, which may stand in a block; what rescues it is left out."""
+    for task in tasks:
+        module = next((key for key in task if "." in key), "block")
         here = {**variables, **task.get("vars", {})}
         for item in Templar(LOADER, variables=here).template(task.get("loop", [None])):
             templar = Templar(LOADER, variables={**here, "item": item})
@@ -51,7 +56,9 @@ def walk(path: Path, variables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             conditions = conditions if isinstance(conditions, list) else [conditions]
             if not all(templar.evaluate_conditional(condition) for condition in conditions):
                 continue
-            if module == "ansible.builtin.include_tasks":
+            if module == "block":
+                yield from walk_list(path, task["block"], here)
+            elif module == "ansible.builtin.include_tasks":
                 yield from walk(path.parent / templar.template(task[module]), here)
             elif module != "ansible.builtin.assert":
                 yield module, templar.template(task[module])
