@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export ANSIBLE_FORCE_COLOR ?= $(shell [ -t 1 ] && echo 1 || echo 0)
 # Scenarios of `make test`, and those of `make test-slow`.
-SCENARIOS ?= deploy_report docker_engine host_python local_hub nvidia_driver preflight teardown vram_plan
+SCENARIOS ?= deploy_report docker_engine host_python local_hub nvidia_container_toolkit nvidia_driver preflight teardown vram_plan
 SLOW_SCENARIOS ?= engine_image gateway model_weights smoke_test vllm_service vram_check
 INVENTORY ?= inventories/embedded
 # More arguments for ansible-playbook, e.g. ARGS="-e vllm_port=18001".
@@ -13,7 +13,7 @@ ARGS ?=
 # Linted and type-checked Python.
 PYTHON_CODE := collections tests bench bin
 
-.PHONY: help deploy-deps dev-deps demo demo-down test lint test-host test-unit test-roles test-e2e test-slow bench-demo bench-plan clean
+.PHONY: help deploy-deps dev-deps demo demo-down test lint test-host test-unit test-roles test-e2e test-slow bench-demo bench-plan bench-weights clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ test-roles: test-host ## Run one molecule scenario per role, or those of SCENARI
 
 bench-plan: dev-deps ## Compare predicted with measured memory, beside other estimators
 	python bench/plan.py
+
+bench-weights: dev-deps ## Time a verified download, beside a plain copy and huggingface_hub
+	python bench/weights.py
 
 bench-demo: dev-deps ## Time the demo, from nothing and again
 	python bench/demo.py

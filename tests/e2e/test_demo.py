@@ -179,7 +179,7 @@ def test_corrupt_vision_weights_are_noticed(
     subprocess.run([sys.executable, TINY_MODEL / "corrupt.py", blind], check=True)
     proven = (HOME / "current").resolve().name
     models = [{"repository": "demo/tiny-qwen3-vl", "path": str(blind)}]
-    run = playbook("deploy.yml", local_hub_models=models)
+    run = playbook("deploy.yml", local_hub_models=models, model_weights_lock="")
     assert run.rc != 0
     proof = verdict()
     assert proof["ok"] is False

@@ -30,6 +30,60 @@ def test_engine_starts_by_itself_where_there_is_systemd(host, systemd):
         assert host.process.get(pid=pid).comm == "dockerd"
 
 
+def test_daemon_json_has_what_was_asked_and_what_was_there(host):
+    file = host.file("/etc/docker/daemon.json")
+    assert json.loads(file.content_string) == {
+        "labels": ["site=lab"],
+        "runtimes": {"kata": {"path": "/opt/kata/bin/kata-runtime"}},
+        "live-restore": True,
+        "log-driver": "json-file",
+        "log-opts": {"max-size": "7m", "max-file": "2"},
+        "default-address-pools": [{"base": "10.211.0.0/16", "size": 24}],
+    }
+    assert (file.user, oct(file.mode)) == ("root", "0o640")
+    assert not host.file("/etc/docker/daemon.json.last-good").exists
+    assert "registry-mirrors" in json.loads(host.file("/etc/docker/daemon.json.bak").content_string)
+
+
+def test_engine_runs_with_daemon_json(host):
+    info = json.loads(host.check_output("docker info --format '{{json .}}'"))
+    assert info["LiveRestoreEnabled"] is True
+    assert info["LoggingDriver"] == "json-file"
+    assert "site=lab" in info["Labels"]
+    assert "kata" in info["Runtimes"]
+    assert info["DockerRootDir"] == "/var/lib/docker"
+    host.run("docker network create pooled")
+    assert '"Subnet":"10.211.' in host.check_output("docker network inspect pooled --format '{{json .IPAM.Config}}'")
+
+
+def test_container_outlived_every_restart(host):
+    state = json.loads(host.check_output("docker inspect bystander --format '{{json .State}}'"))
+    assert state["Running"] is True
+
+
+def test_engine_has_the_proxy(host, systemd):
+    pid = host.process.get(comm="dockerd").pid
+    environment = host.file(f"/proc/{pid}/environ").content_string.split("\0")
+    assert "HTTP_PROXY=http://user:p%40ss@proxy.example:3128" in environment
+    assert "NO_PROXY=localhost,127.0.0.1" in environment
+    if systemd:
+        file = host.file("/etc/systemd/system/docker.service.d/ansible-proxy.conf")
+        assert (file.user, oct(file.mode)) == ("root", "0o600")
+
+
+def test_engine_is_held_at_its_version(host):
+    assert "docker.io" in host.check_output("apt-mark showhold").split()
+
+
+def test_mirror_is_signed_by_its_own_key(host):
+    source = host.file("/etc/apt/sources.list.d/docker.sources")
+    lines = dict(line.split(": ", 1) for line in source.content_string.splitlines() if ": " in line)
+    release = host.check_output(". /etc/os-release && echo $VERSION_CODENAME")
+    assert lines["Signed-By"] == "/etc/apt/keyrings/docker.asc"
+    assert (lines["Types"], lines["URIs"], lines["Suites"]) == ("deb", "http://127.0.0.1:9/docker", release)
+    assert oct(source.mode) == oct(host.file("/etc/apt/keyrings/docker.asc").mode) == "0o644"
+
+
 def test_compose_is_version_two(host):
     assert host.check_output("docker compose version --short").lstrip("v").startswith("2.")
 

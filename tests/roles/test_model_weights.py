@@ -41,9 +41,15 @@ def test_the_engines_user_can_read_but_not_write(host, lock):
     assert host.run(f"{as_engine} sh -c 'echo x >> {folder}/config.json'").rc != 0
 
 
-def test_nothing_unfinished_is_left(host, lock):
+def test_of_the_earlier_commits_the_newest_and_the_one_in_use_are_left_and_nothing_unfinished(host, lock):
     entries = set(host.check_output(f"ls -A {BASE}").split())
-    assert entries == {lock["commit"], "lock.json", ".running", f".state-{lock['commit']}.json"}
+    kept = {lock["commit"], "c" * 40, "a" * 40}
+    assert entries == {*kept, "lock.json", ".running", f".state-{lock['commit']}.json"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_folder_alone_was_enough_for_a_second_place(host, lock, name):
+    assert host.file(f"/opt/copy/test/made-up/{lock['commit']}/{name}").content == FILES[name]
 
 
 def test_what_was_refused_left_no_file(host):

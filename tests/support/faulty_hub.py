@@ -79,6 +79,9 @@ class FaultyHandler(HubHandler):
     def log_message(self, format: str, *args: Any) -> None:
         """Keep the test's output clean; requests are in ``server.asked``."""
 
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        return self.server.date or super().date_time_string(timestamp)
+
     def respond(self) -> None:
         self.fault = NONE
         server, path = self.server, self.path.split("?")[0]
@@ -165,6 +168,7 @@ class FaultyHub(HubServer):
     Attributes:
         faults: What to do wrong; used up in order.
         token: If set, the only token that is let in.
+        date: What its clock says; empty for the true time.
         asked: All requests so far.
         sent: Content bytes sent so far, with the piece that is about to be.
         rate: Content bytes per second of each connection; None for no limit.
@@ -175,6 +179,7 @@ class FaultyHub(HubServer):
         super().__init__("127.0.0.1", 0, root, FaultyHandler)
         self.faults: list[Fault] = []
         self.token = ""
+        self.date = ""
         self.asked: list[Asked] = []
         self.sent = 0
         self.rate = rate

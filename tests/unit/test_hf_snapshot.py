@@ -9,6 +9,7 @@ import random
 import socket
 import stat
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,18 @@ import httpx2
 import pytest
 from huggingface_hub import constants
 
-from ansible_collections.inference.vllm.plugins.module_utils.hf_snapshot import SPARE_BYTES, Outcome, Want, ensure
+from ansible_collections.inference.vllm.plugins.module_utils.hf_snapshot import (
+    SPARE_BYTES,
+    Outcome,
+    Want,
+    ensure,
+    write_lock,
+)
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.weights_hub import Hub, Retry
 from ansible_collections.inference.vllm.plugins.module_utils.weights_plan import Lock, parse_lock
+from ansible_collections.inference.vllm.plugins.module_utils.weights_progress import Pace
+from ansible_collections.inference.vllm.plugins.module_utils.weights_store import Layout
 from support.faulty_hub import FOR_EVER, Fault, FaultyHub, running, write_model
 
 SEED = random.Random(7)
@@ -400,7 +409,305 @@ def test_neither_token_nor_request_leave_the_encrypted_way() -> None:
     assert TOKEN not in str(error.value)
 
 
+def test_neither_token_nor_bytes_leave_the_encrypted_way() -> None:
+    hub = Hub(
+        "https://hub.example", "org/tiny", token=TOKEN, token_endpoint="https://hub.example", timeout=1, retry=Retry()
+    )
+    own = {name.lower() for name in hub.headers_for("https://hub.example/x")}
+    other = {name.lower() for name in hub.headers_for("https://cdn.example/x")}
+    assert ("authorization" in own, "authorization" in other) == (True, False)
+    with pytest.raises(RefusalError) as error:
+        hub.headers_for("http://hub.example/x")
+    assert error.value.refusals[0].code == "insecure_redirect"
+
+
+# --- sources, in order ---
+
+
+def away() -> str:
+    return f"http://127.0.0.1:{free_port()}"
+
+
+@pytest.fixture
+def mirror(tmp_path: Path) -> Iterator[FaultyHub]:
+    write_model(tmp_path / "mirror", "org/tiny", FILES)
+    with running(tmp_path / "mirror") as server:
+        yield server
+
+
+def test_a_mirror_is_asked_before_the_hub(served: FaultyHub, mirror: FaultyHub, want: Want) -> None:
+    outcome = ensure(replace(want, mirrors=[mirror.url], token=TOKEN, token_endpoint=served.url))
+    assert_complete(want, outcome)
+    assert served.asked == []
+    assert outcome.sources == {mirror.url: SIZE}
+    assert not [asked for asked in mirror.asked if "authorization" in asked.headers]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("status", "*", FOR_EVER, status=500),
+        Fault("status", "*", FOR_EVER, status=403),
+        Fault("html", API, FOR_EVER),
+        Fault("status", RESOLVE, FOR_EVER, status=404),
+        Fault("flip", f"*/{BIG}", FOR_EVER, at=7),
+        Fault("truncate", f"*/{BIG}", FOR_EVER, at=0),
+        Fault("list", API, FOR_EVER, names=("../evil",)),
+        Fault("hang_up", "*", FOR_EVER),
+    ],
+    ids=lambda fault: f"{fault.kind}-{fault.on.split('/')[-1]}-{fault.status}",
+)
+def test_a_mirror_that_fails_or_lies_is_passed_over(
+    served: FaultyHub, mirror: FaultyHub, want: Want, fault: Fault
+) -> None:
+    mirror.faults = [fault]
+    outcome = ensure(replace(want, mirrors=[mirror.url], lock=lock_of(want)))
+    assert_complete(want, outcome)
+    assert outcome.sources[served.url] > 0
+    assert any(f"Going on with {served.url}" in warning for warning in outcome.warnings)
+
+
+def test_a_mirror_that_is_away_is_passed_over_and_the_last_source_decides(want: Want) -> None:
+    assert_complete(want, ensure(replace(want, mirrors=[away(), away()])))
+    last = away()
+    refusal = refused(replace(want, revision="other", mirrors=[away()], endpoint=last))
+    assert (refusal.code, last in refusal.message) == ("hub_unreachable", True)
+
+
+@pytest.mark.parametrize("layout", ["{repository}/{commit}", "models--org--tiny/snapshots/{commit}", "."])
+def test_a_local_folder_with_a_lock_needs_no_network(want: Want, tmp_path: Path, layout: str) -> None:
+    lock = lock_of(want)
+    disk = tmp_path / "disk"
+    write_model(disk, layout.format(repository=want.repository, commit=lock.commit), FILES)
+    outcome = ensure(replace(want, lock=lock, folders=[tmp_path / "none", disk], endpoint=away()))
+    assert_complete(want, outcome)
+    assert outcome.sources == {str(disk): SIZE}
+
+
+def test_a_cache_whose_files_are_links_is_read(want: Want, tmp_path: Path) -> None:
+    lock, disk = lock_of(want), tmp_path / "cache"
+    folder = write_model(disk, f"models--org--tiny/snapshots/{lock.commit}", FILES)
+    for name in FILES:
+        (folder / name).rename(disk / name.replace("/", "-"))
+        (folder / name).symlink_to(disk / name.replace("/", "-"))
+    outcome = ensure(replace(want, lock=lock, folders=[disk], endpoint=away()))
+    assert_complete(want, outcome)
+
+
+def test_a_copy_of_another_hosts_models_needs_neither_lock_nor_network(want: Want, tmp_path: Path) -> None:
+    first = ensure(want)
+    second = replace(want, root=tmp_path / "second", folders=[want.root], endpoint=away())
+    outcome = ensure(second)
+    assert_complete(second, outcome)
+    assert outcome.commit == first.commit
+    assert any("There is no lock" in warning for warning in outcome.warnings)
+
+
+def test_what_a_folder_has_wrong_or_lacks_comes_from_the_hub(served: FaultyHub, want: Want, tmp_path: Path) -> None:
+    lock, disk = lock_of(want), tmp_path / "disk"
+    folder = write_model(disk, f"org/tiny/{lock.commit}", FILES)
+    damage_bit(folder / BIG)
+    (folder / SMALL).unlink()
+    outcome = ensure(replace(want, lock=lock, folders=[disk]))
+    assert_complete(want, outcome)
+    assert set(served.files_asked()) == {BIG, SMALL}
+    assert outcome.sources[served.url] == len(FILES[BIG]) + len(FILES[SMALL])
+    assert any(str(folder / BIG) in warning for warning in outcome.warnings)
+    assert (folder / BIG).exists()
+
+
+def test_a_wrong_folder_does_not_cost_what_a_hub_sent(served: FaultyHub, want: Want, tmp_path: Path) -> None:
+    served.faults = [Fault("cut", f"*/{BIG}", 1, at=500_000), Fault("status", f"*/{BIG}", FOR_EVER, status=503)]
+    served.faults[1].times = 0
+    served.alarms = [(400_000, lambda: setattr(served.faults[1], "times", FOR_EVER))]
+    locked = replace(want, lock=lock_of(want), workers=1)
+    refused(locked)
+    served.faults.clear()
+    folder = write_model(tmp_path / "disk", "org/tiny", {BIG: b"\0" * len(FILES[BIG])})
+    outcome = ensure(replace(locked, folders=[folder]))
+    assert_complete(want, outcome)
+    assert outcome.sources[served.url] == SIZE - 500_000
+
+
+def test_a_right_folder_helps_a_part_that_is_wrong(served: FaultyHub, want: Want, tmp_path: Path) -> None:
+    lock = lock_of(want)
+    part = Layout(want.root, want.repository).part(lock.commit, BIG)
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"\0" * 500_000)
+    write_model(tmp_path / "disk", f"org/tiny/{lock.commit}", FILES)
+    assert_complete(want, ensure(replace(want, lock=lock, folders=[tmp_path / "disk"], endpoint=away())))
+
+
+def test_a_new_commit_takes_equal_files_from_the_old_one(served: FaultyHub, want: Want, tmp_path: Path) -> None:
+    ensure(want)
+    changed = {**FILES, SMALL: b"{}\n"}
+    write_model(tmp_path / "hub", "org/tiny", changed)
+    served.asked.clear()
+    outcome = ensure(want)
+    assert_complete(want, outcome, changed)
+    # Small files have no SHA-256 on the hub, so nobody can tell that they are equal.
+    assert {name for name in served.files_asked() if name.endswith(".safetensors")} == set()
+
+
+def test_a_source_that_is_not_absolute(want: Want) -> None:
+    assert refused(replace(want, folders=[Path("disk")])).code == "bad_root"
+
+
+# --- a branch that is not asked for again ---
+
+
+def test_without_a_refresh_the_recorded_commit_stays(served: FaultyHub, want: Want, tmp_path: Path) -> None:
+    assert refused(replace(want, refresh=False)).code == "not_recorded"
+    first = ensure(want)
+    damage_bit(first.path / BIG)
+    write_model(tmp_path / "hub", "org/tiny", {SMALL: b"{}\n"})
+    served.asked.clear()
+    stays = replace(want, refresh=False, full_check=True)
+    assert ensure(stays, dry_run=True).fetched == (BIG,)
+    assert served.asked == []
+    assert refused(stays).code == "revision_not_found"  # this small hub forgets what the branch was
+    write_model(tmp_path / "hub", "org/tiny", FILES)
+    outcome = ensure(stays)
+    assert (outcome.commit, outcome.fetched) == (first.commit, (BIG,))
+    assert_complete(want, outcome)
+
+
+def test_without_a_refresh_a_lock_of_another_commit_fetches_nothing(served: FaultyHub, want: Want) -> None:
+    lock = lock_of(want)
+    served.asked.clear()
+    stays = replace(want, refresh=False, full_check=True)
+    assert refused(replace(stays, lock=lock)).code == "not_recorded"
+    assert refused(replace(stays, revision=lock.commit)).code == "not_recorded"
+    assert served.asked == []
+    ensure(replace(want, lock=lock))
+    assert not ensure(replace(stays, lock=lock)).changed
+
+
+# --- old commits ---
+
+
+def deploy_commits(want: Want, tmp_path: Path, number: int, **changes: Any) -> list[str]:
+    commits = []
+    for step in range(number):
+        write_model(tmp_path / "hub", "org/tiny", {SMALL: b"%d" % step})
+        commits.append(ensure(replace(want, **changes)).commit)
+    return commits
+
+
+def on_disk(want: Want) -> set[str]:
+    return {path.name for path in (want.root / want.repository).iterdir() if path.is_dir()}
+
+
+def release_with(place: Path, commit: str, repository: str = "org/tiny") -> Path:
+    place.mkdir(exist_ok=True)
+    (place / "manifest.json").write_text(json.dumps({"model": {"repo": repository, "commit": commit}}))
+    return place / "manifest.json"
+
+
+def test_no_commit_is_removed_unless_asked(want: Want, tmp_path: Path) -> None:
+    commits = deploy_commits(want, tmp_path, 3)
+    assert on_disk(want) == set(commits)
+
+
+@pytest.mark.parametrize("skew", [-(10**9), 0, 10**9])
+def test_old_commits_are_removed_but_never_the_one_in_use(want: Want, tmp_path: Path, skew: int) -> None:
+    """Whatever the clock of the host said when they were made."""
+    commits = deploy_commits(want, tmp_path, 4)
+    manifest = release_with(tmp_path / "current", commits[0])
+    for index, commit in enumerate(commits):
+        os.utime(Layout(want.root, want.repository).state(commit), (10**9 + index + skew,) * 2)
+    pruning = replace(want, keep=2, in_use=manifest)
+    dry = ensure(pruning, dry_run=True)
+    assert (dry.pruned, dry.changed, on_disk(want)) == ((commits[1],), True, set(commits))
+    outcome = ensure(pruning)
+    assert (outcome.pruned, outcome.changed) == ((commits[1],), True)
+    assert on_disk(want) == {commits[0], commits[2], commits[3]}
+    assert not list((want.root / want.repository).glob(f".state-{commits[1]}*"))
+    assert not ensure(pruning).changed
+
+
+def test_the_wanted_commit_stays_even_if_it_is_the_oldest(want: Want, tmp_path: Path) -> None:
+    commits = deploy_commits(want, tmp_path, 3)
+    ensure(replace(want, revision=commits[0], keep=1))
+    assert on_disk(want) == {commits[0]}
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"model": {"repo": "org/tiny", "commit": "main"}}', None])
+def test_nothing_is_removed_while_the_release_in_use_cannot_be_read(
+    want: Want, tmp_path: Path, text: str | None
+) -> None:
+    commits = deploy_commits(want, tmp_path, 2)
+    (tmp_path / "current").symlink_to(tmp_path / "release")
+    if text is not None:
+        (tmp_path / "release").mkdir()
+        (tmp_path / "release/manifest.json").write_text(text)
+    outcome = ensure(replace(want, keep=1, in_use=tmp_path / "current/manifest.json"))
+    assert outcome.pruned == ()
+    assert "Nothing old is removed" in outcome.warnings[-1]
+    assert on_disk(want) == set(commits)
+
+
+def test_a_release_of_another_model_protects_nothing_here(want: Want, tmp_path: Path) -> None:
+    commits = deploy_commits(want, tmp_path, 2)
+    manifest = release_with(tmp_path / "current", commits[0], "org/other")
+    assert ensure(replace(want, keep=1, in_use=manifest)).pruned == (commits[0],)
+
+
+def test_what_was_begun_of_another_commit_goes_too(served: FaultyHub, want: Want, tmp_path: Path) -> None:
+    served.faults = [Fault("status", f"*/{BIG}", FOR_EVER, status=404)]
+    refused(want)
+    begun = {name for name in on_disk(want) if name.startswith(".incomplete-")}
+    assert begun
+    served.faults.clear()
+    write_model(tmp_path / "hub", "org/tiny", {SMALL: b"{}\n"})
+    ensure(replace(want, keep=1))
+    assert not begun & on_disk(want)
+
+
+def test_what_a_repair_left_of_a_kept_commit_goes_but_not_the_commit(want: Want, tmp_path: Path) -> None:
+    commits = deploy_commits(want, tmp_path, 2)
+    layout = Layout(want.root, want.repository)
+    layout.part(commits[0], BIG).parent.mkdir(parents=True)
+    outcome = ensure(replace(want, keep=2))
+    assert (outcome.pruned, on_disk(want)) == ((), set(commits))
+    assert layout.state(commits[0]).exists()
+
+
+def test_a_commit_that_was_deployed_again_counts_as_new(want: Want, tmp_path: Path) -> None:
+    commits = deploy_commits(want, tmp_path, 3)
+    for index, commit in enumerate(commits):
+        os.utime(Layout(want.root, want.repository).state(commit), (10**9 + index,) * 2)
+    ensure(replace(want, revision=commits[0]))
+    assert ensure(replace(want, keep=2)).pruned == (commits[1],)
+
+
+def test_a_removal_that_was_cut_off_is_ended_by_the_next_run(want: Want) -> None:
+    base = ensure(want).path.parent
+    (base / f".condemned-{'a' * 40}").mkdir()
+    ensure(want)
+    assert not list(base.glob(".condemned-*"))
+
+
 # --- locks ---
+
+
+@pytest.mark.parametrize("names", [("config.json",), ()])
+def test_a_lock_is_written_without_fetching_the_weights(served: FaultyHub, want: Want, names: tuple[str, ...]) -> None:
+    lock, warnings = write_lock(replace(want, allow=names))
+    expected = {n: (len(c), hashlib.sha256(c).hexdigest()) for n, c in FILES.items() if n in (names or FILES)}
+    assert {spec.path: (spec.size, spec.sha256) for spec in lock.files} == expected
+    assert (lock.repo, lock.revision, warnings) == ("org/tiny", "main", ())
+    assert not want.root.exists()
+    assert not [name for name in served.files_asked() if name.endswith(".safetensors")]
+    chosen = replace(want, lock=lock)
+    assert_complete(chosen, ensure(chosen), {n: c for n, c in FILES.items() if n in expected})
+
+
+def test_a_lock_is_not_written_of_a_file_that_came_wrong(served: FaultyHub, want: Want) -> None:
+    served.faults = [Fault("flip", f"*/{SMALL}", FOR_EVER, at=0)]
+    with pytest.raises(RefusalError) as error:
+        write_lock(want)
+    assert error.value.refusals[0].code == "checksum_mismatch"
 
 
 def lock_of(want: Want, **changes: Any) -> Lock:
@@ -571,6 +878,62 @@ def test_modes_are_set_right_without_a_fetch(want: Want) -> None:
     assert (outcome.fixed, outcome.fetched) == ((SMALL, "sub"), ())
     assert_complete(want, outcome)
     assert not ensure(want).changed
+
+
+@pytest.mark.parametrize("years", [-40, 40])
+def test_a_clock_that_jumps_costs_no_byte(served: FaultyHub, want: Want, years: int) -> None:
+    """Marks are compared for equality only; a file from the future is as good as one from the past."""
+    outcome = ensure(want)
+    when = 1_800_000_000 + years * 365 * 86400
+    for path in [*outcome.path.rglob("*"), *outcome.path.parent.glob(".state*")]:
+        os.utime(path, (when, when))
+    assert ensure(want).fetched == ()
+    assert served.files_asked().count(BIG) == 1
+
+
+@pytest.mark.parametrize("date", ["Wed, 21 Oct 2015 07:28:00 GMT", "Wed, 21 Oct 2065 07:28:00 GMT"])
+def test_a_date_in_retry_after_counts_by_the_hubs_own_clock(served: FaultyHub, want: Want, date: str) -> None:
+    served.date, headers = date, {"Retry-After": date}
+    served.faults = [
+        Fault("status", API, 1, status=429, headers=headers),
+        Fault("status", RESOLVE, 1, status=429, headers=headers),
+    ]
+    # By this host's clock it would be minutes or decades; by its own patience an hour.
+    assert_complete(want, ensure(replace(want, retry=Retry(3, 3600, 3600))))
+
+
+# --- progress and bandwidth ---
+
+
+def test_the_figures_are_there_while_it_runs_and_gone_afterwards(served: FaultyHub, want: Want) -> None:
+    file = Layout(want.root, want.repository).progress
+    seen: list[dict[str, Any]] = []
+
+    def look() -> None:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and not (seen and seen[-1]["phase"] == "fetch"):
+            time.sleep(0.05)
+            if file.exists():
+                seen.append(json.loads(file.read_text()))
+
+    served.alarms = [(SIZE // 2, look)]
+    ensure(replace(want, show_progress=True))
+    assert (seen[-1]["phase"], seen[-1]["total"]) == ("fetch", SIZE)
+    assert 0 < seen[-1]["done"] < SIZE
+    assert not file.exists()
+
+
+def test_a_limit_holds_all_files_together(want: Want, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    def wait(pace: Pace, count: int) -> float:
+        waits.append(real(pace, count))
+        return 0.0
+
+    real = Pace.wait
+    monkeypatch.setattr(Pace, "wait", wait)
+    ensure(replace(want, bytes_per_second=1e-3))  # so slow that the clock does not count
+    assert max(waits) == pytest.approx(SIZE / 1e-3, rel=1e-3)
 
 
 # --- the disk ---

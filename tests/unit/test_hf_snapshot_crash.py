@@ -72,11 +72,12 @@ def test_killed_at_random_points_it_continues_and_ends_right(served: FaultyHub, 
     commit = ensure(want, dry_run=True).commit
     layout = Layout(want.root, want.repository)
     others = served.connections
-    for point in sorted(RANDOM.randrange(1, SIZE) for _ in range(KILLS)):
+    for _ in range(KILLS):
+        more = RANDOM.randrange(1, SIZE // KILLS)  # so little that the last one cannot be done before it is killed
         held = bytes_on_disk(want, commit)
         served.asked.clear()
         run = PROCESSES.Process(target=run_apart, args=(want,))
-        served.alarms = [(max(point, served.sent + 1), lambda run=run: os.kill(run.pid, signal.SIGKILL))]  # type: ignore[misc]
+        served.alarms = [(served.sent + more, lambda run=run: os.kill(run.pid, signal.SIGKILL))]  # type: ignore[misc]
         run.start()
         run.join(60)
         assert run.exitcode == -signal.SIGKILL

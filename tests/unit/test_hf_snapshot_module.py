@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -50,7 +51,7 @@ def test_results_are_those_that_the_documentation_names(served: FaultyHub, tmp_p
     assert (result["changed"], result["verified"], result["locked"]) == (True, True, False)
     assert result["bytes_fetched"] == result["bytes_total"] == sum(map(len, FILES.values()))
     assert result["diff"]["prepared"] == "+ config.json\n+ model.safetensors\n"
-    assert "review it" in result["msg"]
+    assert "There is no lock" in result["msg"]
 
     result, _ = run(
         tmp_path,
@@ -60,6 +61,67 @@ def test_results_are_those_that_the_documentation_names(served: FaultyHub, tmp_p
         _ansible_check_mode=True,
     )
     assert (result["changed"], result["verified"], result["locked"]) == (False, True, True)
+
+
+def test_a_lock_alone(served: FaultyHub, tmp_path: Path) -> None:
+    result, _ = run(tmp_path, repository="org/tiny", endpoint=served.url, lock_only=True)
+    assert (result["changed"], result["lock"]["commit"]) == (False, result["commit"])
+    assert not (tmp_path / "models").exists()
+    result, _ = run(tmp_path, repository="org/tiny", endpoint=served.url, lock=result["lock"])
+    assert (result["locked"], result["verified"]) == (True, True)
+
+
+def test_a_token_from_a_vault_reaches_its_hub_and_nothing_else(served: FaultyHub, tmp_path: Path) -> None:
+    served.token = TOKEN
+    result, printed = run(tmp_path, repository="org/tiny", endpoint=served.url, token_endpoint=served.url, token=TOKEN)
+    assert result["verified"]
+    assert TOKEN not in printed
+    assert not [p for p in (tmp_path / "models").rglob("*") if p.is_file() and TOKEN.encode() in p.read_bytes()]
+    result, printed = run(tmp_path, repository="org/tiny", endpoint=served.url, token=f"{TOKEN} {TOKEN}")
+    assert result["error"]["code"] == "token_malformed"
+    assert TOKEN not in printed
+
+
+def ansible(tmp_path: Path, server: FaultyHub, *options: str) -> str:
+    """Run the module alone, as its documentation shows. Returns what a person sees, in a log without a terminal."""
+    values = f"repository=org/tiny root={tmp_path / 'models'} endpoint={server.url}"
+    done = subprocess.run(
+        [
+            *(Path(sys.executable).with_name("ansible"), "localhost", "-m", "inference.vllm.hf_snapshot"),
+            *("-a", " ".join([values, *options]), "-e", f"ansible_python_interpreter={sys.executable}"),
+        ],
+        cwd=COLLECTIONS.parent,
+        env={
+            **os.environ,
+            "ANSIBLE_CONFIG": str(COLLECTIONS.parent / "ansible.cfg"),
+            "ANSIBLE_ASYNC_DIR": str(tmp_path),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_a_person_sees_how_far_it_is(served: FaultyHub, tmp_path: Path) -> None:
+    slow = ("progress_interval=1", f"max_bytes_per_second={len(FILES['model.safetensors']) // 6}")
+    seen = ansible(tmp_path, served, *slow)
+    assert re.search(
+        r"^  \.\.\. localhost: org/tiny  fetch: [\d.]+ kB of 7\.0 kB \(\d+%\), .*B/s, ", seen, re.MULTILINE
+    )
+    assert '"verified": true' in seen or "verified: true" in seen
+    assert "ansible_job_id" not in seen
+
+
+def test_silence_where_it_was_asked_for(served: FaultyHub, tmp_path: Path) -> None:
+    assert "..." not in ansible(tmp_path, served, "progress_interval=0")
+
+
+def test_a_failure_on_the_host_is_the_failure_of_the_task(served: FaultyHub, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="revision_not_found"):
+        ansible(tmp_path, served, "revision=none")
 
 
 def test_check_mode_promises_nothing_that_it_cannot_know(served: FaultyHub, tmp_path: Path) -> None:
@@ -102,7 +164,7 @@ def test_options_are_those_that_the_documentation_names(monkeypatch: pytest.Monk
     class SpecTakenError(Exception):
         pass
 
-    def take(argument_spec: dict[str, Any], supports_check_mode: bool) -> None:
+    def take(argument_spec: dict[str, Any], **_: Any) -> None:
         raise SpecTakenError(argument_spec)
 
     monkeypatch.setattr(module, "AnsibleModule", take)

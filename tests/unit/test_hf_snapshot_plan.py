@@ -182,6 +182,40 @@ def test_space(need: tuple[int, int], free: tuple[int, int | None], code: str) -
     assert code_of(refused) == code
 
 
+A, B, C = "a" * 40, "b" * 40, "c" * 40
+
+
+@pytest.mark.parametrize(
+    ("in_use", "keep", "gone"),
+    [
+        ((), 0, []),
+        ((), 1, [B, C]),
+        ((), 2, [B]),
+        ((), 3, []),
+        ((), 9, []),
+        ((B,), 2, []),
+        ((B,), 1, [C]),
+        ((A,), 1, [B, C]),
+        (("d" * 40,), 1, [B, C]),
+    ],
+)
+def test_what_may_go(in_use: tuple[str, ...], keep: int, gone: list[str]) -> None:
+    assert plan.superfluous({A: 1.0, B: 2.0, C: 3.0}, A, in_use, keep) == gone
+
+
+@given(
+    st.dictionaries(st.sampled_from(["a", "b", "c", "d", "e"]), st.floats(allow_nan=False), min_size=1),
+    st.sets(st.sampled_from(["a", "b", "c", "d", "e"])),
+    st.integers(0, 6),
+)
+def test_what_is_wanted_or_in_use_never_goes(commits: dict[str, float], in_use: set[str], keep: int) -> None:
+    wanted = min(commits)
+    gone = set(plan.superfluous(commits, wanted, in_use, keep))
+    assert gone <= set(commits) - in_use - {wanted}
+    left = commits.keys() - gone
+    assert len(left) >= min(keep, len(commits))
+
+
 @pytest.mark.parametrize(
     ("header", "seconds"),
     [
@@ -250,8 +284,9 @@ def test_origins() -> None:
 def test_every_code_is_in_the_documentation() -> None:
     root = Path(__file__).parents[2]
     plugins = root / "collections/ansible_collections/inference/vllm/plugins"
-    sources = [*(plugins / "module_utils").glob("weights_*.py"), *plugins.glob("*/hf_snapshot.py")]
+    sources = [*(plugins / "module_utils").glob("weights_*.py"), *plugins.glob("module*/hf_snapshot.py")]
     text = "".join(path.read_text() for path in sources)
-    used = {*re.findall(r'(?:refuse|Refusal)\(\s*"(\w+)"', text), *re.findall(r'(?:: |= )\(\s*"(\w+)",', text)}
+    refused = re.findall(r'(?:refuse|Refusal)\(\s*"(\w+)"', text)
+    used = {*refused, *re.findall(r'(?:: |= )\(\s*"([a-z]\w+)",', text)}
     table = (root / "docs/weights.md").read_text().split("## Failures")[1]
     assert used == set(re.findall(r"`([a-z_]+)`", table))

@@ -34,10 +34,10 @@ def disagreements(running: Mapping[str, Any], version: str) -> str:
     return join(driver_choice.disagreements(running, version))
 
 
-def repository_refused(result: Mapping[str, Any], url: str, key: str) -> str:
+def repository_refused(result: Mapping[str, Any], url: str, key: str, role: str = "nvidia_driver") -> str:
     """What is wrong with a repository that a task could not add or ask, as text."""
     said = "\n".join(str(result.get(part, "")) for part in ("stdout", "stderr", "msg"))
-    return str(driver_choice.repository_refusal(said, url, key))
+    return str(driver_choice.repository_refusal(said, url, key, role))
 
 
 class FilterModule:

@@ -634,20 +634,23 @@ _KEY_FAULTS = (
 )
 
 
-def repository_refusal(output: str, url: str, key: str) -> Refusal:
-    """What is wrong with a repository whose lists could not be fetched, from what apt or dnf printed."""
+def repository_refusal(output: str, url: str, key: str, role: str = "nvidia_driver") -> Refusal:
+    """What is wrong with a repository whose lists could not be fetched, from what apt or dnf printed.
+
+    `role` is the one whose variables name the repository and its key.
+    """
     lines = [line.strip() for line in output.splitlines() if line.lstrip().startswith(("E:", "W:", "Error", "Err"))]
     detail = " ".join(lines or output.split())[:400]
     if any(fault in output for fault in _KEY_FAULTS) and "Could not connect" not in output:
         return Refusal(
             "repository_key",
-            f"nvidia_driver_repository_key ({_short(key)}) does not verify {url}: {detail}",
+            f"{role}_repository_key ({_short(key)}) does not verify {url}: {detail}",
             "Set it to the URL, path or text of the key that signs this repository.",
         )
     return Refusal(
         "repository_unreachable",
         f"The lists of {url} could not be fetched: {detail}",
-        "Check the network of the host, or set nvidia_driver_repository_url to a mirror.",
+        f"Check the network of the host, or set {role}_repository_url to a mirror.",
     )
 
 

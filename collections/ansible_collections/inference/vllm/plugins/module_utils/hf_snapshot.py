@@ -10,11 +10,12 @@ import errno
 import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NoReturn
 
 from ansible_collections.inference.vllm.plugins.module_utils import weights_plan as plan
 from ansible_collections.inference.vllm.plugins.module_utils import weights_store as store
@@ -27,7 +28,15 @@ from ansible_collections.inference.vllm.plugins.module_utils.weights_hub import 
     StoppedError,
 )
 from ansible_collections.inference.vllm.plugins.module_utils.weights_plan import FileSpec, Listing, Lock
-from ansible_collections.inference.vllm.plugins.module_utils.weights_store import Layout, PartFile, State
+from ansible_collections.inference.vllm.plugins.module_utils.weights_progress import Pace, Progress
+from ansible_collections.inference.vllm.plugins.module_utils.weights_sources import Folders, Hubs, recorded_in
+from ansible_collections.inference.vllm.plugins.module_utils.weights_store import (
+    HashOnly,
+    Layout,
+    PartFile,
+    Sink,
+    State,
+)
 
 LOCK_MODE = 0o644
 SPARE_INODES = 8
@@ -44,6 +53,9 @@ class Want:
         root: Folder of all models.
         revision: Branch, tag or commit.
         lock: The files that are accepted, or None to accept and record what the hub gives.
+        refresh: Ask the hub what a branch is now, instead of taking the commit of the last run.
+        folders: Local folders to take files from before any hub is asked.
+        mirrors: Addresses of hubs to ask before ``endpoint``, in this order.
         endpoint: Address of the hub; empty for huggingface_hub's default.
         token: Secret for ``token_endpoint``, or None.
         token_endpoint: The only place that may see the token.
@@ -54,15 +66,22 @@ class Want:
         owner: Numeric owner of all that is written; -1 for whoever runs this.
         group: Numeric group of all that is written; -1 for that of whoever runs this.
         workers: Files that are fetched at once.
+        bytes_per_second: Most bytes to take from all sources together; 0 for no limit.
         timeout: Seconds without a byte after which a connection counts as dead.
         retry: Patience with the hub.
         lock_timeout: Seconds to wait for another run on the same repository.
+        keep: How many commits of the repository stay on disk; 0 for all.
+        in_use: Manifest of the release in use; the commit that it names stays, whatever ``keep`` says.
+        show_progress: Write the figures of ``weights_progress`` while this runs.
     """
 
     repository: str
     root: Path
     revision: str = "main"
     lock: Lock | None = None
+    refresh: bool = True
+    folders: Sequence[Path] = ()
+    mirrors: Sequence[str] = ()
     endpoint: str = ""
     token: str | None = None
     token_endpoint: str = HUB
@@ -73,9 +92,13 @@ class Want:
     owner: int = -1
     group: int = -1
     workers: int = 4
+    bytes_per_second: float = 0.0
     timeout: float = 30.0
     retry: Retry = field(default_factory=Retry)
     lock_timeout: float = 3600.0
+    keep: int = 0
+    in_use: Path | None = None
+    show_progress: bool = False
 
 
 @dataclass
@@ -86,13 +109,15 @@ class Outcome:
         commit: The commit that the folder holds.
         path: The folder.
         files: All files, with their hashes (None where a dry run cannot know one).
-        fetched: Paths that came, or would come, from the hub.
+        fetched: Paths that came, or would come, from a source.
         bytes_to_fetch: Bytes that were missing on disk before.
         bytes_fetched: Bytes received, with those received twice; 0 in a dry run.
+        sources: Bytes of them by source: folder or address.
         removed: Paths that did not belong into the folder.
         fixed: Paths whose owner or mode was not as it must be.
         recorded: Whether a new or different ``lock.json`` was written.
         placed: Whether the folder is new.
+        pruned: Commits that were removed, or would be, because they are old.
         warnings: What a person should know although it worked.
     """
 
@@ -102,16 +127,18 @@ class Outcome:
     fetched: tuple[str, ...] = ()
     bytes_to_fetch: int = 0
     bytes_fetched: int = 0
+    sources: dict[str, int] = field(default_factory=dict)
     removed: tuple[str, ...] = ()
     fixed: tuple[str, ...] = ()
     recorded: bool = False
     placed: bool = False
+    pruned: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property
     def changed(self) -> bool:
         """Whether anything that others read is different now."""
-        return bool(self.fetched or self.removed or self.fixed or self.recorded or self.placed)
+        return bool(self.fetched or self.removed or self.fixed or self.recorded or self.placed or self.pruned)
 
 
 def ensure(want: Want, dry_run: bool = False) -> Outcome:
@@ -124,17 +151,34 @@ def ensure(want: Want, dry_run: bool = False) -> Outcome:
     Raises:
         RefusalError: With a code that says what is wrong; the folder is as it was or has only gained verified files.
     """
-    plan.check_source(want.repository, want.revision, want.lock)
-    if not want.root.is_absolute():
-        plan.refuse("bad_root", f"root is {str(want.root)!r}.", "Give an absolute path.")
-    layout = Layout(want.root, want.repository)
+    layout = _checked(want)
     try:
-        if not dry_run:
-            store.make_folder(layout.base, want.owner, want.group)
-        with nullcontext() if dry_run else store.only_one(layout, want.lock_timeout):
-            return _Run(want, layout, dry_run).run()
+        if dry_run:
+            return _Run(want, layout, dry_run, Progress(None)).run()
+        store.make_folder(layout.base, want.owner, want.group)
+        figures = layout.progress if want.show_progress else None
+        with store.only_one(layout, want.lock_timeout), Progress(figures) as progress:
+            return _Run(want, layout, dry_run, progress).run()
     except OSError as error:
         raise RefusalError(explain_os_error(error, layout.base)) from error
+
+
+def write_lock(want: Want) -> tuple[Lock, tuple[str, ...]]:
+    """The lock of what the hub has now, and warnings. Writes nothing; reads files of which the hub tells no SHA-256.
+
+    Raises:
+        RefusalError: As for ``ensure``.
+    """
+    want = replace(want, lock=None)
+    return _Run(want, _checked(want), dry_run=True, progress=Progress(None)).lock()
+
+
+def _checked(want: Want) -> Layout:
+    plan.check_source(want.repository, want.revision, want.lock)
+    for name, folder in (("root", want.root), *(("folders", folder) for folder in want.folders)):
+        if not folder.is_absolute():
+            plan.refuse("bad_root", f"{name} is {str(folder)!r}.", "Give an absolute path.")
+    return Layout(want.root, want.repository)
 
 
 def explain_os_error(error: OSError, folder: Path) -> Refusal:
@@ -158,23 +202,28 @@ def explain_os_error(error: OSError, folder: Path) -> Refusal:
 class _Run:
     """One run over one repository: the steps, and what they pass on."""
 
-    def __init__(self, want: Want, layout: Layout, dry_run: bool) -> None:
-        self._want, self._layout, self._dry_run = want, layout, dry_run
-        self._opened: Hub | None = None
+    def __init__(self, want: Want, layout: Layout, dry_run: bool, progress: Progress) -> None:
+        self._want, self._layout, self._dry_run, self._progress = want, layout, dry_run, progress
+        self._opened: Hubs | None = None
         self._warnings: list[str] = []
-        self._received = 0
+        self._received: Counter[str] = Counter()
+        self._pace = Pace(want.bytes_per_second)
+        self._stop = threading.Event()
         self._mutex = threading.Lock()
 
     def run(self) -> Outcome:
         """All steps in order."""
+        if not self._dry_run:
+            store.sweep(self._layout)
         commit, wanted, state = self._choose()
         folder = self._layout.folder(commit)
         placed = not folder.is_dir()
         target = self._layout.staging(commit) if placed else folder
         removed, fixed = self._tidy(target, wanted)
         missing = self._missing(target, wanted, state)
-        if missing and self._want.lock is not None:
-            missing = self._confirm_with_hub(self._want.lock, missing)
+        folders = Folders(self._layout, commit, self._want.folders, self._warnings.append)
+        if self._want.lock is not None:
+            missing = self._confirm_with_hub(self._want.lock, missing, folders)
         left = sum(self._left(commit, spec) for spec in missing)
         outcome = Outcome(
             commit,
@@ -191,44 +240,68 @@ class _Run:
             inodes = len(missing) + len({Path(spec.path).parent for spec in missing}) + SPARE_INODES
             plan.check_space(left + SPARE_BYTES, inodes, free_bytes, free_inodes, str(self._layout.base))
         if not self._dry_run:
-            self._fetch(target, missing, state)
-            outcome.bytes_fetched = self._received
+            self._progress.begin("fetch", left)
+            self._fetch(target, missing, state, folders)
+            outcome.sources, outcome.bytes_fetched = dict(self._received), self._received.total()
             outcome.files = tuple(replace(spec, sha256=state.known_sha256(spec.path)) for spec in wanted)
             outcome.recorded = self._place(target, outcome, state)
+        outcome.pruned = self._prune(commit)
         outcome.warnings = tuple(self._warnings)
         return outcome
 
+    def lock(self) -> tuple[Lock, tuple[str, ...]]:
+        """What the hub has now, with the hash of every file."""
+        want = self._want
+        listing = self._hubs.ask(lambda hub: hub.listing(want.revision))
+        wanted = plan.select(listing.files, want.allow, want.ignore)
+        plan.check_wanted(wanted, want.repository, want.allow_pickle)
+        files = tuple(spec if spec.sha256 else self._hashed(listing.commit, spec) for spec in wanted)
+        return Lock(want.repository, want.revision, listing.commit, files), tuple(self._warnings)
+
+    def _hashed(self, commit: str, spec: FileSpec) -> FileSpec:
+        sink = HashOnly(spec)
+        self._hubs.ask(lambda hub: self._download(hub, commit, spec, sink))
+        return replace(spec, sha256=sink.hash.sha256())
+
     @property
-    def _hub(self) -> Hub:
-        """The hub, opened when it is needed for the first time: a complete folder needs none."""
+    def _hubs(self) -> Hubs:
+        """The hubs, opened when one is needed for the first time: a complete folder needs none."""
         if self._opened is None:
             want = self._want
-            self._opened = Hub(
-                want.endpoint,
-                want.repository,
-                token=want.token,
-                token_endpoint=want.token_endpoint,
-                timeout=want.timeout,
-                retry=want.retry,
-            )
-            if want.lock is None and not self._opened.is_protected:
-                self._warnings.append(
-                    f"{self._opened.endpoint} is not encrypted and there is no lock: "
-                    f"whoever stands between can change {want.repository}."
+            hubs = [
+                Hub(
+                    endpoint,
+                    want.repository,
+                    token=want.token,
+                    token_endpoint=want.token_endpoint,
+                    timeout=want.timeout,
+                    retry=want.retry,
                 )
+                for endpoint in (*want.mirrors, want.endpoint)
+            ]
+            self._warnings += [
+                f"{hub.endpoint} is not encrypted and there is no lock: "
+                f"whoever stands between can change {want.repository}."
+                for hub in hubs
+                if want.lock is None and not hub.is_protected
+            ]
+            self._opened = Hubs(hubs, self._warnings.append)
         return self._opened
 
     def _choose(self) -> tuple[str, tuple[FileSpec, ...], State]:
-        """The commit, its wanted files, and what is known of them; asks the hub only for what is not known yet."""
+        """The commit, its wanted files, and what is known of them; asks a source only for what is not known yet."""
         want = self._want
         recorded = self._recorded()
         commit = plan.pinned_commit(want.revision, want.lock)
-        listing: Listing | None = None
-        if commit is None:
-            listing = self._listing(
-                want.revision, recorded if recorded and recorded.revision == want.revision else None
-            )
-            commit = listing.commit
+        if commit is not None and not want.refresh and not self._layout.folder(commit).is_dir():
+            self._refuse_unknown(f"{self._layout.base} does not hold commit {commit}.")
+        listing = None
+        if want.lock is None:
+            listing = self._listing_without_hub(commit, recorded)
+            if listing is None and commit is None:
+                same = recorded if recorded and recorded.revision == want.revision else None
+                listing = self._listing(want.revision, same)
+        commit = commit or (listing.commit if listing else "")
         state = State(self._layout.state(commit), commit)
         same = recorded if recorded and recorded.commit == commit else None
         if want.lock is not None:
@@ -238,7 +311,7 @@ class _Run:
             if listing.commit != commit:
                 plan.refuse(
                     "wrong_commit",
-                    f"{want.repository}: asked for commit {commit}, {self._hub.endpoint} gave {listing.commit}.",
+                    f"{want.repository}: asked for commit {commit}, the hub gave {listing.commit}.",
                     "Use an endpoint that serves this commit.",
                 )
             state.listing = listing
@@ -248,6 +321,23 @@ class _Run:
         if want.lock is None and same is not None:
             files = plan.apply_lock(files, {spec.path: spec for spec in same.files}, str(self._layout.lock))
         return commit, files, state
+
+    def _listing_without_hub(self, commit: str | None, recorded: Lock | None) -> Listing | None:
+        """What a record says that is to be used instead of a hub's list: of the last run, or of a local folder."""
+        want = self._want
+        if not want.refresh and commit is None:
+            if recorded is None or recorded.revision != want.revision:
+                self._refuse_unknown(f"{self._layout.lock} records no commit of {want.repository} {want.revision}.")
+            known = State(self._layout.state(recorded.commit), recorded.commit).listing
+            return known or Listing(recorded.commit, recorded.files)
+        found = recorded_in(want.folders, want.repository, want.revision)
+        if found is None or commit not in (None, found[1].commit):
+            return None
+        self._warnings.append(f"There is no lock: {found[0]} alone says what {want.repository} must be.")
+        return Listing(found[1].commit, found[1].files)
+
+    def _refuse_unknown(self, problem: str) -> NoReturn:
+        plan.refuse("not_recorded", problem, "Deploy the weights first, or set refresh: true.")
 
     def _recorded(self) -> Lock | None:
         """What the last completed run recorded; a damaged record is worth a warning, no more."""
@@ -260,7 +350,7 @@ class _Run:
     def _listing(self, revision: str, fallback: Lock | None) -> Listing:
         """The hub's list; while the hub cannot answer, the record of the same revision stands in for it."""
         try:
-            return self._hub.listing(revision)
+            return self._hubs.ask(lambda hub: hub.listing(revision))
         except RefusalError as error:
             if fallback is None or error.refusals[0].code not in PASSING_CODES:
                 raise
@@ -287,14 +377,19 @@ class _Run:
 
     def _missing(self, target: Path, wanted: Sequence[FileSpec], state: State) -> list[FileSpec]:
         """The files that are absent or not what they must be."""
+        self._progress.begin("check", sum(spec.size for spec in wanted))
+        full = self._want.full_check
         with ThreadPoolExecutor(self._want.workers) as pool:
-            good = pool.map(lambda spec: store.is_good(target, spec, state, self._want.full_check), wanted)
+            good = pool.map(lambda spec: store.is_good(target, spec, state, full, self._progress.add), wanted)
             return [spec for spec, is_good in zip(wanted, good, strict=True) if not is_good]
 
-    def _confirm_with_hub(self, lock: Lock, missing: Sequence[FileSpec]) -> list[FileSpec]:
+    def _confirm_with_hub(self, lock: Lock, missing: Sequence[FileSpec], folders: Folders) -> list[FileSpec]:
         """Compare the lock with the hub's list before the first byte; adds what else the hub knows of the files."""
-        confirmed = {spec.path: spec for spec in plan.lock_files(lock, self._hub.listing(lock.commit))}
-        return [confirmed[spec.path] for spec in missing]
+        if all(folders.offers(spec) for spec in missing):  # no hub may be needed, so none is asked
+            return list(missing)
+        confirmed = self._hubs.ask(lambda hub: plan.lock_files(lock, hub.listing(lock.commit)))
+        by_path = {spec.path: spec for spec in confirmed}
+        return [by_path[spec.path] for spec in missing]
 
     def _left(self, commit: str, spec: FileSpec) -> int:
         """Bytes of a file that are not on disk yet."""
@@ -304,58 +399,65 @@ class _Run:
             held = 0
         return spec.size - min(held, spec.size)
 
-    def _fetch(self, target: Path, missing: Sequence[FileSpec], state: State) -> None:
+    def _fetch(self, target: Path, missing: Sequence[FileSpec], state: State, folders: Folders) -> None:
         """Fetch files, the largest first; the first failure ends all."""
         if not missing:
             return
-        want, stop = self._want, threading.Event()
+        want = self._want
         store.make_folder(self._layout.part(state.commit, "").parent, want.owner, want.group)
-        _ = self._hub  # opened here, once, before the threads share it
         with ThreadPoolExecutor(want.workers) as pool:
             try:
                 futures: list[Future[None]] = [
-                    pool.submit(self._fetch_file, target, spec, state, stop)
+                    pool.submit(self._fetch_file, target, spec, state, folders)
                     for spec in sorted(missing, key=lambda spec: -spec.size)
                 ]
                 wait(futures, return_when=FIRST_EXCEPTION)
             finally:  # also when this thread is interrupted
-                stop.set()
+                self._stop.set()
                 pool.shutdown(cancel_futures=True)
         errors = [error for f in futures if not f.cancelled() and (error := f.exception()) is not None]
         for error in sorted(errors, key=lambda error: isinstance(error, StoppedError)):
             raise error
 
-    def _fetch_file(self, target: Path, spec: FileSpec, state: State, stop: threading.Event) -> None:
+    def _fetch_file(self, target: Path, spec: FileSpec, state: State, folders: Folders) -> None:
         """Fetch one file, verify it and move it to its place below ``target``."""
-        commit = state.commit
-        part = PartFile(self._layout.part(commit, spec.path), spec)
+        want = self._want
+        part = PartFile(self._layout.part(state.commit, spec.path), spec)
         try:
-            for _ in range(FETCHES_PER_FILE):
-                self._hub.download(commit, spec, part, stop, self._count)
-                problem = part.hash.problem()
-                if problem is None:
-                    store.make_folder((target / spec.path).parent, self._want.owner, self._want.group)
-                    found = part.finish(target / spec.path, self._want.owner, self._want.group)
-                    state.record(spec.path, found, part.hash.sha256())
-                    state.save()
-                    return
-                as_hub_says = part.hash.is_blob
-                part.restart()
-                if as_hub_says:
-                    plan.refuse_mismatch(
-                        spec.path, "the lock", f"sha256 {spec.sha256}", f"another on the hub: {problem}"
-                    )
-            plan.refuse(
-                "checksum_mismatch",
-                f"{spec.path} came {FETCHES_PER_FILE} times from {self._hub.endpoint}, but {problem}.",
-                "Use another endpoint; if the hub itself gives this, its file is damaged.",
-            )
+            if not folders.copy(spec, part, self._count):
+                self._hubs.ask(lambda hub: self._download(hub, state.commit, spec, part))
+            store.make_folder((target / spec.path).parent, want.owner, want.group)
+            found = part.finish(target / spec.path, want.owner, want.group)
+            state.record(spec.path, found, part.hash.sha256())
+            state.save()
         finally:
             part.close()
 
-    def _count(self, received: int) -> None:
+    def _download(self, hub: Hub, commit: str, spec: FileSpec, sink: Sink) -> None:
+        """Fill a sink from a hub, until the content is what it must be."""
+        for _ in range(FETCHES_PER_FILE):
+            hub.download(commit, spec, sink, self._stop, lambda count: self._count(hub.endpoint, count))
+            problem = sink.hash.problem()
+            if problem is None:
+                return
+            as_hub_says = sink.hash.is_blob
+            sink.restart()
+            if as_hub_says:
+                plan.refuse_mismatch(spec.path, "the lock", f"sha256 {spec.sha256}", f"another on the hub: {problem}")
+        plan.refuse(
+            "checksum_mismatch",
+            f"{spec.path} came {FETCHES_PER_FILE} times from {hub.endpoint}, but {problem}.",
+            "Use another endpoint; if the hub itself gives this, its file is damaged.",
+        )
+
+    def _count(self, source: str, received: int) -> None:
+        """Note that bytes came from a source, and wait as long as the bandwidth limit says."""
         with self._mutex:
-            self._received += received
+            self._received[source] += received
+        self._progress.add(received)
+        pause = self._pace.wait(received)
+        if pause and self._stop.wait(pause):
+            raise StoppedError
 
     def _place(self, target: Path, outcome: Outcome, state: State) -> bool:
         """Make the verified files the commit's folder and record them. Returns whether the record is new."""
@@ -369,3 +471,26 @@ class _Run:
         state.save()
         lock = Lock(self._want.repository, self._want.revision, outcome.commit, outcome.files)
         return store.write_atomically(self._layout.lock, json.dumps(lock.as_dict(), indent=2) + "\n", LOCK_MODE)
+
+    def _prune(self, commit: str) -> tuple[str, ...]:
+        """Remove, or in a dry run name, old commits and what was begun of others."""
+        if not self._want.keep:
+            return ()
+        try:
+            in_use = self._commit_in_use()
+        except (OSError, ValueError) as error:
+            self._warnings.append(f"Nothing old is removed, because {self._want.in_use} cannot be read: {error}")
+            return ()
+        commits = {**self._layout.commits(), commit: float("inf")}
+        old = plan.superfluous(commits, commit, in_use, self._want.keep)
+        begun = [each for each in self._layout.unfinished() if each != commit]
+        for each in () if self._dry_run else {*old, *begun}:
+            store.discard(self._layout, each, complete=each in old)
+        return tuple(sorted({*old, *(each for each in begun if each not in commits)}))
+
+    def _commit_in_use(self) -> set[str]:
+        manifest = self._want.in_use
+        if manifest is None or not (manifest.exists() or manifest.parent.is_symlink()):
+            return set()
+        used = plan.used_commit(json.loads(manifest.read_text()), self._want.repository)
+        return {used} if used else set()

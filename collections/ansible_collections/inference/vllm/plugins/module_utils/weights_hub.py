@@ -1,7 +1,7 @@
 """The hub as seen by a download: what a revision holds, and the bytes of a file.
 
-Built on huggingface_hub's API client, HTTP session and address rules. The stream itself is done here, because that
-library's downloads begin again from the first byte after a crash and check no hash.
+Built on huggingface_hub's API client, HTTP session, headers and address rules. Its downloads are not used: they begin
+again from the first byte after a crash and check no hash. ``weights_stream`` says why the bytes come another way.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -23,10 +23,12 @@ from ansible_collections.inference.vllm.plugins.module_utils.weights_plan import
     refuse,
     retry_after_seconds,
 )
-from ansible_collections.inference.vllm.plugins.module_utils.weights_store import PartFile
+from ansible_collections.inference.vllm.plugins.module_utils.weights_stream import BrokenStreamError, Stream, stream
 
 if TYPE_CHECKING:
     import httpx2
+
+    from ansible_collections.inference.vllm.plugins.module_utils.weights_store import Sink
 
 HUB = "https://huggingface.co"
 LEAST_LIBRARY = 2  # major version of huggingface_hub; the first on httpx2
@@ -175,9 +177,7 @@ class Hub:
         self._token = token if origin(self.endpoint) == self._token_origin else None
         self._withheld = token is not None and self._token is None
         self._repository, self._timeout, self._retry = repository, timeout, retry
-        self._library.set_client_factory(
-            lambda: self._http.Client(event_hooks={"request": [self.guard]}, follow_redirects=True)
-        )
+        self._context = self._http.create_ssl_context()
 
     @property
     def is_protected(self) -> bool:
@@ -186,13 +186,25 @@ class Hub:
         return scheme == "https" or host in LOOPBACK
 
     def guard(self, request: httpx2.Request) -> None:
-        """Look at each request, also after a redirect: no token for strangers, no way back from TLS."""
-        if origin(str(request.url)) != self._token_origin:
+        """Look at each request of the library, also after a redirect: no token for strangers, no way back from TLS."""
+        self._check_way(str(request.url))
+        if not self._is_tokens_own(str(request.url)):
             request.headers.pop("authorization", None)
-        if origin(self.endpoint)[0] == "https" and request.url.scheme != "https":
+
+    def headers_for(self, url: str) -> dict[str, str]:
+        """The headers that an address may see, by the same two rules."""
+        self._check_way(url)
+        token = self._token if self._is_tokens_own(url) else None
+        return {**self._utils.build_hf_headers(token=token or False), "Accept-Encoding": "identity"}
+
+    def _is_tokens_own(self, url: str) -> bool:
+        return origin(url) == self._token_origin
+
+    def _check_way(self, url: str) -> None:
+        if origin(self.endpoint)[0] == "https" and origin(url)[0] != "https":
             refuse(
                 "insecure_redirect",
-                f"{self.endpoint} sends {self._repository} on to {request.url}, which is not encrypted.",
+                f"{self.endpoint} sends {self._repository} on to {url}, which is not encrypted.",
                 "Check endpoint, and what stands between this host and the hub.",
             )
 
@@ -207,6 +219,10 @@ class Hub:
 
     def _listing_once(self, revision: str) -> Listing:
         url = f"{self.endpoint}/api/models/{self._repository}/revision/{revision}"
+        # The session is one for the whole library; another hub may have set its own guard since.
+        self._library.set_client_factory(
+            lambda: self._http.Client(event_hooks={"request": [self.guard]}, follow_redirects=True)
+        )
         api = self._library.HfApi(endpoint=self.endpoint, token=self._token or False)
         try:
             info = api.model_info(self._repository, revision=revision, files_metadata=True, timeout=self._timeout)
@@ -226,7 +242,7 @@ class Hub:
         return Listing(info.sha, files)
 
     def download(
-        self, commit: str, spec: FileSpec, part: PartFile, stop: threading.Event, count: Callable[[int], None]
+        self, commit: str, spec: FileSpec, part: Sink, stop: threading.Event, count: Callable[[int], None]
     ) -> None:
         """Bring a part to its full length; content that is there is not asked for again.
 
@@ -246,41 +262,33 @@ class Hub:
         def receive(piece: bytes) -> None:
             if stop.is_set():
                 raise StoppedError
-            count(len(piece))
             if part.offset + len(piece) > spec.size:
                 part.restart()
                 raise HubProblemError(_size_refusal(url, spec, "the hub sent more"), passing=True)
             part.write(piece)
+            count(len(piece))
 
         self._patiently(lambda: self._stream_once(url, commit, spec, part, receive), lambda: part.offset, stop)
 
-    def _stream_once(
-        self, url: str, commit: str, spec: FileSpec, part: PartFile, receive: Callable[[bytes], None]
-    ) -> None:
+    def _stream_once(self, url: str, commit: str, spec: FileSpec, part: Sink, receive: Callable[[bytes], None]) -> None:
         if part.offset == spec.size:  # nothing left, e.g. after a connection that broke behind the last byte
             return
-        headers = self._utils.build_hf_headers(token=self._token or False)
-        headers["Accept-Encoding"] = "identity"
-        if part.offset:
-            headers["Range"] = f"bytes={part.offset}-"
-        session = self._utils.get_session()
+        span = {"Range": f"bytes={part.offset}-"} if part.offset else {}
         try:
-            with session.stream("GET", url, headers=headers, timeout=self._timeout) as response:
-                if response.status_code == RANGE_REFUSED:
+            with stream(url, lambda url: self.headers_for(url) | span, self._timeout, self._context) as answer:
+                if answer.status == RANGE_REFUSED:
                     part.restart()
                     raise HubProblemError(_size_refusal(url, spec, "the hub has no more bytes"), passing=True)
-                if response.status_code not in (OK, PARTIAL):
-                    raise self._status_problem(response, url, commit)
-                if not _continues(response, part.offset):
+                if answer.status not in (OK, PARTIAL):
+                    raise self._status_problem(answer.status, answer.headers, url, commit)
+                if not _continues(answer, part.offset):
                     part.restart()
-                    if response.status_code == PARTIAL:
+                    if answer.status == PARTIAL:
                         raise HubProblemError(_size_refusal(url, spec, "the hub sent another range"), passing=True)
-                for piece in response.iter_bytes():
+                for piece in answer.pieces:
                     receive(piece)
-        except (HubProblemError, RefusalError, StoppedError, OSError):
-            raise
-        except Exception as error:
-            raise self._problem(error, url, commit) from error
+        except BrokenStreamError as error:
+            raise HubProblemError(_unreachable(url, str(error)), passing=True) from error
         if part.offset != spec.size:
             raise HubProblemError(_size_refusal(url, spec, f"the hub ended after {part.offset:,}"), passing=True)
 
@@ -299,13 +307,13 @@ class Hub:
             if stop.wait(pause):
                 raise StoppedError
 
-    def _status_problem(self, response: httpx2.Response, url: str, revision: str) -> HubProblemError:
-        answer = Answer(response.status_code, response.headers.get("X-Error-Code", ""), url)
+    def _status_problem(self, status: int, headers: Mapping[str, str], url: str, revision: str) -> HubProblemError:
+        answer = Answer(status, headers.get("X-Error-Code") or "", url)
         refusal = answer.explain(self._repository, revision)
         if self._withheld:
             note = f" The token was not sent: it belongs to {self._token_endpoint}."
             refusal = Refusal(refusal.code, refusal.message + note, refusal.fix)
-        wait = retry_after_seconds(response.headers.get("Retry-After"), response.headers.get("Date"))
+        wait = retry_after_seconds(headers.get("Retry-After"), headers.get("Date"))
         if wait is not None and wait > self._retry.longest:
             refusal = Refusal(refusal.code, f"{refusal.message} It asks to wait {wait:.0f} s.", refusal.fix)
         return HubProblemError(refusal, refusal.code in PASSING_CODES, wait)
@@ -314,13 +322,9 @@ class Hub:
         """What an exception of the libraries means; one that is not theirs comes back as it is."""
         http = self._http
         if isinstance(error, self._library.errors.HfHubHTTPError):
-            return self._status_problem(error.response, url, revision)
+            return self._status_problem(error.response.status_code, error.response.headers, url, revision)
         if isinstance(error, (http.HTTPError, http.InvalidURL, self._library.errors.OfflineModeIsEnabled)):
-            refusal = Refusal(
-                "hub_unreachable",
-                f"{url} does not answer: {type(error).__name__}: {error}.",
-                "Check endpoint, DNS, proxy and firewall; without a way out, use a mirror or a bundle.",
-            )
+            refusal = _unreachable(url, f"{type(error).__name__}: {error}")
             return HubProblemError(refusal, isinstance(error, http.TransportError))
         return error
 
@@ -346,8 +350,16 @@ def _size_refusal(url: str, spec: FileSpec, problem: str) -> Refusal:
     )
 
 
-def _continues(response: httpx2.Response, offset: int) -> bool:
+def _unreachable(url: str, problem: str) -> Refusal:
+    return Refusal(
+        "hub_unreachable",
+        f"{url} does not answer: {problem}.",
+        "Check endpoint, DNS, proxy and firewall; without a way out, use a mirror or a folder that holds the files.",
+    )
+
+
+def _continues(answer: Stream, offset: int) -> bool:
     """Whether the body begins at the byte that was asked for."""
-    if response.status_code == OK:
+    if answer.status == OK:
         return offset == 0
-    return bool(response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"))
+    return (answer.headers.get("Content-Range") or "").startswith(f"bytes {offset}-")

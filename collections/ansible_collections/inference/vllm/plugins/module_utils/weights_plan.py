@@ -285,6 +285,31 @@ def check_space(need_bytes: int, need_inodes: int, free_bytes: int, free_inodes:
         )
 
 
+def superfluous(commits: Mapping[str, float], wanted: str, in_use: Iterable[str], keep: int) -> list[str]:
+    """The commits that need not stay on disk.
+
+    Args:
+        commits: All that are complete, and when each was last found to be so.
+        wanted: The one of this run; it stays, and counts.
+        in_use: Others that stay, whatever the count.
+        keep: How many to keep, the newest first; 0 keeps all.
+    """
+    newest = sorted(commits, key=lambda commit: (commit != wanted, -commits[commit], commit))
+    return sorted(set(newest[keep:]) - {wanted, *in_use}) if keep else []
+
+
+def used_commit(manifest: object, repository: str) -> str | None:
+    """The commit of a repository that a release's manifest names; None when it runs another repository.
+
+    Raises:
+        RefusalError: ``bad_manifest`` when it does not say.
+    """
+    match manifest:
+        case {"model": {"repo": str(repo), "commit": str(commit)}} if COMMIT.fullmatch(commit):
+            return commit if repo == repository else None
+    refuse("bad_manifest", "The manifest of the release in use names no model and commit.", "Deploy again.")
+
+
 def retry_after_seconds(header: str | None, now: str | None) -> float | None:
     """How long a server asks to wait, in seconds; None when it does not say.
 

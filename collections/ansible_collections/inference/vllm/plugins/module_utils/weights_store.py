@@ -12,12 +12,14 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from ansible_collections.inference.vllm.plugins.module_utils import weights_progress as progress
 from ansible_collections.inference.vllm.plugins.module_utils.weights_plan import (
+    COMMIT,
     FileSpec,
     Listing,
     Lock,
@@ -30,6 +32,7 @@ READ_BYTES = 1 << 20
 FILE_MODE = 0o444
 FOLDER_MODE = 0o755
 STATE_VERSION = 1
+UNFINISHED, CONDEMNED = ".incomplete-", ".condemned-"
 
 
 class Hash(Protocol):
@@ -92,6 +95,38 @@ class ContentHash:
         return None
 
 
+class Sink(Protocol):
+    """What takes the content of one file, piece by piece."""
+
+    hash: ContentHash
+    offset: int
+
+    def write(self, piece: bytes, /) -> None:
+        """Add a piece at the end."""
+
+    def restart(self) -> None:
+        """Throw away all content."""
+
+
+class HashOnly:
+    """Takes a file's content to know its hash, and keeps none of it."""
+
+    def __init__(self, spec: FileSpec) -> None:
+        """Begin with nothing."""
+        self._spec = spec
+        self.restart()
+
+    def write(self, piece: bytes) -> None:
+        """Take in a piece."""
+        self.hash.update(piece)
+        self.offset += len(piece)
+
+    def restart(self) -> None:
+        """Forget all pieces."""
+        self.hash = ContentHash(self._spec)
+        self.offset = 0
+
+
 @dataclass(frozen=True)
 class Layout:
     """Paths of one repository below the root of all models."""
@@ -120,7 +155,7 @@ class Layout:
 
     def incomplete(self, commit: str) -> Path:
         """All that an unfinished download has on disk."""
-        return self.base / f".incomplete-{commit}"
+        return self.base / f"{UNFINISHED}{commit}"
 
     def staging(self, commit: str) -> Path:
         """Verified files of an unfinished commit; becomes ``folder`` by one rename."""
@@ -133,6 +168,27 @@ class Layout:
     def state(self, commit: str) -> Path:
         """What is known of a commit: the hub's list and the marks of each verified file."""
         return self.base / f".state-{commit}.json"
+
+    @property
+    def progress(self) -> Path:
+        """The figures of the run that is under way."""
+        return self.base / progress.FILE_NAME
+
+    def commits(self) -> dict[str, float]:
+        """The complete commits on disk, and when each was last found to be so, in seconds since 1970."""
+        found = {p.name: p for p in self.base.glob("*") if COMMIT.fullmatch(p.name) and p.is_dir()}
+        return {commit: _last_change(self.state(commit), folder) for commit, folder in found.items()}
+
+    def unfinished(self) -> list[str]:
+        """The commits that a download began and did not end."""
+        return sorted(p.name.removeprefix(UNFINISHED) for p in self.base.glob(f"{UNFINISHED}*"))
+
+    def candidates(self, folders: Sequence[Path], commit: str, path: str) -> Iterator[Path]:
+        """Where a file may lie in local folders: laid out as here, as a cache of huggingface_hub, or as one model."""
+        for folder in folders:
+            yield folder / self.repository / commit / path
+            yield folder / f"models--{self.repository.replace('/', '--')}" / "snapshots" / commit / path
+            yield folder / path
 
 
 class State:
@@ -155,6 +211,10 @@ class State:
         """The hash that this file had when it was verified."""
         row = self._files.get(path)
         return row[1] if row else None
+
+    def known(self) -> dict[str, str]:
+        """Path and hash of every file that was verified."""
+        return {path: sha256 for path, (_, sha256) in self._files.items()}
 
     def seen(self, path: str) -> Seen | None:
         """The marks of the file when it was verified."""
@@ -181,6 +241,7 @@ class State:
             listing = self.listing and [[f.path, f.size, f.sha256, f.blob_id] for f in self.listing.files]
             data = {"version": STATE_VERSION, "commit": self.commit, "listing": listing, "files": rows}
             write_atomically(self._path, json.dumps(data, indent=1) + "\n", 0o600)
+            os.utime(self._path)  # the time of the last run tells which commits are the oldest
 
 
 def _listing(rows: list[list[Any]] | None, commit: str) -> Listing | None:
@@ -274,21 +335,22 @@ def make_folder(folder: Path, owner: int, group: int) -> None:
         os.chown(new, owner, group)
 
 
-def hash_file(path: Path, spec: FileSpec) -> ContentHash:
-    """Read a file once, in pieces, and hash it."""
+def hash_file(path: Path, spec: FileSpec, count: Callable[[int], None]) -> ContentHash:
+    """Read a file once, in pieces, and hash it; ``count`` is told of the bytes."""
     content_hash = ContentHash(spec)
     with path.open("rb", buffering=0) as content:
         os.posix_fadvise(content.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
         while piece := content.read(READ_BYTES):
             content_hash.update(piece)
+            count(len(piece))
     return content_hash
 
 
-def is_good(folder: Path, spec: FileSpec, state: State, full: bool) -> bool:
+def is_good(folder: Path, spec: FileSpec, state: State, full: bool, count: Callable[[int], None]) -> bool:
     """Whether a file is there and is what it must be.
 
     A file whose marks are those of its last verification is not read again, unless ``full``. One that was read and
-    found good is recorded with its new marks.
+    found good is recorded with its new marks. ``count`` is told of the bytes that were read, or need not be.
     """
     path = folder / spec.path
     try:
@@ -299,8 +361,9 @@ def is_good(folder: Path, spec: FileSpec, state: State, full: bool) -> bool:
         return False
     known = state.known_sha256(spec.path)
     if not full and state.seen(spec.path) == Seen.of(found) and known is not None and known == (spec.sha256 or known):
+        count(spec.size)
         return True
-    content_hash = hash_file(path, replace(spec, sha256=spec.sha256 or known))
+    content_hash = hash_file(path, replace(spec, sha256=spec.sha256 or known), count)
     if content_hash.problem() is not None:
         return False
     state.record(spec.path, found, content_hash.sha256())
@@ -394,6 +457,58 @@ def remove(folder: Path, path: str) -> None:
         shutil.rmtree(target)
     else:
         target.unlink(missing_ok=True)
+
+
+def copy(source: Path, sink: Sink, count: Callable[[int], None]) -> OSError | None:
+    """Feed a local file to a sink. Returns why the file could not be read to its end, if so."""
+    try:
+        content = source.open("rb", buffering=0)
+    except OSError as error:
+        return error
+    with content:
+        while True:
+            try:
+                piece = content.read(READ_BYTES)
+            except OSError as error:
+                return error
+            if not piece:
+                return None
+            sink.write(piece)  # what goes wrong here is this disk's fault, not the source's
+            count(len(piece))
+
+
+def held(layout: Layout, but: str) -> dict[str, Path]:
+    """The files of other complete commits, by the hash that they had when they were verified."""
+    found = {}
+    for commit in layout.commits():
+        if commit != but:
+            folder = layout.folder(commit)
+            known = State(layout.state(commit), commit).known()
+            found.update({sha256: folder / path for path, sha256 in known.items()})
+    return found
+
+
+def discard(layout: Layout, commit: str, complete: bool) -> None:
+    """Remove what was begun of a commit, and with ``complete`` its files too.
+
+    A folder loses its name first: what has a commit's name is always whole.
+    """
+    for folder in (layout.incomplete(commit), *([layout.folder(commit)] if complete else [])):
+        if folder.is_dir():
+            folder.rename(layout.base / f"{CONDEMNED}{commit}")
+            sweep(layout)
+    if not layout.folder(commit).is_dir():
+        layout.state(commit).unlink(missing_ok=True)
+
+
+def sweep(layout: Layout) -> None:
+    """Remove what an earlier run condemned and could not finish."""
+    for folder in layout.base.glob(f"{CONDEMNED}*"):
+        shutil.rmtree(folder)
+
+
+def _last_change(*paths: Path) -> float:
+    return max((path.stat().st_mtime for path in paths if path.exists()), default=0.0)
 
 
 def free_space(folder: Path) -> tuple[int, int | None]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.inference.vllm.plugins.module_utils.hf_snapshot import Outcome, Want, ensure
+from ansible_collections.inference.vllm.plugins.module_utils.hf_snapshot import Outcome, Want, ensure, write_lock
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError, join
 from ansible_collections.inference.vllm.plugins.module_utils.weights_hub import Retry
 from ansible_collections.inference.vllm.plugins.module_utils.weights_plan import Lock, parse_lock, refuse
@@ -27,7 +27,10 @@ description:
   - Later runs compare size, times and inode of each file with what they were when it was verified, read what differs,
     and fetch only what is broken. What does not belong into the folder is removed.
   - With a lock, or with a commit as O(revision), a complete folder needs no network at all.
+  - Files come from the first source that has them right. Other commits of the repository on this host come first, then
+    O(folders), O(mirrors) and O(endpoint). A file that proves wrong is left alone, and the next source is tried.
   - Two runs at once on the same repository wait for each other.
+  - While it runs, an action plugin says how far it is. Where the play ends before it, it goes on on the host.
 requirements:
   - huggingface_hub >= 2.0 in the Python that runs the module
 options:
@@ -46,8 +49,27 @@ options:
     description: Absolute path of the folder of all models; made if missing.
     type: path
     required: true
+  refresh:
+    description:
+      - Ask the hub what a branch is now. V(false) stays with the commit that the last run recorded for it, and fails
+        where there was none, or where O(lock) names another one.
+    type: bool
+    default: true
+  folders:
+    description:
+      - Absolute paths on the host, such as a mounted disk, of folders that may hold the files. Understood are a copy of
+        another host's O(root), a cache of huggingface_hub, and a folder with the files of this one model.
+      - Without O(lock), a C(lock.json) in one of them decides what the files must be, and no hub is asked.
+    type: list
+    elements: path
+    default: []
+  mirrors:
+    description: Addresses of hubs to ask before O(endpoint), in this order. They never see the token.
+    type: list
+    elements: str
+    default: []
   endpoint:
-    description: Address of the hub or of a mirror; empty for the default of huggingface_hub.
+    description: Address of the hub, or of what stands in for it; empty for the default of huggingface_hub.
     type: str
     default: ''
   lock:
@@ -55,6 +77,12 @@ options:
       - The files that are accepted, as the content of a C(lock.json) or the path of one on the host.
       - Without it, whatever the hub gives is accepted and recorded in O(root/<org>/<name>/lock.json).
     type: raw
+  lock_only:
+    description:
+      - Only return the lock of what the hub has now, as RV(lock). Writes nothing on the host; small files, of which the
+        hub tells no SHA-256, are read.
+    type: bool
+    default: false
   allow_patterns:
     description: Shell patterns of the files to take; empty for all.
     type: list
@@ -69,6 +97,9 @@ options:
     description: Also take files in formats that can run code when loaded (pickles), which are refused by default.
     type: bool
     default: false
+  token:
+    description: The token itself, from a vault; instead of O(token_file).
+    type: str
   token_file:
     description:
       - Path on the host of a file, readable by its owner only, that holds a token of O(token_endpoint).
@@ -83,6 +114,17 @@ options:
     type: str
     choices: [quick, full]
     default: quick
+  keep:
+    description:
+      - How many commits of the repository stay on disk with this one, the newest first; V(0) removes none.
+      - What was begun of other commits goes too.
+    type: int
+    default: 0
+  in_use:
+    description:
+      - Path of the manifest of the release in use. The commit that it names stays, whatever O(keep) says; where the
+        manifest cannot be read, nothing is removed.
+    type: path
   owner:
     description: Numeric user that owns the files; by default whoever runs the module. The files are readable by all.
     type: int
@@ -93,6 +135,16 @@ options:
     description: Files that are fetched at once.
     type: int
     default: 4
+  max_bytes_per_second:
+    description: Most bytes to take from all sources together; V(0) for no limit.
+    type: int
+    default: 0
+  progress_interval:
+    description:
+      - Seconds between two lines in the play's output that say bytes, rate and time left. V(0) says nothing; the module
+        then runs within one connection, and ends with it.
+    type: float
+    default: 5
   timeout:
     description: Seconds without a byte after which a connection counts as dead.
     type: float
@@ -133,6 +185,17 @@ EXAMPLES = r"""
     root: /opt/vllm/models
     endpoint: https://mirror.example.com
     ignore_patterns: ['*.bin', '*.pt', '*.pth']
+
+- name: Fetch from a disk, else from a mirror in the house, at most 50 MB/s, and keep two commits
+  inference.vllm.hf_snapshot:
+    repository: example/model
+    root: /opt/vllm/models
+    lock: /opt/vllm/locks/model.json
+    folders: [/mnt/usb/models]
+    mirrors: [http://hub.lan:8080]
+    max_bytes_per_second: 50000000
+    keep: 2
+    in_use: /opt/vllm/current/manifest.json
 
 - name: Read every byte again
   inference.vllm.hf_snapshot:
@@ -181,11 +244,15 @@ bytes_to_fetch:
   type: int
   returned: success
 bytes_fetched:
-  description: Bytes received from the hub; 0 in check mode.
+  description: Bytes received; 0 in check mode.
   type: int
   returned: success
+sources:
+  description: Bytes of them by where they came from, a folder or an address.
+  type: dict
+  returned: success
 fetched:
-  description: Files that came from the hub, or would in check mode.
+  description: Files that came from a source, or would in check mode.
   type: list
   elements: str
   returned: success
@@ -199,6 +266,15 @@ fixed:
   type: list
   elements: str
   returned: success
+pruned:
+  description: Commits that were removed because they are old, or would be in check mode.
+  type: list
+  elements: str
+  returned: success
+lock:
+  description: The lock that O(lock_only) asked for, in the form that O(lock) takes.
+  type: dict
+  returned: when O(lock_only) is true
 verified:
   description: Whether every file is proven to be what it must be; false in check mode while any is to be fetched.
   type: bool
@@ -223,13 +299,35 @@ error:
       type: str
 """
 
-LEAST = {"max_workers": 1, "timeout": 0.001, "retries": 0, "retry_delay": 0, "lock_timeout": 0}
+LEAST = {
+    "max_workers": 1,
+    "timeout": 0.001,
+    "retries": 0,
+    "retry_delay": 0,
+    "lock_timeout": 0,
+    "keep": 0,
+    "max_bytes_per_second": 0,
+    "progress_interval": 0,
+}
 
 
-def read_token(path: str | None) -> str | None:
-    """The token in a file that nobody else can read. Raises RefusalError otherwise; its text never holds the token."""
-    if not path:
+def read_token(path: str | None, given: str | None = None) -> str | None:
+    """The token that was given, or that in a file that nobody else can read.
+
+    Raises:
+        RefusalError: The file or the token is not fit. The text never holds the token.
+    """
+    token, where = given, "token"
+    if path:
+        token, where = _token_in(path), f"token_file {path}"
+    if token is None:
         return None
+    if not token or not token.isascii() or not token.isprintable() or " " in token:
+        refuse("token_malformed", f"{where} does not hold one token.", "Write the token alone on one line.")
+    return token
+
+
+def _token_in(path: str) -> str:
     try:
         mode = Path(path).stat().st_mode
         token = Path(path).read_text().strip()
@@ -237,8 +335,6 @@ def read_token(path: str | None) -> str | None:
         refuse("token_unreadable", f"token_file {path} cannot be read: {error}.", "Write the token there, mode 0600.")
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         refuse("token_exposed", f"token_file {path} has mode {stat.S_IMODE(mode):04o}.", f"Run: chmod 0600 {path}")
-    if not token or not token.isascii() or not token.isprintable() or " " in token:
-        refuse("token_malformed", f"token_file {path} does not hold one token.", "Write the token alone on one line.")
     return token
 
 
@@ -260,18 +356,19 @@ def check_numbers(params: dict[str, Any]) -> None:
 
 def result_of(outcome: Outcome, want: Want, check_mode: bool) -> dict[str, Any]:
     """The module's return values."""
-    marks = [(paths, mark) for mark, paths in (("+", outcome.fetched), ("-", outcome.removed), ("~", outcome.fixed))]
+    gone = [*outcome.removed, *(f"../{commit}" for commit in outcome.pruned)]
+    marks = [(paths, mark) for mark, paths in (("+", outcome.fetched), ("-", gone), ("~", outcome.fixed))]
     lines = [f"{mark} {path}\n" for paths, mark in marks for path in paths]
     total = sum(spec.size for spec in outcome.files)
     state = "to fetch" if check_mode else "fetched"
-    lock = (
-        "the given lock" if want.lock else "what the hub gave, now recorded in lock.json: review it and use it as lock"
-    )
+    lock = "Each byte is as the lock says."
+    if want.lock is None:
+        lock = "There is no lock: what the source gave is recorded in lock.json."
     return {
         "changed": outcome.changed,
         "msg": (
             f"{want.repository} {want.revision} is commit {outcome.commit}: {len(outcome.files)} files, "
-            f"{total:,} bytes, {len(outcome.fetched)} files {state}. Held against {lock}."
+            f"{total:,} bytes, {len(outcome.fetched)} files {state}. {lock}"
         ),
         "commit": outcome.commit,
         "path": str(outcome.path),
@@ -280,9 +377,11 @@ def result_of(outcome: Outcome, want: Want, check_mode: bool) -> dict[str, Any]:
         "bytes_total": total,
         "bytes_to_fetch": outcome.bytes_to_fetch,
         "bytes_fetched": outcome.bytes_fetched,
+        "sources": outcome.sources,
         "fetched": list(outcome.fetched),
         "removed": list(outcome.removed),
         "fixed": list(outcome.fixed),
+        "pruned": list(outcome.pruned),
         "verified": not (check_mode and outcome.fetched),
         "locked": want.lock is not None,
         "diff": {
@@ -293,6 +392,17 @@ def result_of(outcome: Outcome, want: Want, check_mode: bool) -> dict[str, Any]:
     }
 
 
+def lock_result(lock: Lock) -> dict[str, Any]:
+    """The return values where only a lock was asked for."""
+    total = sum(spec.size for spec in lock.files)
+    return {
+        "changed": False,
+        "msg": f"{lock.repo} {lock.revision} is commit {lock.commit}: {len(lock.files)} files, {total:,} bytes.",
+        "commit": lock.commit,
+        "lock": lock.as_dict(),
+    }
+
+
 def main() -> None:
     """Read the options, do the work, report."""
     module = AnsibleModule(
@@ -300,28 +410,38 @@ def main() -> None:
             "repository": {"type": "str", "required": True},
             "revision": {"type": "str", "default": "main"},
             "root": {"type": "path", "required": True},
+            "refresh": {"type": "bool", "default": True},
+            "folders": {"type": "list", "elements": "path", "default": []},
+            "mirrors": {"type": "list", "elements": "str", "default": []},
             "endpoint": {"type": "str", "default": ""},
             "lock": {"type": "raw"},
+            "lock_only": {"type": "bool", "default": False},
             "allow_patterns": {"type": "list", "elements": "str", "default": []},
             "ignore_patterns": {"type": "list", "elements": "str", "default": []},
             "allow_pickle": {"type": "bool", "default": False},
+            "token": {"type": "str", "no_log": True},
             "token_file": {"type": "path", "no_log": False},
             "token_endpoint": {"type": "str", "default": "https://huggingface.co", "no_log": False},
             "verify": {"type": "str", "choices": ["quick", "full"], "default": "quick"},
+            "keep": {"type": "int", "default": 0},
+            "in_use": {"type": "path"},
             "owner": {"type": "int"},
             "group": {"type": "int"},
             "max_workers": {"type": "int", "default": 4},
+            "max_bytes_per_second": {"type": "int", "default": 0},
+            "progress_interval": {"type": "float", "default": 5},
             "timeout": {"type": "float", "default": 30},
             "retries": {"type": "int", "default": 5},
             "retry_delay": {"type": "float", "default": 1},
             "lock_timeout": {"type": "float", "default": 3600},
         },
+        mutually_exclusive=[("token", "token_file")],
         supports_check_mode=True,
     )
     params = module.params
     try:
         check_numbers(params)
-        token = read_token(params["token_file"])
+        token = read_token(params["token_file"], params["token"])
         if token:
             module.no_log_values.add(token)  # whatever a library may put into a message
         want = Want(
@@ -329,6 +449,9 @@ def main() -> None:
             root=Path(params["root"]),
             revision=params["revision"],
             lock=given_lock(params["lock"]),
+            refresh=params["refresh"],
+            folders=[Path(folder) for folder in params["folders"]],
+            mirrors=params["mirrors"],
             endpoint=params["endpoint"],
             token=token,
             token_endpoint=params["token_endpoint"],
@@ -339,16 +462,25 @@ def main() -> None:
             owner=-1 if params["owner"] is None else params["owner"],
             group=-1 if params["group"] is None else params["group"],
             workers=params["max_workers"],
+            bytes_per_second=params["max_bytes_per_second"],
             timeout=params["timeout"],
             retry=Retry(params["retries"], params["retry_delay"]),
             lock_timeout=params["lock_timeout"],
+            keep=params["keep"],
+            in_use=Path(params["in_use"]) if params["in_use"] else None,
+            show_progress=params["progress_interval"] > 0,
         )
-        outcome = ensure(want, dry_run=module.check_mode)
+        if params["lock_only"]:
+            lock, warnings = write_lock(want)
+            result = lock_result(lock)
+        else:
+            outcome = ensure(want, dry_run=module.check_mode)
+            warnings, result = outcome.warnings, result_of(outcome, want, module.check_mode)
     except RefusalError as error:
         module.fail_json(msg=join(error.refusals), error=error.refusals[0].as_dict())
-    for warning in outcome.warnings:
+    for warning in warnings:
         module.warn(warning)
-    module.exit_json(**result_of(outcome, want, module.check_mode))
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,229 @@
+"""`make bench-weights`: how fast weights come, beside a plain copy and huggingface_hub's. Nothing is asserted.
+
+One run, one machine, one hub on loopback: 2 GiB of random bytes in 8 shards, each way in turn, several rounds, the best
+of each. A way that only writes into memory is not compared with one that waits for the disk: all of them end with the
+bytes on disk (fsync), and a second table leaves the disk out by working in a file system in memory.
+
+* copy + sha256: the shards copied from the hub's folder with the kernel's help, then read and hashed; four at a time.
+* stream + sha256: the same over HTTP from the hub, without checks.
+* verified: the module's way, four files at once, hashed, made durable and recorded.
+* snapshot_download, hf download: what huggingface_hub does by default, which checks sizes, and no hash.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.request import urlopen
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT / "collections"), str(ROOT / "tests")]
+
+from ansible_collections.inference.vllm.plugins.module_utils.hf_snapshot import Want, ensure  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.weights_plan import FileSpec, Lock  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.weights_store import Layout, State  # noqa: E402
+
+HUB = ROOT / "roles" / "local_hub" / "files" / "hub.py"
+REPOSITORY, REVISION = "bench/model", "main"
+SHARDS, MIB, GIB = 8, 1 << 20, 1 << 30
+WORKERS = 4
+RECHECK_BYTES = 35 * 10**9
+GOAL, PEAK_MIB, RECHECK_SECONDS = 0.95, 200, 1.0
+
+
+def main() -> int:
+    """Run one way in this process if asked to, else all of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=ROOT / ".cache" / "bench-weights", help="on the disk to measure")
+    parser.add_argument("--memory", type=Path, default=Path("/dev/shm"), help="a file system in memory")  # noqa: S108
+    parser.add_argument("--gib", type=float, default=2.0, help="size of all shards together")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--url", help=argparse.SUPPRESS)
+    parser.add_argument("--source", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.way:
+        return run_way(options.way, options.folder, options.url, options.source)
+    for title, place in (("On disk", options.folder), ("In memory", options.memory)):
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="bench-weights-", dir=place) as folder:
+            print(f"{title}, {options.gib:g} GiB in {SHARDS} shards, best of {options.rounds}:\n")
+            compare(Path(folder), options.gib, options.rounds)
+    with tempfile.TemporaryDirectory(prefix="bench-weights-", dir=options.folder) as folder:
+        seconds = recheck(Path(folder))
+    print(f"Re-check of {RECHECK_BYTES / 1e9:g} GB of good files: {seconds:.3f} s (goal {RECHECK_SECONDS:g} s)")
+    return 0
+
+
+def compare(folder: Path, gib: float, rounds: int) -> None:
+    """Measure all ways in one folder and print the table."""
+    source = folder / "hub" / REPOSITORY
+    source.mkdir(parents=True)
+    for shard in range(SHARDS):
+        with (source / f"model-{shard}.safetensors").open("wb") as file:
+            for _ in range(int(gib * GIB / SHARDS / MIB)):
+                file.write(os.urandom(MIB))
+    (folder / "hub.json").write_text(json.dumps({"address": "127.0.0.1", "port": 0, "root": "hub"}))
+    best: dict[str, tuple[float, float]] = {}
+    with subprocess.Popen(  # noqa: S603 - this project's own program
+        [sys.executable, "-u", HUB, "--config", folder / "hub.json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as hub:
+        try:
+            assert hub.stdout is not None  # noqa: S101
+            url = hub.stdout.readline().split()[-1]
+            urlopen(f"{url}/api/models/{REPOSITORY}").close()  # noqa: S310 - the hub hashes its files once
+            for _ in range(rounds):
+                for way in WAYS:
+                    seconds, peak = measure(way, folder / "out", url, source)
+                    if way not in best or seconds < best[way][0]:
+                        best[way] = (seconds, peak)
+        finally:
+            hub.terminate()
+    print(f"{'speed, relative to':<20}  {'seconds':>8}  {'MiB/s':>6}  {'peak MiB':>8}  {'copy':>6}  {'stream':>6}")
+    for way, (seconds, peak) in best.items():
+        to_copy, to_stream = (best[base][0] / seconds for base in ("copy + sha256", "stream + sha256"))
+        speed = gib * 1024 / seconds
+        print(f"{way:<20}  {seconds:>8.2f}  {speed:>6.0f}  {peak:>8.0f}  {to_copy:>6.2f}  {to_stream:>6.2f}")
+    print(f"goals of verified: at least {GOAL} of the raw copy's speed, at most {PEAK_MIB} MiB\n")
+
+
+def measure(way: str, out: Path, url: str, source: Path) -> tuple[float, float]:
+    """Run one way in a process of its own. Returns its seconds, without the start of Python, and its peak in MiB."""
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    os.sync()
+    command = [sys.executable, __file__, "--way", way, "--folder", str(out), "--url", url, "--source", str(source)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - itself
+    shutil.rmtree(out)
+    seconds, peak = map(float, done.stdout.split()[-2:])
+    return seconds, peak
+
+
+def run_way(way: str, out: Path, url: str, source: Path) -> int:
+    """Do it once; prints seconds and the peak of memory in MiB."""
+    os.environ.update(HF_ENDPOINT=url, HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1", NO_PROXY="127.0.0.1")
+    os.environ.update(HF_HOME=str(out / "home"), HF_HUB_DISABLE_PROGRESS_BARS="1")
+    import huggingface_hub  # the start of Python and its imports are not what is measured
+
+    _ = huggingface_hub.snapshot_download, huggingface_hub.HfApi
+    begin = time.monotonic()
+    WAYS[way](out, url, source)
+    seconds = time.monotonic() - begin
+    who = resource.RUSAGE_CHILDREN if way == "hf download" else resource.RUSAGE_SELF
+    print(seconds, resource.getrusage(who).ru_maxrss / 1024)
+    return 0
+
+
+def four_at_a_time(act: Callable[[Path], None], files: list[Path]) -> None:
+    """Do something with each file; the first failure is raised."""
+    with ThreadPoolExecutor(WORKERS) as pool:
+        list(pool.map(act, files))
+
+
+def durable(path: Path) -> None:
+    """Wait until a file is on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    os.fsync(handle)
+    os.close(handle)
+
+
+def hash_of(path: Path) -> None:
+    """Read and hash a file."""
+    with path.open("rb", buffering=0) as content:
+        hashlib.file_digest(content, "sha256")
+
+
+def copy(out: Path, url: str, source: Path) -> None:
+    """Copy, make durable, hash."""
+
+    def one(path: Path) -> None:
+        shutil.copyfile(path, out / path.name)
+        durable(out / path.name)
+
+    four_at_a_time(one, sorted(source.iterdir()))
+    four_at_a_time(hash_of, sorted(out.glob("model-*")))
+
+
+def plain_stream(out: Path, url: str, source: Path) -> None:
+    """Receive, make durable, hash."""
+
+    def one(path: Path) -> None:
+        place = memoryview(bytearray(MIB))
+        address = f"{url}/{REPOSITORY}/resolve/{REVISION}/{path.name}"
+        with urlopen(address) as answer, (out / path.name).open("wb", buffering=0) as file:  # noqa: S310
+            while count := answer.readinto(place):
+                file.write(place[:count])
+            os.fsync(file.fileno())
+
+    four_at_a_time(one, sorted(source.iterdir()))
+    four_at_a_time(hash_of, sorted(out.glob("model-*")))
+
+
+def verified(out: Path, url: str, source: Path) -> None:
+    """The module's way."""
+    ensure(Want(REPOSITORY, out, endpoint=url, workers=WORKERS))
+
+
+def snapshot_download(out: Path, url: str, source: Path) -> None:
+    """huggingface_hub's function, with as many workers."""
+    import huggingface_hub
+
+    huggingface_hub.snapshot_download(REPOSITORY, local_dir=out / "model", max_workers=WORKERS)
+    os.sync()
+
+
+def hf_download(out: Path, url: str, source: Path) -> None:
+    """huggingface_hub's command, with as many workers; the start of its Python counts."""
+    hf = Path(sys.executable).with_name("hf")
+    options = ["--local-dir", str(out / "model"), "--max-workers", str(WORKERS)]
+    subprocess.run([hf, "download", REPOSITORY, *options], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
+    os.sync()
+
+
+WAYS: dict[str, Callable[[Path, str, Path], None]] = {
+    "copy + sha256": copy,
+    "stream + sha256": plain_stream,
+    "verified": verified,
+    "snapshot_download": snapshot_download,
+    "hf download": hf_download,
+}
+
+
+def recheck(folder: Path) -> float:
+    """Seconds to see that 35 GB of files, sparse ones, are as they were when they were verified."""
+    commit, size = "0" * 40, RECHECK_BYTES // SHARDS
+    layout = Layout(folder, REPOSITORY)
+    layout.folder(commit).mkdir(parents=True)
+    files = tuple(FileSpec(f"model-{shard}.safetensors", size, f"{shard:064x}") for shard in range(SHARDS))
+    state = State(layout.state(commit), commit)
+    for spec in files:
+        path = layout.folder(commit) / spec.path
+        path.touch()
+        os.truncate(path, size)
+        path.chmod(0o444)
+        state.record(spec.path, path.stat(), str(spec.sha256))
+    state.save()
+    begin = time.monotonic()
+    outcome = ensure(Want(REPOSITORY, folder, lock=Lock(REPOSITORY, REVISION, commit, files)))
+    seconds = time.monotonic() - begin
+    if outcome.fetched:
+        raise RuntimeError("files that are as they were count as missing")
+    return seconds
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""role_paths.py: print which modules a role would run, with which arguments, on systems that are not at hand.
+
+Reads a JSON object of cases from standard input, each with `role`, `tasks` (a file of the role's tasks) and `variables`
+(facts, what the inventory sets, what tasks registered). Prints one of the same names: a list of [module, arguments], or
+a text where the role refuses. Ansible's own loader and templates are used; `when`, `loop`, `vars` and `include_tasks`
+are followed, and nothing is run. A process of its own, because Ansible's loader of collections must come before
+anything else imports them.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible.parsing.dataloader import DataLoader
+from ansible.plugins.loader import init_plugin_loader
+from ansible.template import Templar
+
+ROOT = Path(__file__).parents[2]
+LOADER = DataLoader()
+
+
+class RefusedError(Exception):
+    """The role refuses the host."""
+
+
+def paths(cases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Run this program on cases."""
+    command = [sys.executable, "-P", __file__]
+    done = subprocess.run(command, input=json.dumps(cases), check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    return dict(json.loads(done.stdout))
+
+
+def load(path: Path) -> Any:
+    """A YAML file whose texts Ansible may template."""
+    return LOADER.load_from_file(str(path), trusted_as_template=True)
+
+
+def walk(path: Path, variables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The modules that a file of tasks would run, in order."""
+    yield from walk_list(path, load(path), variables)
+
+
+def walk_list(path: Path, tasks: Any, variables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The same for tasks of that file, which may stand in a block; what rescues it is left out."""
+    for task in tasks:
+        module = next((key for key in task if "." in key), "block")
+        here = {**variables, **task.get("vars", {})}
+        for item in Templar(LOADER, variables=here).template(task.get("loop", [None])):
+            templar = Templar(LOADER, variables={**here, "item": item})
+            conditions = task.get("when", [])
+            conditions = conditions if isinstance(conditions, list) else [conditions]
+            if not all(templar.evaluate_conditional(condition) for condition in conditions):
+                continue
+            if module == "block":
+                yield from walk_list(path, task["block"], here)
+            elif module == "ansible.builtin.include_tasks":
+                yield from walk(path.parent / templar.template(task[module]), here)
+            elif module != "ansible.builtin.assert":
+                yield module, templar.template(task[module])
+            elif not templar.evaluate_conditional(task[module]["that"]):
+                raise RefusedError(" ".join(templar.template(task[module]["fail_msg"]).split()))
+
+
+def answer(case: Mapping[str, Any]) -> Any:
+    """What one case comes to."""
+    role = ROOT / "roles" / case["role"]
+    variables = {**load(role / "defaults" / "main.yml"), **load(role / "vars" / "main.yml"), **case["variables"]}
+    try:
+        return list(walk(role / "tasks" / case["tasks"], {**variables, "ansible_check_mode": False}))
+    except RefusedError as error:
+        return str(error)
+
+
+if __name__ == "__main__":
+    init_plugin_loader([str(ROOT / "collections")])
+    print(json.dumps({name: answer(case) for name, case in json.load(sys.stdin).items()}))
