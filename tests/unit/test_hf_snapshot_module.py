@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,27 +85,53 @@ def test_a_token_from_a_vault_reaches_its_hub_and_nothing_else(served: FaultyHub
     assert TOKEN not in printed
 
 
-def ansible(tmp_path: Path, server: FaultyHub, *options: str) -> str:
-    """Run the module alone, as its documentation shows. Returns what a person sees, in a log without a terminal."""
+def command(tmp_path: Path, server: FaultyHub, *options: str) -> dict[str, Any]:
+    """How to run the module alone, as its documentation shows; the arguments of ``subprocess``."""
     values = f"repository=org/tiny root={tmp_path / 'models'} endpoint={server.url}"
-    done = subprocess.run(
-        [
+    return {
+        "args": [
             *(Path(sys.executable).with_name("ansible"), "localhost", "-m", "inference.vllm.hf_snapshot"),
             *("-a", " ".join([values, *options]), "-e", f"ansible_python_interpreter={sys.executable}"),
         ],
-        cwd=COLLECTIONS.parent,
-        env={
-            **os.environ,
-            "ANSIBLE_CONFIG": str(COLLECTIONS.parent / "ansible.cfg"),
-            "ANSIBLE_ASYNC_DIR": str(tmp_path),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+        "cwd": COLLECTIONS.parent,
+        "env": {**os.environ, "ANSIBLE_CONFIG": str(COLLECTIONS.parent / "ansible.cfg")},
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+        "text": True,
+    }
+
+
+def ansible(tmp_path: Path, server: FaultyHub, *options: str) -> str:
+    """Run the module alone. Returns what a person sees, in a log without a terminal."""
+    done = subprocess.run(**command(tmp_path, server, *options), check=False)
     assert done.returncode == 0, done.stdout
-    return done.stdout
+    return str(done.stdout)
+
+
+def test_a_play_that_is_killed_does_not_end_the_download(served: FaultyHub, tmp_path: Path) -> None:
+    """Pieces are held back until the controller is dead; then the job on the host goes on to the end."""
+    base, killed = tmp_path / "models/org/tiny", threading.Event()
+
+    def hold_back() -> None:
+        killed.wait(60)
+
+    served.alarms = [(1, hold_back)]
+    with subprocess.Popen(**command(tmp_path, served), start_new_session=True) as play:
+        wait_for((base / ".progress.json").exists)
+        os.killpg(play.pid, signal.SIGKILL)
+    assert not (base / "lock.json").exists()
+    killed.set()
+    wait_for((base / "lock.json").exists)
+    served.asked.clear()
+    ansible(tmp_path, served)
+    assert served.files_asked() == []
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.05)
 
 
 def test_a_person_sees_how_far_it_is(served: FaultyHub, tmp_path: Path) -> None:
