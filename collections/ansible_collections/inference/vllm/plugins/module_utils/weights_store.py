@@ -240,7 +240,8 @@ class State:
             }
             listing = self.listing and [[f.path, f.size, f.sha256, f.blob_id] for f in self.listing.files]
             data = {"version": STATE_VERSION, "commit": self.commit, "listing": listing, "files": rows}
-            write_atomically(self._path, json.dumps(data, indent=1) + "\n", 0o600)
+            # Not durable: a state that a power cut takes costs a look at the files, and this comes after each file.
+            write_atomically(self._path, json.dumps(data, indent=1) + "\n", 0o600, durable=False)
             os.utime(self._path)  # the time of the last run tells which commits are the oldest
 
 
@@ -252,8 +253,8 @@ def _listing(rows: list[list[Any]] | None, commit: str) -> Listing | None:
     return Listing(commit, files)
 
 
-def write_atomically(path: Path, text: str, mode: int) -> bool:
-    """Replace a file by a text, durably, never half. Returns whether that changed the file."""
+def write_atomically(path: Path, text: str, mode: int, durable: bool = True) -> bool:
+    """Replace a file by a text, never half; ``durable`` waits for the disk. Returns whether that changed the file."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if path.read_text() == text and stat.S_IMODE(path.stat().st_mode) == mode:
             return False
@@ -263,12 +264,14 @@ def write_atomically(path: Path, text: str, mode: int) -> bool:
             file.write(text)
             file.flush()
             os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
     return True
 
 
