@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import random
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -112,6 +113,16 @@ def test_two_at_once_fetch_once(served: FaultyHub, want: Want) -> None:
 def test_one_that_waits_too_long_says_for_whom(served: FaultyHub, want: Want) -> None:
     answers = PROCESSES.SimpleQueue()
     late = PROCESSES.Process(target=report_apart, args=(replace(want, lock_timeout=0), answers))
-    served.alarms = [(1, late.start), (SIZE // 2, late.join)]  # begins and ends while the first is at work
+    begun = threading.Event()
+
+    def begin() -> None:
+        late.start()
+        begun.set()
+
+    def see_its_end() -> None:  # alarms ring on the threads of several connections, which do not wait for each other
+        begun.wait(30)
+        late.join()
+
+    served.alarms = [(1, begin), (SIZE // 2, see_its_end)]  # begins and ends while the first is at work
     ensure(want)
     assert answers.get() == "busy"
