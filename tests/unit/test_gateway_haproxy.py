@@ -682,7 +682,9 @@ def test_the_access_log_is_json_whatever_a_client_sends(gateway: Gateway) -> Non
     gateway.until(lambda: len(gateway.access()) >= lines, "a line for each request")
     first = gateway.access()[0]
     assert (first["key"], first["method"], first["path"], first["status"]) == ("bob", "POST", CHAT, 200)
-    assert (first["engine"], first["client"], first["end"]) == ("engine", "127.0.0.1", "--")
+    assert (first["engine"], first["client"]) == ("engine", "127.0.0.1")
+    # A client that has its whole answer may close before HAProxy has seen the engine close.
+    assert first["end"] in ("--", "CD")
     assert first["bytes_in"] > 1000
     assert set(first["ms"]) == {"request", "queue", "connect", "first_byte", "total"}
     assert all(len(entry["path"]) <= 128 for entry in gateway.access())
