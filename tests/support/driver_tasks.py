@@ -7,20 +7,18 @@ must come before anything else imports them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 from typing import Any
 
-from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.loader import init_plugin_loader
 from ansible.template import Templar
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+from support.role_paths import LOADER, load, walk  # noqa: E402
+
 ROLE = ROOT / "roles" / "nvidia_driver"
-LOADER = DataLoader()
-INCLUDE = "ansible.builtin.include_tasks"
-KEYWORDS = {"name", "when", "register", "vars", "loop", "loop_control", "changed_when", "failed_when", "check_mode",
-            "notify", "environment"}  # fmt: skip
 
 SYSTEMS = {
     "Debian 12": ("Debian", "12", "Debian", "6.1.0-41-amd64"),
@@ -34,11 +32,6 @@ LISTING = {
     "Debian": "nvidia-driver-cuda | 580.126.20-1 | https://x Packages\n",
     "RedHat": "nvidia-driver-cuda.x86_64   3:580.126.20-1.el9   nvidia-driver\n",
 }
-
-
-def load(path: Path) -> Any:
-    """A YAML file whose templates may be filled in."""
-    return LOADER.load_from_file(str(path), trusted_as_template=True)
 
 
 def host(system: str, *, secure_boot: bool = False) -> dict[str, Any]:
@@ -73,37 +66,14 @@ def host(system: str, *, secure_boot: bool = False) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def rendered(path: Path, variables: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The tasks of a file that would run, in order, with their arguments filled in; includes are followed."""
-    yield from rendered_list(path, load(path), variables)
-
-
-def rendered_list(path: Path, listed: list[Any], variables: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The same for tasks of a file that stand in a block."""
-    for task in listed:
-        templar = Templar(LOADER, variables=variables | task.get("vars", {}))
-        conditions = task.get("when", [])
-        conditions = conditions if isinstance(conditions, list) else [conditions]
-        if not all(templar.evaluate_conditional(condition) for condition in conditions):
-            continue
-        if "block" in task:
-            yield from rendered_list(path, task["block"] + task.get("always", []), variables)
-            continue
-        (action,) = set(task) - KEYWORDS
-        arguments = templar.template(task[action])
-        if action == INCLUDE:
-            yield from rendered(path.parent / str(arguments), variables)
-        else:
-            yield {"task": task["name"], action: arguments}
-
-
 def tasks(system: str, *, secure_boot: bool = False) -> list[dict[str, Any]]:
     """All tasks that bring the packages into the wanted state."""
     variables = host(system, secure_boot=secure_boot)
     choice = Templar(LOADER, variables=variables).template(variables["__nvidia_driver_choice"])
     if choice["refused"]:
         raise SystemExit(f"{system}: {choice['refused']}")
-    return list(rendered(ROLE / "tasks" / f"packages_{choice['manager']}.yml", variables))
+    steps = walk(ROLE / "tasks" / f"packages_{choice['manager']}.yml", variables)
+    return [{"task": step.task, step.module: step.arguments} for step in steps]
 
 
 def main() -> None:

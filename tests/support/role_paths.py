@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.loader import init_plugin_loader
@@ -22,10 +22,7 @@ from ansible.template import Templar
 
 ROOT = Path(__file__).parents[2]
 LOADER = DataLoader()
-
-
-class RefusedError(Exception):
-    """The role refuses the host."""
+ASSERT = "ansible.builtin.assert"
 
 
 def paths(cases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -40,12 +37,24 @@ def load(path: Path) -> Any:
     return LOADER.load_from_file(str(path), trusted_as_template=True)
 
 
-def walk(path: Path, variables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The modules that a file of tasks would run, in order."""
+class Step(NamedTuple):
+    """A task that would run: its name, its module, the module's arguments, filled in, and whether it can be passed.
+
+    Only an assertion can stop a role here.
+    """
+
+    task: str
+    module: str
+    arguments: Any
+    passed: bool
+
+
+def walk(path: Path, variables: Mapping[str, Any]) -> Iterator[Step]:
+    """The steps of a file of tasks, in order."""
     yield from walk_list(path, load(path), variables)
 
 
-def walk_list(path: Path, tasks: Any, variables: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def walk_list(path: Path, tasks: Any, variables: Mapping[str, Any]) -> Iterator[Step]:
     """The same for tasks of that file, which may stand in a block; what rescues it is left out."""
     for task in tasks:
         module = next((key for key in task if "." in key), "block")
@@ -57,23 +66,25 @@ def walk_list(path: Path, tasks: Any, variables: Mapping[str, Any]) -> Iterator[
             if not all(templar.evaluate_conditional(condition) for condition in conditions):
                 continue
             if module == "block":
-                yield from walk_list(path, task["block"], here)
+                yield from walk_list(path, task["block"] + task.get("always", []), here)
             elif module == "ansible.builtin.include_tasks":
                 yield from walk(path.parent / templar.template(task[module]), here)
-            elif module != "ansible.builtin.assert":
-                yield module, templar.template(task[module])
-            elif not templar.evaluate_conditional(task[module]["that"]):
-                raise RefusedError(" ".join(templar.template(task[module]["fail_msg"]).split()))
+            else:
+                passed = module != ASSERT or templar.evaluate_conditional(task[module]["that"])
+                yield Step(task["name"], module, templar.template(task[module]), passed)
 
 
 def answer(case: Mapping[str, Any]) -> Any:
     """What one case comes to."""
     role = ROOT / "roles" / case["role"]
     variables = {**load(role / "defaults" / "main.yml"), **load(role / "vars" / "main.yml"), **case["variables"]}
-    try:
-        return list(walk(role / "tasks" / case["tasks"], {**variables, "ansible_check_mode": False}))
-    except RefusedError as error:
-        return str(error)
+    found = []
+    for step in walk(role / "tasks" / case["tasks"], {**variables, "ansible_check_mode": False}):
+        if not step.passed:
+            return " ".join(step.arguments["fail_msg"].split())
+        if step.module != ASSERT:
+            found.append([step.module, step.arguments])
+    return found
 
 
 if __name__ == "__main__":
