@@ -51,7 +51,7 @@ def test_steps_back_to_the_newest_that_was_proven_and_is_not_current(tmp_path: P
     assert step_back(releases).id == former
     assert [past.state for past in releases] == ["proven", "prepared", "failed", "proven", "proven"]
     assert [past.id for past in releases if past.current] == [now]
-    assert chosen(releases, oldest).image == "engine:a"
+    assert chosen(tmp_path, oldest).image == "engine:a"
 
 
 def test_an_edited_release_is_not_stepped_back_to(tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_an_edited_release_is_not_stepped_back_to(tmp_path: Path) -> None:
     releases = history(tmp_path)
     assert step_back(releases).id == former
     with pytest.raises(RefusalError, match=r"\[release_tampered\].*compose.yaml was edited"):
-        chosen(releases, edited)
+        chosen(tmp_path, edited)
 
 
 def test_without_a_former_release_every_one_is_named_with_its_reason(tmp_path: Path) -> None:

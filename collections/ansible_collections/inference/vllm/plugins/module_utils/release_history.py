@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils.columns import columns
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.release import MANIFEST, Store, problems_of
 
@@ -79,27 +80,14 @@ def step_back(releases: Sequence[Past]) -> Past:
     )
 
 
-def chosen(releases: Sequence[Past], release_id: str) -> Past:
+def chosen(home: Path, release_id: str) -> Past:
     """A release by its identifier.
 
     Raises:
         RefusalError: It is not there, or its folder was edited.
     """
-    for past in releases:
-        if past.id == release_id:
-            if past.problems:
-                raise RefusalError(
-                    Refusal(
-                        "release_tampered",
-                        f"{release_id} is not as it was written: {'; '.join(past.problems)}.",
-                        "Choose another release, or deploy again, which writes it anew.",
-                    )
-                )
-            return past
-    known = ", ".join(past.id for past in releases) or "none"
-    raise RefusalError(
-        Refusal("unknown_release", f"There is no release {release_id!r}; the host has: {known}.", "Name one of these.")
-    )
+    Store(home).check(release_id)
+    return next(past for past in history(home) if past.id == release_id)
 
 
 def status_text(host: str, releases: Sequence[Mapping[str, Any]], containers: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -117,11 +105,9 @@ def status_text(host: str, releases: Sequence[Mapping[str, Any]], containers: Se
         ("release", "is", "last proof", "image"),
         *((p.id, _standing(p), p.finished or "-", p.image) for p in pasts),
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     running = [f"container {c.get('Names')}: {c.get('Status')}, release {_release_of(c)}" for c in containers]
     failed = [f"{past.id} failed: {', '.join(past.failures)}" for past in pasts if past.failures]
-    return [f"{host}:", *lines, *(running or ["no container of the service is there"]), *failed]
+    return [f"{host}:", *columns(rows), *(running or ["no container of the service is there"]), *failed]
 
 
 def _standing(past: Past) -> str:

@@ -21,6 +21,7 @@ from ansible_collections.inference.vllm.plugins.module_utils import (
     smoke_run,
     vram_judge,
 )
+from ansible_collections.inference.vllm.plugins.module_utils.columns import columns
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_cases import CASES, Case
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import HTTP_STATUS
 from ansible_collections.inference.vllm.plugins.module_utils.verdict import Check, Verdict, VerdictError, combine
@@ -289,15 +290,6 @@ def html(seen: Mapping[str, Any], template: str) -> str:
     return environment.from_string(template).render(report=seen) + "\n"
 
 
-def _table(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Columns under each other, without blanks at the end of a line."""
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]) - 1)]
-    return [
-        "  ".join([*(cell.ljust(width) for cell, width in zip(line, widths, strict=False)), line[-1]]).rstrip()
-        for line in lines
-    ]
-
-
 def _short(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
@@ -314,7 +306,7 @@ def text(seen: Mapping[str, Any]) -> str:
         [
             f"{proven}: {seen['headline']}, release {seen['release']} on {seen['host']}",
             "",
-            *_table(lines),
+            *columns(lines),
             "",
             f"Service  {seen['address']} on {seen['host']}, model {seen['model']}, vLLM {seen['version']}",
             f"Report   {seen['path']} on {seen['host']}",

@@ -112,9 +112,7 @@ def main() -> None:
     result: dict[str, Any] = {"changed": False, "failed": False, "releases": [past.as_dict() for past in releases]}
     if choose:
         try:
-            past = (
-                release_history.step_back(releases) if choose == "former" else release_history.chosen(releases, choose)
-            )
+            past = release_history.step_back(releases) if choose == "former" else release_history.chosen(home, choose)
         except RefusalError as error:
             refusals = [refusal.as_dict() for refusal in error.refusals]
             module.fail_json(msg=str(error), refusals=refusals, failed=True)
