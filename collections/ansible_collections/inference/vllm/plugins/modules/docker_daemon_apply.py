@@ -80,7 +80,7 @@ attributes:
     description: The files differ by what M(inference.vllm.docker_daemon_config) shows.
     support: none
 author:
-  - The project's contributors (@inference)
+  - The project's contributors
 """
 
 EXAMPLES = r"""

@@ -59,7 +59,7 @@ attributes:
     description: Shows the file before and after.
     support: full
 author:
-  - The project's contributors (@inference)
+  - The project's contributors
 """
 
 EXAMPLES = r"""
