@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +23,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.docker_daemon_confi
 )
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from ansible_collections.inference.vllm.plugins.modules import docker_daemon_apply, docker_daemon_config
+from support.modules import run_module
 
 FOREIGN = {"bip": "10.9.0.1/24", "runtimes": {"kata": {"path": "/opt/kata", "runtimeArgs": ["-v"]}}}
 
@@ -59,12 +59,7 @@ def program(place: Path, name: str, body: str) -> None:
 @pytest.fixture
 def run(folder: Path, programs: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     def call(module: Any = docker_daemon_config, **arguments: Any) -> dict[str, Any]:
-        with (
-            patch_module_args({"path": str(folder / "daemon.json"), **arguments}),
-            pytest.raises(SystemExit),
-        ):
-            module.main()
-        return dict(json.loads(capsys.readouterr().out))
+        return run_module(module, capsys, {"path": str(folder / "daemon.json"), **arguments})
 
     return call
 

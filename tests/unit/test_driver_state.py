@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.inference.vllm.plugins.module_utils import driver_state
 from ansible_collections.inference.vllm.plugins.modules import driver_state as module
+from support.modules import run_module
 
 DPKG = """\
 installed install adduser 3.134
@@ -125,9 +125,7 @@ def program(root: Path, name: str, script: str) -> None:
 
 
 def run(capsys: pytest.CaptureFixture[str], manager: str = "apt") -> dict[str, Any]:
-    with patch_module_args({"manager": manager, "pin_file": "/etc/pins"}), pytest.raises(SystemExit):
-        module.main()
-    return dict(json.loads(capsys.readouterr().out))
+    return run_module(module, capsys, {"manager": manager, "pin_file": "/etc/pins"})
 
 
 def test_module_reads_all(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +22,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.gateway_runtime imp
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from ansible_collections.inference.vllm.plugins.modules import gateway_config as module
 from support.gateway import ALICE, BOB, CHECK, KEYS, rendered, settings
+from support.modules import run_module
 
 GOLDEN = Path(__file__).parent / "golden"
 TWO_ENGINES = [
@@ -190,11 +190,7 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
             "check": CHECK,
             **arguments,
         }
-        with patch_module_args(given_arguments), pytest.raises(SystemExit):
-            module.main()
-        out = capsys.readouterr().out
-        assert ENGINE_KEY not in out
-        return dict(json.loads(out))
+        return run_module(module, capsys, given_arguments, ENGINE_KEY)
 
     return call
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.inference.vllm.plugins.module_utils import gateway_store
 from ansible_collections.inference.vllm.plugins.module_utils.gateway import ENDPOINTS, design, digest
@@ -29,6 +28,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import ru
 from ansible_collections.inference.vllm.plugins.modules import gateway_backend, gateway_config
 from support import lying_server
 from support.gateway import ALICE, BOB, CHECK, KEYS, PROGRAM, Gateway, rendered, settings
+from support.modules import run_module
 from support.plain_engine import PATIENCE, Engine, running
 
 ROUTES = json.loads((Path(__file__).parent / "golden" / "vllm_routes.json").read_text())["routes"]
@@ -551,12 +551,10 @@ def test_an_engine_that_breaks_off_is_502(gateway: Gateway, engine: Engine) -> N
 
 
 @pytest.fixture
-def run_module(gateway_of_two: Gateway, capsys: pytest.CaptureFixture[str]) -> Any:
+def backend(gateway_of_two: Gateway, capsys: pytest.CaptureFixture[str]) -> Any:
     def call(**arguments: Any) -> dict[str, Any]:
         given = {"socket": str(gateway_of_two.socket), "timeout": PATIENCE, **arguments}
-        with patch_module_args(given), pytest.raises(SystemExit):
-            gateway_backend.main()
-        return dict(json.loads(capsys.readouterr().out))
+        return run_module(gateway_backend, capsys, given)
 
     return call
 
@@ -579,7 +577,7 @@ def serves_more(gateway: Gateway, engine: Engine) -> None:
 
 
 def test_an_engine_is_drained_without_losing_a_request(
-    gateway_of_two: Gateway, two: tuple[Engine, Engine], run_module: Any
+    gateway_of_two: Gateway, two: tuple[Engine, Engine], backend: Any
 ) -> None:
     blue, green = two
     stop = threading.Event()
@@ -596,7 +594,7 @@ def test_an_engine_is_drained_without_losing_a_request(
     with ThreadPoolExecutor() as pool:
         clients = [pool.submit(stream_of_requests) for _ in range(4)]
         for engine in (blue, green) * 2:
-            done = run_module(name=engine.name, state="drain")
+            done = backend(name=engine.name, state="drain")
             assert (done["changed"], done["failed"]) == (True, False)
             assert (done["after"]["state"], done["after"]["sessions"]) == ("drain", 0)
             reached = len(engine.paths)
@@ -607,52 +605,50 @@ def test_an_engine_is_drained_without_losing_a_request(
             serves_more(gateway_of_two, other)
             assert len(engine.paths) == reached
             engine.healthy, engine.breaks = True, False
-            assert run_module(name=engine.name, state="ready")["after"]["up"] is True
+            assert backend(name=engine.name, state="ready")["after"]["up"] is True
             serves_more(gateway_of_two, engine)
         stop.set()
         assert sum(client.result() for client in clients) > 100
     assert failures == []
 
 
-def test_draining_waits_for_the_last_answer(
-    gateway_of_two: Gateway, two: tuple[Engine, Engine], run_module: Any
-) -> None:
+def test_draining_waits_for_the_last_answer(gateway_of_two: Gateway, two: tuple[Engine, Engine], backend: Any) -> None:
     with ThreadPoolExecutor() as pool:
         held = pool.submit(ask, gateway_of_two, "POST", CHAT, {"hold": True})
         blue, green = two
         gateway_of_two.until(lambda: blue.seen or green.seen, "the request")
         busy = blue if blue.seen else green
-        late = run_module(name=busy.name, state="drain", timeout=1)
+        late = backend(name=busy.name, state="drain", timeout=1)
         assert "[backend_not_drained]" in late["msg"]
         assert "still works on 1 requests" in late["msg"]
         busy.release.set()
-        done = run_module(name=busy.name, state="drain")
+        done = backend(name=busy.name, state="drain")
         assert (done["changed"], done["after"]["sessions"]) == (False, 0)
         assert held.result().status == 200
 
 
-def test_the_module_says_what_it_would_do_and_refuses_the_last_one(gateway_of_two: Gateway, run_module: Any) -> None:
-    foretold = run_module(name="blue", state="drain", _ansible_check_mode=True, _ansible_diff=True)
+def test_the_module_says_what_it_would_do_and_refuses_the_last_one(gateway_of_two: Gateway, backend: Any) -> None:
+    foretold = backend(name="blue", state="drain", _ansible_check_mode=True, _ansible_diff=True)
     assert foretold["changed"] is True
     assert foretold["diff"] == [{"before": "blue: ready\n", "after": "blue: drain\n"}]
-    assert run_module(name="blue", state="ready")["changed"] is False
-    assert run_module(name="blue", state="maint")["changed"] is True
-    assert "[last_backend]" in run_module(name="green", state="drain")["msg"]
+    assert backend(name="blue", state="ready")["changed"] is False
+    assert backend(name="blue", state="maint")["changed"] is True
+    assert "[last_backend]" in backend(name="green", state="drain")["msg"]
     assert ask(gateway_of_two).status == 200
-    assert run_module(name="green", state="drain", unsafe_allow_last=True)["changed"] is True
+    assert backend(name="green", state="drain", unsafe_allow_last=True)["changed"] is True
     assert ask(gateway_of_two).status == 503
-    assert run_module(name="blue", state="ready")["changed"] is True
+    assert backend(name="blue", state="ready")["changed"] is True
     assert ask(gateway_of_two).status == 200
-    assert "it has blue, green" in run_module(name="red", state="drain")["msg"]
-    assert "[gateway_not_running]" in run_module(name="blue", state="drain", socket="/no/such/socket")["msg"]
+    assert "it has blue, green" in backend(name="red", state="drain")["msg"]
+    assert "[gateway_not_running]" in backend(name="blue", state="drain", socket="/no/such/socket")["msg"]
 
 
 def test_an_engine_that_does_not_come_up_is_told(
-    gateway_of_two: Gateway, two: tuple[Engine, Engine], run_module: Any
+    gateway_of_two: Gateway, two: tuple[Engine, Engine], backend: Any
 ) -> None:
-    run_module(name="blue", state="maint")
+    backend(name="blue", state="maint")
     two[0].healthy = False
-    assert "[backend_not_up]" in run_module(name="blue", state="ready", timeout=5)["msg"]
+    assert "[backend_not_up]" in backend(name="blue", state="ready", timeout=5)["msg"]
 
 
 # --- Ids, log, metrics ------------------------------------------------------------------------------------------------
@@ -788,9 +784,7 @@ def test_a_reload_that_an_interrupted_run_owes_is_made_up_for(
             "check": CHECK,
             "socket": str(gateway.socket),
         }
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            gateway_config.main()
-        return bool(json.loads(capsys.readouterr().out)["changed"])
+        return bool(run_module(gateway_config, capsys, arguments)["changed"])
 
     assert changed() is False
     gateway.given["gateway_keys"] = KEYS[:1]

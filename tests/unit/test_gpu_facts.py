@@ -12,7 +12,6 @@ from typing import Any
 
 import pynvml
 import pytest
-from ansible.module_utils.testing import patch_module_args
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.gpu impor
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import Machine, Output, read, read_gpus
 from ansible_collections.inference.vllm.plugins.modules import gpu_facts as module
 from support.fake_nvml import FakeGpu, install
+from support.modules import run_module
 
 HERE = Path(__file__).parent
 PLUGINS = HERE.parents[1] / "collections" / "ansible_collections" / "inference" / "vllm" / "plugins"
@@ -360,9 +360,7 @@ def test_module(
     cuda = {tuple(reader._CU_INIT): Output(0, "0\n")}
     monkeypatch.setattr(module, "this_machine", lambda: machine(tmp_path, H100S | cuda))
     arguments = {"start_cuda": True, "_ansible_check_mode": check_mode}
-    with patch_module_args(arguments), pytest.raises(SystemExit):
-        module.main()
-    result = json.loads(capsys.readouterr().out)
+    result = run_module(module, capsys, arguments)
     assert (result["changed"], result["failed"]) == (False, False)
     assert [gpu["name"] for gpu in result["gpus"]] == ["NVIDIA H100 80GB HBM3"] * 2
     assert result["host"]["cuda_init"] == (None if check_mode else 0)

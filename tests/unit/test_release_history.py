@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.release import Store, design
@@ -20,6 +18,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.release_history imp
     step_back,
 )
 from ansible_collections.inference.vllm.plugins.modules import release_info
+from support.modules import run_module
 
 
 def write(home: Path, word: str, age: int, ok: bool | None = True) -> str:
@@ -95,20 +94,17 @@ def test_status_names_container_release_and_failures(tmp_path: Path) -> None:
     assert "no container of the service is there" in status_text("gpu1", [Past(now, True, "proven").as_dict()], [])
 
 
-def module(capsys: pytest.CaptureFixture[str], **arguments: Any) -> dict[str, Any]:
-    with patch_module_args(arguments), pytest.raises(SystemExit):
-        release_info.main()
-    return dict(json.loads(capsys.readouterr().out))
-
-
 def test_module_chooses_or_fails_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     former, now = write(tmp_path, "a", 20), write(tmp_path, "b", 10)
     Store(tmp_path).point(now)
-    found = module(capsys, home=str(tmp_path), choose="former")
+    found = run_module(release_info, capsys, {"home": str(tmp_path), "choose": "former"})
     assert (found["failed"], found["changed"], found["chosen"]["id"]) == (False, False, former)
     assert found["path"] == str(tmp_path / "releases" / former)
-    assert [past["id"] for past in module(capsys, home=str(tmp_path))["releases"]] == [now, former]
-    refused = module(capsys, home=str(tmp_path), choose="tiny-none")
+    assert [past["id"] for past in run_module(release_info, capsys, {"home": str(tmp_path)})["releases"]] == [
+        now,
+        former,
+    ]
+    refused = run_module(release_info, capsys, {"home": str(tmp_path), "choose": "tiny-none"})
     assert refused["failed"] is True
     assert "[unknown_release]" in refused["msg"]
     assert former in refused["msg"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.inference.vllm.plugins.modules import release as module
+from support.modules import run_module
 
 FILES = {"compose.yaml": "name: x\n", "entrypoint.sh": "#!/bin/sh\n"}
 
@@ -22,9 +21,7 @@ def home(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(home: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     def call(**arguments: Any) -> dict[str, Any]:
-        with patch_module_args({"home": str(home), **arguments}), pytest.raises(SystemExit):
-            module.main()
-        return dict(json.loads(capsys.readouterr().out))
+        return run_module(module, capsys, {"home": str(home), **arguments})
 
     return call
 

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.inference.vllm.plugins.module_utils.verdict import Check, Verdict
 from ansible_collections.inference.vllm.plugins.modules import smoke_test
 from ansible_collections.inference.vllm.plugins.modules import verdict as verdict_module
 from support.lying_server import KEY, MODEL, lying_server
+from support.modules import run_module
 
 GOOD = Verdict("r1", (Check("greeting", True),))
 BAD = Verdict("r1", (Check("greeting", False, message="timeout: none", runbook="timeout"),))
 
 
 def run(module: Any, capsys: pytest.CaptureFixture[str], **arguments: Any) -> dict[str, Any]:
-    with patch_module_args(arguments), pytest.raises(SystemExit):
-        module.main()
-    output = capsys.readouterr().out
-    assert KEY not in output
-    result: dict[str, Any] = json.loads(output)
-    return result
+    return run_module(module, capsys, arguments, KEY)
 
 
 @pytest.fixture

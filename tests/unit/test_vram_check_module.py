@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.inference.vllm.plugins.module_utils.verdict import Verdict
 from ansible_collections.inference.vllm.plugins.modules import vram_check
@@ -16,16 +15,12 @@ from support import fake_nvml
 from support.fake_docker import NAME, FakeContainer, fake_docker
 from support.fake_nvml import FakeGpu
 from support.lying_server import KEY, MODEL, lying_server
+from support.modules import run_module
 from unit.test_vram_run import CPU_MANIFEST, NVIDIA_MANIFEST
 
 
 def run(capsys: pytest.CaptureFixture[str], arguments: dict[str, Any]) -> dict[str, Any]:
-    with patch_module_args(arguments), pytest.raises(SystemExit):
-        vram_check.main()
-    output = capsys.readouterr().out
-    assert KEY not in output
-    result: dict[str, Any] = json.loads(output)
-    return result
+    return run_module(vram_check, capsys, arguments, KEY)
 
 
 @pytest.fixture

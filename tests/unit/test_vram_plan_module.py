@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.inference.vllm.plugins.module_utils import catalogue
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import Machine
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import run as run_program
 from ansible_collections.inference.vllm.plugins.module_utils.planner import cpu
 from ansible_collections.inference.vllm.plugins.modules import vram_plan as module
+from support.modules import run_module
 
 TINY = catalogue.load("tiny-qwen3-vl").as_dict()
 LARGE = catalogue.load("qwen3-vl-32b-instruct-fp8").as_dict()
@@ -44,9 +44,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Any:
     def call(**arguments: Any) -> dict[str, Any]:
-        with patch_module_args(arguments), pytest.raises(SystemExit):
-            module.main()
-        return dict(json.loads(capsys.readouterr().out))
+        return run_module(module, capsys, arguments)
 
     return call
 
