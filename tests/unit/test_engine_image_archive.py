@@ -7,6 +7,7 @@ import io
 import json
 import shutil
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,6 +150,17 @@ def test_archive_of_something_else_is_noticed() -> None:
 def test_failed_write_raises_and_does_not_hang(tmp_path: Path, name: str) -> None:
     with pytest.raises(OSError, match=name):
         write(tmp_path / "missing" / name, chunks(legacy()))
+
+
+@pytest.mark.parametrize("more", [b"", b"x", bytes(1 << 20)])
+def test_reason_of_a_failed_write_survives_the_broken_pipe(tmp_path: Path, more: bytes) -> None:
+    def slower_than_zstd_gives_up() -> Iterator[bytes]:
+        yield b"x"
+        time.sleep(0.5)
+        yield more
+
+    with pytest.raises(OSError, match=r"zstd could not write .*missing"):
+        write(tmp_path / "missing" / "a.tar.zst", slower_than_zstd_gives_up())
 
 
 def test_engine_that_fails_while_it_exports_raises(tmp_path: Path) -> None:

@@ -179,10 +179,13 @@ def _pack_by_zstd(path: Path, chunks: Iterable[bytes]) -> None:
             with suppress(BrokenPipeError):
                 for chunk in chunks:
                     data.write(chunk)
-                data.close()
         except BaseException:
             process.kill()
             raise
+        finally:
+            # Closing writes what is still buffered; left to Popen, its broken pipe would hide the reason.
+            with suppress(BrokenPipeError):
+                data.close()
         if message := _complaint(process):
             raise OSError(f"zstd could not write {path}: {message}")
 
