@@ -44,6 +44,7 @@ from support.checkpoint import write_checkpoint  # noqa: E402
 
 OTHERS = ("hf-mem==0.5.6", "accelerate==1.15.0", "transformers==5.24.0", "torch==2.13.0")
 ENVIRONMENT = ROOT / ".cache" / "bench-plan"
+_PAIR = 2
 PAGE = ROOT / "docs" / "planning.md"
 BEGIN, END = "<!-- bench-plan: begin -->", "<!-- bench-plan: end -->"
 
@@ -58,7 +59,7 @@ def main() -> int:
     options = parser.parse_args()
     known = boots()
     others: Estimates = {} if options.without_others else others_for({boot.entry.name: boot.entry for boot in known})
-    text = "\n".join([*table(known, others), "", *two_4090s()])
+    text = "\n".join([*table(known, others), "", *seen_on_two(known), "", *two_4090s()])
     print(text)
     if not options.without_others:
         PAGE.write_text(between_markers(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
@@ -90,6 +91,29 @@ def table(known: Sequence[Boot], others: Estimates) -> list[str]:
     return lines
 
 
+def seen_on_two(known: Sequence[Boot]) -> list[str]:
+    """What two cards of 24 GB were seen to do, nothing of it computed."""
+    lines = [
+        "Two cards of 24 GB, seen (vLLM 0.26.0, two H100 80GB held to 23.52 GiB each, 2026-11-25). Speed is output",
+        "tokens per second of `vllm bench serve`: text (1024 in, 128 out, 16 at once), an image of 1 megapixel (64 in,",
+        "64 out, 8 at once), and the same images again:",
+        "",
+        "| boot | starts | survives | longest request | ready after, s | text | image | image again |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for boot in known:
+        if boot.plan.case.host.count == _PAIR and "held" in boot.measured_on:
+            measured = boot.measured
+            speed = measured.get("output_tokens_per_s", {})
+            survives = {True: "yes", False: f"no: {boot.note}", None: "-"}[measured.get("survives")]
+            starts = "yes" if measured["starts"] else f"no: {boot.note}"
+            longest = measured.get("kv_cache_tokens", "-") if measured["starts"] else "-"
+            cells = (boot.name, starts, survives, longest, measured.get("ready_s", "-"))
+            speeds = (speed.get(name, "-") for name in ("text", "image", "image again"))
+            lines.append(f"| {' | '.join(map(str, (*cells, *speeds)))} |")
+    return lines
+
+
 def two_4090s() -> list[str]:
     """What two RTX 4090 can do: the flags of the study, the best FP8 plan, and the 4-bit plan for 128k."""
     proposed = Wishes(context=131_072, gpu_memory_utilization=0.85, kv_cache_dtype="fp8", max_num_seqs=32)
@@ -102,7 +126,7 @@ def two_4090s() -> list[str]:
         ("4-bit plan for 128k", solve(_case(awq, engines.DEPLOYED), Wishes(context=131_072))),
     ]
     lines = [
-        "Two RTX 4090 (23.52 GiB each), GiB per GPU:",
+        "Two RTX 4090 (23.52 GiB each), planned, GiB per GPU:",
         "",
         "| plan | starts | survives | weights | KV cache | longest request | max_pixels | utilization | left |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -20,9 +20,12 @@ ROWS = Path(__file__).parents[2] / "catalogue" / "calibration.json"
 
 @dataclass(frozen=True)
 class Boot:
-    """One measured boot: what was told, what was measured, and the planner's verdict."""
+    """One measured boot: what was told, what was measured on which card, and the planner's verdict."""
 
     name: str
+    date: str
+    measured_on: str
+    note: str
     entry: catalogue.Entry
     measured: Mapping[str, Any]
     plan: Plan
@@ -42,6 +45,16 @@ def _boot(row: Mapping[str, Any]) -> Boot:
     entry = catalogue.load(row["model"])
     model = from_entry(entry)
     gpu = row["gpu"]
-    host = gpus.custom(gpu["total_gib"], gpu["count"], gpu["compute_capability"])
+    host = gpus.custom(
+        gpu["total_gib"], gpu["count"], gpu["compute_capability"], peer_to_peer=gpu.get("peer_to_peer", False)
+    )
     case = Case(model, host, engines.engine(row["engine"], is_moe=model.is_moe))
-    return Boot(row["name"], entry, row["measured"], judge(case, Wishes(**row["settings"])))
+    return Boot(
+        name=row["name"],
+        date=row["date"],
+        measured_on=gpu["measured_on"],
+        note=row.get("note", ""),
+        entry=entry,
+        measured=row["measured"],
+        plan=judge(case, Wishes(**row["settings"])),
+    )

@@ -74,19 +74,21 @@ def test_tiny_model_is_a_few_megabytes() -> None:
 
 @pytest.mark.parametrize(
     ("layout", "batched", "measured"),
-    [(Layout(1), 8192, 33.66), (Layout(2, marlin=True), 2048, 17.27)],
+    [(Layout(1), 8192, 33.66), (Layout(2), 2048, 17.10), (Layout(2, marlin=True), 2048, 17.33)],
 )
-def test_weights_on_a_gpu_are_within_one_percent_of_the_boots(layout: Layout, batched: int, measured: float) -> None:
+def test_weights_on_a_gpu_are_those_of_the_boots(layout: Layout, batched: int, measured: float) -> None:
     thirty_two = model("qwen3-vl-32b-instruct-fp8")
     told = (on_one_gpu(thirty_two, layout) + engine_buffers(thirty_two, batched)) / GIB
-    assert told == pytest.approx(measured, rel=0.01)
+    assert told == pytest.approx(measured, rel=0.002)
 
 
 def test_what_tensor_parallelism_copies() -> None:
     thirty_two = model("qwen3-vl-32b-instruct-fp8")
     halves = on_one_gpu(thirty_two, Layout(2))
-    # Only norms, patch and position embeddings and biases are whole on each GPU.
-    assert 2 * halves - on_one_gpu(thirty_two, Layout(1)) < 200 * MIB
+    # Only norms, patch and position embeddings and biases are whole on each GPU; the allocator rounds up the halves of
+    # each layer's projections by 3.5 MiB.
+    rounded = 2 * int(3.5 * MIB) * thirty_two.text.num_hidden_layers
+    assert 2 * halves - on_one_gpu(thirty_two, Layout(1)) - rounded < 200 * MIB
     # The vision tower copied instead of split: half of its 1.1 GiB more.
     assert (on_one_gpu(thirty_two, Layout(2, copies_encoder=True)) - halves) / GIB == pytest.approx(0.55, abs=0.02)
     # Scales of blocks repeated for every row.
@@ -111,7 +113,12 @@ def test_tied_head_is_counted_once() -> None:
 
 @pytest.mark.parametrize(
     ("size", "counted"),
-    [(1, 512), (512, 512), (5 * MIB, 5 * MIB), (125 * MIB, 126 * MIB), (int(62.5 * MIB), int(62.5 * MIB)), (0, 0)],
+    [
+        *((0, 0), (1, 512), (512, 512), (5 * MIB, 5 * MIB)),
+        # From 10 MiB a segment of its own, of which more than 1 MiB is split off; from 20 MiB nothing is.
+        *((int(12.5 * MIB), int(12.5 * MIB)), (13 * MIB, 14 * MIB), (int(19.5 * MIB), 20 * MIB)),
+        *((int(62.5 * MIB), 64 * MIB), (125 * MIB, 126 * MIB)),
+    ],
 )
 def test_allocator_counts_blocks(size: int, counted: int) -> None:
     assert allocated(size) == counted

@@ -63,9 +63,10 @@ class Account:
     Attributes:
         budget: What the engine may take, by its own reckoning.
         weights: What vLLM logs as "Model loading took".
-        context: Kernels and NCCL's channels that appear while the engine profiles itself.
+        context: Kernels and cuBLAS's workspace, which appear while the engine profiles itself.
         states: Buffers for sampling and inputs.
         activations: Peak of one step of the language model.
+        sampling: Peak of drawing a token for each sequence.
         encoder: Peak of encoding the largest images that one step may hold.
         encoder_cache: Encoded images that wait for the language model.
         cuda_graphs: Captured graphs.
@@ -81,6 +82,7 @@ class Account:
     context: float
     states: float
     activations: float
+    sampling: float
     encoder: float
     encoder_cache: float
     cuda_graphs: float
@@ -92,18 +94,23 @@ class Account:
 
     @property
     def resident(self) -> float:
-        """What the running engine holds when it is idle."""
+        """What the running engine holds when it is idle, with the holes that the allocator keeps."""
         held = self.weights + self.context + self.states + self.cuda_graphs + max(self.kv_cache, 0.0)
-        return self.outside + held
+        return self.outside + held + engines.FRAGMENTATION_GIB
 
     @property
     def step(self) -> float:
-        """What one step needs on top: encoding or computing, with the holes that the allocator leaves.
+        """What one step needs on top: encoding, computing or sampling, with the holes that it leaves.
 
         The encoder runs before the language model in the same step; its results stay while the language model runs.
         """
-        peak = max(self.encoder, self.encoder_cache + self.activations)
-        return peak * (1 + engines.FRAGMENTATION) + engines.FRAGMENTATION_GIB
+        peak = max(self.encoder, self.encoder_cache + self.activations, self.sampling)
+        return peak * (1 + engines.FRAGMENTATION)
+
+    @property
+    def ready(self) -> float:
+        """What the engine needs to become ready: it samples once for all sequences after it has captured its graphs."""
+        return self.resident + self.sampling
 
     @property
     def headroom(self) -> float:
@@ -127,32 +134,33 @@ def account(model: Model, gpu: Gpu, engine: Engine, settings: Settings) -> Accou
         "context": context(settings),
         "states": states(model, settings),
         "activations": activations(model, settings),
+        "sampling": sampling(model, settings),
         "encoder": encoder(model, settings, tokens),
         "encoder_cache": encoder_cache(model, tokens),
         "cuda_graphs": cuda_graphs(model, settings),
     }
     at_start = terms | {"encoder": encoder(model, settings, profiled), "encoder_cache": encoder_cache(model, profiled)}
-    kv_cache = settings.budget_gib - counted(engine, at_start)
+    kv_cache = settings.budget_gib - counted(engine, at_start, compiles=not settings.enforce_eager)
     per_block = kv_bytes_per_token(model, settings) * BLOCK
     tokens_held = max(math.floor(kv_cache * GIB / per_block), 0) * BLOCK
     return Account(
         budget=settings.budget_gib,
         **terms,
         kv_cache=kv_cache,
-        outside=outside(settings),
+        outside=outside(gpu, settings),
         card=gpu.usable_gib,
         kv_cache_tokens=tokens_held,
         longest=min(tokens_held, model.text.max_position_embeddings),
     )
 
 
-def counted(engine: Engine, terms: Mapping[str, float]) -> float:
-    """What this version of vLLM subtracts from its budget.
+def counted(engine: Engine, terms: Mapping[str, float], *, compiles: bool) -> float:
+    """What this version of vLLM subtracts from its budget, at its first start.
 
     0.26.0, dense: weights + growth outside PyTorch + peak of the language model's step.
     0.33.0: what the device has lost since the first measurement + peak of encoder or language model + graphs.
     """
-    peak = terms["activations"]
+    peak = max(terms["activations"], engines.COMPILE_GIB if compiles else 0.0)
     if engine.counts_encoder:
         peak = max(terms["encoder"], terms["encoder_cache"] + peak)
     total = terms["weights"] + terms["context"] + peak
@@ -166,7 +174,7 @@ def counted(engine: Engine, terms: Mapping[str, float]) -> float:
 def weights(model: Model, gpu: Gpu, settings: Settings) -> float:
     """What vLLM logs as "Model loading took": sharded and repacked weights, position tables, DeepStack buffers.
 
-    Exact, tensor by tensor (module weights). Boots 32b-fp8: 33.66 GiB on one GPU, 17.27 GiB on each of two.
+    Exact, tensor by tensor (module weights); within 0.2 % of every boot in catalogue/calibration.json.
     """
     sharded = _sharded(model, layout(model, gpu, settings))
     return (sharded + engine_buffers(model, settings.max_num_batched_tokens)) / GIB
@@ -194,13 +202,17 @@ def layout(model: Model, gpu: Gpu, settings: Settings) -> Layout:
 
 
 def context(settings: Settings) -> float:
-    """Memory outside PyTorch that appears while the engine profiles itself (memory_profiling: non_torch_increase)."""
-    return engines.NON_TORCH_GIB if settings.tensor_parallel == 1 else engines.NON_TORCH_PARALLEL_GIB
+    """What appears while the engine profiles itself: kernels (non_torch_increase) and cuBLAS's workspace."""
+    kernels = engines.NON_TORCH_GIB if settings.tensor_parallel == 1 else engines.NON_TORCH_PARALLEL_GIB
+    return kernels + engines.CUBLAS_GIB
 
 
-def outside(settings: Settings) -> float:
+def outside(gpu: Gpu, settings: Settings) -> float:
     """CUDA context, and NCCL with several GPUs; allocated before the first measurement (init_device)."""
-    return engines.CUDA_CONTEXT_GIB + (engines.NCCL_GIB if settings.tensor_parallel > 1 else 0.0)
+    if settings.tensor_parallel == 1:
+        return engines.CUDA_CONTEXT_GIB
+    nccl = engines.NCCL_GIB if gpu.peer_to_peer else engines.NCCL_WITHOUT_PEER_TO_PEER_GIB
+    return engines.CUDA_CONTEXT_GIB + nccl
 
 
 def states(model: Model, settings: Settings) -> float:
@@ -217,16 +229,27 @@ def activations(model: Model, settings: Settings) -> float:
     """Peak of one step of the language model: max_num_batched_tokens x what a token holds, or the logits.
 
     A dense layer holds the joined gate and up projection (2 x intermediate), the activated half (intermediate) and
-    residual and hidden states, in BF16. A mixture of experts holds two buffers for the chosen experts' copies of each
-    token (fused_moe: max(2 x intermediate, hidden) and intermediate). Logits: BF16 and FP32 for each sequence.
+    residual and hidden states, in BF16. The hidden states are fitted: 1.25 x hidden where the layer is compiled (boots
+    of 32B with 2048 and 8192 tokens), 3 x where it is not (boots of 2B, 4B, 8B and 32B). A mixture of experts holds two
+    buffers for the chosen experts' copies of each token (fused_moe: max(2 x intermediate, hidden) and intermediate).
+    Logits: BF16 and FP32 for each sequence.
     """
     text = model.text
     inter = text.intermediate_size / settings.tensor_parallel
     experts = text.experts_per_token * (max(2 * inter, text.hidden_size) + inter)
     wide = experts if model.is_moe else 3 * inter
-    step = settings.max_num_batched_tokens * 2 * (wide + 2 * text.hidden_size)
+    states = 3 if settings.enforce_eager else 1.25
+    step = settings.max_num_batched_tokens * 2 * (wide + states * text.hidden_size)
     logits = settings.max_num_seqs * text.vocab_size * (2 + 4)
     return max(step, logits) / GIB
+
+
+def sampling(model: Model, settings: Settings) -> float:
+    """Peak of drawing a token for each sequence: logits in BF16 and FP32, probabilities and noise in FP32.
+
+    The start-up profile leaves most of it out (``_dummy_sampler_run`` says so); boot defaults-0.88 died of it.
+    """
+    return settings.max_num_seqs * model.text.vocab_size * (2 + 4 + 4 + 4) / GIB
 
 
 def encoder_tokens(model: Model, settings: Settings, largest: int) -> int:
@@ -250,10 +273,12 @@ def encoder(model: Model, settings: Settings, tokens: int) -> float:
     """Peak of encoding ``tokens`` image tokens at once, per patch of the vision tower, in BF16.
 
     Held through the tower: pixels, position embeddings, the DeepStack features of the levels done so far. A block's
-    attention adds input, norm, joined QKV, contiguous and rotated Q and K, and its result; its MLP adds input, norm
-    and two copies of the inner layer. With tensor parallelism the inner sizes are split, the others are not. At the
-    end the features of all levels are joined, which holds them twice. Source: qwen3_vl.py (Qwen3_VisionTransformer,
-    Qwen3_VisionBlock), qwen2_5_vl.py (Qwen2_5_VisionAttention).
+    attention adds its input and the residual, norm, joined QKV, contiguous and rotated Q and K, and its result; its
+    MLP adds input, norm and two copies of the inner layer. With tensor parallelism the inner sizes are split, the
+    others are not, and the sum over the GPUs is one more result. At the end the features of all levels are joined,
+    which holds them twice. Source: qwen3_vl.py (Qwen3_VisionTransformer, Qwen3_VisionBlock), qwen2_5_vl.py
+    (Qwen2_5_VisionAttention). Boots: 1.88 GiB for 16,384 tokens of 2B, 2.26 GiB for as many of 8B, 0.48 GiB for 4096
+    tokens of 32B on two GPUs; this gives 1.88, 2.25 and 0.50.
     """
     vision = model.vision
     if vision is None or not tokens:
@@ -262,7 +287,8 @@ def encoder(model: Model, settings: Settings, tokens: int) -> float:
     hidden, inter = vision.hidden_size, vision.intermediate_size
     pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     feature = vision.out_hidden_size / vision.patches_per_token
-    attention = 3 * hidden + (3 + 2 + 2) * hidden / parts
+    whole = 4 if parts == 1 else 5
+    attention = whole * hidden + (3 + 2 + 2) * hidden / parts
     mlp = 2 * hidden + 2 * inter / parts
     inside = pixels + hidden + vision.deepstack * feature + max(attention, mlp)
     at_the_end = pixels + 2 * hidden + 2 * (vision.deepstack + 1) * feature
@@ -279,14 +305,19 @@ def encoder_cache(model: Model, tokens: int) -> float:
 def cuda_graphs(model: Model, settings: Settings) -> float:
     """Captured graphs, by the largest captured batch: min(2 x max_num_seqs, 512, max_num_batched_tokens).
 
-    Source of the sizes: VllmConfig._set_cudagraph_sizes. Fitted: 0.17 GiB at 64 and 1.82 GiB at 512 tokens, 64 layers.
+    Source of the sizes: VllmConfig._set_cudagraph_sizes. Fitted, see engines.py.
     """
     if settings.enforce_eager:
         return 0.0
-    largest = min(2 * settings.max_num_seqs, engines.LARGEST_GRAPH, settings.max_num_batched_tokens)
-    layers = model.text.num_hidden_layers / engines.GRAPH_LAYERS
-    size = engines.GRAPH_GIB_AT_512 * (largest / engines.LARGEST_GRAPH) ** engines.GRAPH_POWER * layers
-    return float(max(size, engines.GRAPH_LEAST_GIB))
+    per_layer = engines.GRAPH_LAYER_GIB + engines.GRAPH_BYTES * graph_width(model, settings) / GIB
+    return max(model.text.num_hidden_layers * per_layer, engines.GRAPH_LEAST_GIB)
+
+
+def graph_width(model: Model, settings: Settings) -> float:
+    """Tokens of the largest captured batch x elements of the intermediate layer on one GPU."""
+    tokens = min(2 * settings.max_num_seqs, engines.LARGEST_GRAPH, settings.max_num_batched_tokens)
+    experts = model.text.experts_per_token if model.is_moe else 1
+    return tokens * experts * model.text.intermediate_size / settings.tensor_parallel
 
 
 def kv_bytes_per_token(model: Model, settings: Settings) -> int:
@@ -304,6 +335,7 @@ def as_dict(result: Account) -> dict[str, Any]:
         "context",
         "states",
         "activations",
+        "sampling",
         "encoder",
         "encoder_cache",
         "cuda_graphs",

@@ -135,10 +135,11 @@ def parse(text: str) -> Host:
     return Host(find(match[2]), count)
 
 
-def custom(total_gib: float, count: int, compute_capability: float) -> Host:
+def custom(total_gib: float, count: int, compute_capability: float, *, peer_to_peer: bool = False) -> Host:
     """GPUs that are described by their figures instead of a name; ``total_gib`` is what CUDA gives a process."""
     name = f"GPU with {total_gib:g} GiB, SM {compute_capability:g}"
-    return Host(Gpu(name, round((total_gib + DRIVER_RESERVE_GIB) * 1024), total_gib, compute_capability, True), count)
+    reported = round((total_gib + DRIVER_RESERVE_GIB) * 1024)
+    return Host(Gpu(name, reported, total_gib, compute_capability, peer_to_peer), count)
 
 
 def from_facts(facts: Iterable[Mapping[str, Any]]) -> Host:

@@ -158,7 +158,8 @@ def verdict(case: Case, settings: Settings, concurrent_requests: int = 1) -> Pla
         *_no_cache(case, result),
         *_short_cache(case, settings, result, longest, concurrent_requests),
     ]
-    death = _death(case, settings, result)
+    start = start or _no_room(case, settings, result)
+    death = [] if result.ready > result.card else _death(case, settings, result)
     return Plan(
         case=case,
         settings=settings,
@@ -235,6 +236,21 @@ def _short_cache(case: Case, settings: Settings, result: Account, longest: int, 
             f"{name}: {of} {needed:.2f} GiB of KV cache per GPU, {result.kv_cache:.2f} GiB are available; "
             f"the longest that fits is {longest} tokens.",
             f"Set {name} to at most {longest}.",
+        )
+    ]
+
+
+def _no_room(case: Case, settings: Settings, result: Account) -> list[Refusal]:
+    """What vLLM's own check leaves out: after it has taken its KV cache it still captures graphs and samples once."""
+    if result.ready <= result.card:
+        return []
+    return [
+        Refusal(
+            "out_of_memory_at_start",
+            f"It would die while it starts: with its KV cache, {result.cuda_graphs:.2f} GiB of CUDA graphs and one "
+            f"sampling for {settings.max_num_seqs} sequences it needs {result.ready:.2f} GiB of {result.card:.2f} GiB "
+            "per GPU.",
+            _mend(case, settings),
         )
     ]
 

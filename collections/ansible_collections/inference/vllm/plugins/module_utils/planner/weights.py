@@ -64,20 +64,22 @@ _FUSED = (
 )
 
 # Allocator of PyTorch: blocks are multiples of 512 bytes; from 10 MiB a block gets a segment of its own, a multiple of
-# 2 MiB, and a rest of at most 1 MiB is not split off.
+# 2 MiB, and a rest of at most 1 MiB is not split off. vLLM loads with max_split_size_mb:20 (gpu_worker.py: load_model),
+# so that no block from 20 MiB on is split.
 _BLOCK = 512
 _OWN_SEGMENT = 10 * MIB
+_NEVER_SPLIT = 20 * MIB
 _SEGMENT_STEP = 2 * MIB
 _UNSPLIT_REST = 1 * MIB
 
 
 def allocated(size: int) -> int:
-    """Bytes that PyTorch's allocator counts for one tensor of ``size`` bytes."""
+    """Bytes that PyTorch's allocator counts for one tensor of ``size`` bytes while vLLM loads a model."""
     size = _round_up(size, _BLOCK)
     if size < _OWN_SEGMENT:
         return size
     segment = _round_up(size, _SEGMENT_STEP)
-    return segment if segment - size <= _UNSPLIT_REST else size
+    return segment if size >= _NEVER_SPLIT or segment - size <= _UNSPLIT_REST else size
 
 
 def on_one_gpu(model: Model, layout: Layout) -> int:
@@ -96,13 +98,12 @@ def engine_buffers(model: Model, max_num_batched_tokens: int) -> int:
 
     * cosines and sines: 4 x max_position_embeddings rows of head_dim in BF16 with multimodal positions (mrope.py:
       "We enlarge max_position_embeddings to 4 times"), 1 x without vision;
-    * one buffer of max_num_batched_tokens x hidden for each DeepStack level (qwen3_vl.py, deepstack_input_embeds);
-    * cuBLAS's workspace of 32 MiB, made by the first product.
+    * one buffer of max_num_batched_tokens x hidden for each DeepStack level (qwen3_vl.py, deepstack_input_embeds).
     """
     text, vision = model.text, model.vision
     rope = text.max_position_embeddings * (4 if vision else 1) * text.head_dim * 2
     deepstack = vision.deepstack * max_num_batched_tokens * text.hidden_size * 2 if vision else 0
-    return allocated(rope) + deepstack + 32 * MIB
+    return allocated(rope) + deepstack
 
 
 def from_shapes(model: Model) -> Iterator[Tensor]:

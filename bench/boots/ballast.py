@@ -1,0 +1,31 @@
+"""Hold memory of every visible GPU, all but so many GiB, until standard input ends.
+
+Prints one JSON object once it holds it: per GPU what CUDA has in all and what it left free, in GiB (2**30 bytes).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+
+def main() -> None:
+    """``ballast.py CARD_GIB``; 0 holds nothing and only reports."""
+    import torch
+
+    card = float(sys.argv[1])
+    kept, report = [], []
+    for index in range(torch.cuda.device_count()):
+        with torch.cuda.device(index):
+            torch.cuda.init()
+            free, total = torch.cuda.mem_get_info()
+            if card:
+                kept.append(torch.empty(int(free - card * 2**30), dtype=torch.uint8, device=f"cuda:{index}"))
+                free, total = torch.cuda.mem_get_info()
+            report.append({"free_gib": free / 2**30, "total_gib": total / 2**30})
+    print(json.dumps(report), flush=True)
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

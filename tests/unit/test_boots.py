@@ -1,0 +1,163 @@
+"""The rig that boots real engines on GPU hosts: what it tells them, what it sends, and what it makes of the answers."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench.boots import load
+from bench.boots.__main__ import flags, groups, read, telling
+from bench.boots.rows import row
+from PIL import Image
+
+MATRICES = sorted((Path(__file__).parents[2] / "bench" / "boots").glob("*.yaml"))
+SEEN = Path(__file__).parent / "fixtures" / "boots" / "results.jsonl"
+
+
+@pytest.mark.parametrize("path", MATRICES, ids=lambda path: path.stem)
+def test_matrix_is_whole(path: Path) -> None:
+    boots = read(path)
+    assert len({boot["name"] for boot in boots}) == len(boots) > 1
+    for boot in boots:
+        # A folder is named after it, and it tells every setting that a row of the calibration needs.
+        assert "/" not in boot["name"]
+        assert boot["settings"].keys() >= {"tensor_parallel_size", "gpu_memory_utilization", "max_num_seqs"}
+        assert boot["stages"]
+
+
+def test_utilization_is_a_share_of_the_emulated_card() -> None:
+    boot = {"card_gib": 24.0, "settings": {"gpu_memory_utilization": 0.9, "kv_cache_dtype": "bfloat16"}}
+    told = flags(boot, 80.0)
+    assert told[told.index("--gpu-memory-utilization") + 1] == "0.27000"
+    assert told[told.index("--kv-cache-dtype") + 1] == "auto"
+
+
+def test_boots_of_one_gpu_run_side_by_side_and_others_alone() -> None:
+    boots = [
+        {"name": name, "settings": {"tensor_parallel_size": size}}
+        for name, size in zip("abcde", (1, 1, 2, 2, 1), strict=True)
+    ]
+    assert [[boot["name"] for boot in group] for group in groups(boots)] == [["a", "b"], ["c"], ["d"], ["e"]]
+
+
+def test_image_is_a_png_of_one_colour() -> None:
+    with Image.open(io.BytesIO(load.png(48, (7, 8, 9)))) as image:
+        assert image.size == (48, 48)
+        assert image.convert("RGB").getcolors() == [(48 * 48, (7, 8, 9))]
+
+
+def test_no_two_images_of_a_stage_are_alike() -> None:
+    urls = [
+        part["image_url"]["url"]
+        for number in range(8)
+        for part in load.image_chat(64, number, 4, 1)["messages"][0]["content"]
+        if part["type"] == "image_url"
+    ]
+    assert len(set(urls)) == len(urls) == 32
+
+
+def test_prompts_have_their_length_and_differ_at_once() -> None:
+    first, second = load.prompt(1000, 0), load.prompt(1000, 1)
+    assert len(first["prompt"]) == 1000
+    assert first["prompt"][0] != second["prompt"][0]
+    assert max(first["prompt"]) < 256
+
+
+class _Engine(BaseHTTPRequestHandler):
+    """Answers texts, refuses long prompts as an engine does, and fails at images as one that ran out of memory."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        answer: dict[str, Any]
+        if "messages" in body:
+            status, answer = 500, {"error": {"message": "EngineCore encountered an issue."}}
+        elif len(body["prompt"]) > 2000:
+            status, answer = 400, {"error": {"message": "maximum context length"}}
+        else:
+            status, answer = 200, {"usage": {"prompt_tokens": len(body["prompt"])}}
+        data = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Engine)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+def test_stage_sends_all_and_tells_death_from_refusal(port: int) -> None:
+    stage = {"images": {"side": 32, "requests": 2}, "prompts": {"tokens": 5000}, "texts": 1}
+    answers = load.run_stage(port, stage, max_model_len=8192)
+    assert [(answer["status"], answer["survived"]) for answer in answers] == [
+        *((500, False), (500, False), (400, True), (200, True))
+    ]
+    assert "EngineCore" in answers[0]["error"]
+
+
+def test_longest_prompt_leaves_room_for_its_answer(port: int) -> None:
+    (answer,) = load.run_stage(port, {"prompts": {"tokens": "max"}}, max_model_len=1064)
+    assert answer["prompt_tokens"] == 1000
+
+
+def test_engine_that_is_gone_did_not_survive() -> None:
+    answer = load.post(1, "/v1/completions", load.prompt(8, 0))
+    assert (answer.status, answer.survived) == (0, False)
+
+
+def seen(name: str) -> dict[str, Any]:
+    results = [json.loads(text) for text in SEEN.read_text(encoding="utf-8").splitlines()]
+    (result,) = (result for result in results if result["name"] == name)
+    return row(result, engine="0.26.0", card="H100 80GB", date="2026-11-25")
+
+
+def test_row_of_a_boot_that_lived() -> None:
+    told = seen("4mp-0.88")
+    assert told["gpu"] == {
+        "measured_on": "H100 80GB, held to 23.52 GiB",
+        "total_gib": 23.52,
+        "count": 2,
+        "compute_capability": 8.9,
+        "peer_to_peer": True,
+    }
+    assert told["settings"]["budget_gib"] == 20.7
+    assert "context" not in told["settings"]
+    measured = told["measured"]
+    assert (measured["starts"], measured["survives"]) == (True, True)
+    assert (measured["weights_gib"], measured["kv_cache_tokens"]) == (17.33, 49104)
+    assert measured["outside_gib"] == pytest.approx(1.531, abs=0.001)
+    assert measured["output_tokens_per_s"] == {"text": 397.0, "image": 243.7, "image again": 489.2}
+
+
+def test_row_of_a_boot_that_died_of_an_image() -> None:
+    measured = seen("8b-any-image-0.92")["measured"]
+    assert (measured["starts"], measured["survives"]) == (True, False)
+
+
+def test_row_of_a_boot_that_never_became_ready() -> None:
+    measured = seen("defaults-0.88")["measured"]
+    assert measured["starts"] is False
+    assert "survives" not in measured
+    assert measured["kv_cache_tokens"] == 24368
+
+
+def test_log_keeps_what_tells_something(tmp_path: Path) -> None:
+    log = tmp_path / "engine.log"
+    log.write_text(
+        "noise\n\x1b[0;36mModel loading took 1.00 GiB\x1b[0m\nModel loading took 1.00 GiB\n", encoding="utf-8"
+    )
+    assert telling(log) == ["Model loading took 1.00 GiB"]
