@@ -29,6 +29,7 @@ def held_port() -> Iterator[int]:
         ("vllm_servce_pids_limit", 5, ["[unknown_variable]", "vllm_service_pids_limit"]),
         ("vllm_service_api_key_file", "/nowhere/key", ["[missing_file]", "/nowhere/key"]),
         ("preflight_min_free_gib", 10**6, ["[disk_too_small]", "vllm_home"]),
+        ("preflight_min_memory_gib", 10**6, ["[memory_too_small]"]),
         ("vllm_accelerator", "gpu", ["vllm_accelerator", "nvidia, cpu"]),
         ("vllm_bind_address", "192.0.2.1", ["[public_address]", "preflight_allow_public_address"]),
     ],

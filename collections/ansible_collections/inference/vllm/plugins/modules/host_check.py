@@ -6,10 +6,13 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import this_machine
+from ansible_collections.inference.vllm.plugins.module_utils.host_survey import survey
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, join
 
 DOCUMENTATION = r"""
@@ -17,8 +20,9 @@ module: host_check
 short_description: Check a host against what a deployment needs
 version_added: 0.1.0
 description:
-  - Looks at free disk space and at the TCP ports that will be used, and fails by name when something is in the way.
-  - Changes nothing.
+  - Looks at memory, free disk space and the TCP ports that will be used, and fails by name when something is in the
+    way.
+  - Says what is on the host already. Changes nothing.
 attributes:
   check_mode:
     description: Runs the same in check mode.
@@ -33,6 +37,10 @@ options:
     required: true
   min_free_gib:
     description: Free disk space that must be there, in GiB (2^30 bytes).
+    type: float
+    default: 0
+  min_memory_gib:
+    description: Memory that the host must have, in GiB (2^30 bytes).
     type: float
     default: 0
   listen:
@@ -74,6 +82,12 @@ RETURN = r"""
 free_gib:
   description: Free disk space in GiB.
   type: float
+  returned: always
+found:
+  description:
+    - What is there already. C(memory_gib), C(gpus) (names), C(driver), C(docker), C(toolkit) (versions) and C(release),
+      the current one; null for what is not there.
+  type: dict
   returned: always
 refusals:
   description: What is in the way.
@@ -150,12 +164,21 @@ def check_port(module: AnsibleModule, entry: dict[str, object]) -> Refusal | Non
     )
 
 
+def ask(module: AnsibleModule, argv: Sequence[str]) -> str | None:
+    """What a program prints; None where it is not there or fails."""
+    if not module.get_bin_path(argv[0]):
+        return None
+    code, output, _ = module.run_command(list(argv))
+    return output if code == 0 else None
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
             "path": {"type": "path", "required": True},
             "min_free_gib": {"type": "float", "default": 0},
+            "min_memory_gib": {"type": "float", "default": 0},
             "listen": {
                 "type": "list",
                 "elements": "dict",
@@ -182,7 +205,22 @@ def main() -> None:
                 "Free some space, or set vllm_home to a folder on a larger disk.",
             )
         )
-    result = {"changed": False, "free_gib": round(free, 1), "refusals": [r.as_dict() for r in refusals]}
+    found = survey(Path(params["path"]), lambda argv: ask(module, argv), this_machine())
+    if found["memory_gib"] < params["min_memory_gib"]:
+        refusals.append(
+            Refusal(
+                "memory_too_small",
+                f"The host has {found['memory_gib']} GiB of memory;"
+                f" preflight_min_memory_gib asks for {params['min_memory_gib']:.1f} GiB.",
+                "Add memory, or lower preflight_min_memory_gib and vllm_service_memory_limit for a smaller model.",
+            )
+        )
+    result = {
+        "changed": False,
+        "free_gib": round(free, 1),
+        "found": found,
+        "refusals": [r.as_dict() for r in refusals],
+    }
     if refusals:
         module.fail_json(msg=join(refusals), **result)
     module.exit_json(failed=False, **result)
