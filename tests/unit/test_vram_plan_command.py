@@ -114,6 +114,13 @@ def test_a_folder_is_a_model(run: Any, tmp_path: Path) -> None:
         assert by_folder[key] == by_name[key]
 
 
+@pytest.mark.parametrize("name", ["Qwen/Qwen3-VL-32B-Instruct-FP8", "Qwen3-VL-32B-Instruct-FP8"])
+def test_a_repository_is_a_model(run: Any, name: str) -> None:
+    code, out, _ = run("--model", name, "--gpu", "H100", "--json")
+    assert code == 0
+    assert json.loads(out)["model"] == "qwen3-vl-32b-instruct-fp8"
+
+
 BAD = [
     (("--model", "qwen3-vl-32b-fp8", "--gpu", "H100"), "unknown_model", "qwen3-vl-32b-instruct-fp8"),
     ((*MODEL, "--gpu", "RTX 4091"), "unknown_gpu", "RTX 4090"),

@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--model", required=True, metavar="NAME_OR_FOLDER", help="entry of the catalogue, or folder with config.json")
+    add("--model", required=True, metavar="NAME_OR_FOLDER", help="entry of the catalogue, repository or folder")
     add("--gpu", metavar='"2x RTX 4090"', help="GPUs by count and name")
     add("--gpu-total-gib", type=float, metavar="F", help="instead of --gpu: memory that CUDA gives a process, in GiB")
     add("--gpu-count", type=int, metavar="N", help="with --gpu-total-gib: number of GPUs")
@@ -105,9 +105,14 @@ def _model(name: str) -> tuple[Model, list[catalogue.Entry]]:
 
 
 def _entry(name: str) -> catalogue.Entry:
+    """The entry of that name, or of that repository on the hub, in any case."""
     known = catalogue.names()
     if name in known:
         return catalogue.load(name)
+    wanted = name.casefold()
+    for entry in catalogue.load_all().values():
+        if wanted in (entry.name, entry.repository.casefold(), entry.repository.rsplit("/", 1)[-1].casefold()):
+            return entry
     raise RefusalError(catalogue.unknown_model(name, known, "--model, as it is no folder either"))
 
 
