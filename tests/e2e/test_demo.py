@@ -6,10 +6,12 @@ The tests run in the order of the file; each leaves a working deployment behind.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ import openai
 import pytest
 import testinfra
 
+from ansible_collections.inference.vllm.plugins.module_utils import deploy_lock
 from e2e.conftest import HOME, PORT, PROJECT, ROOT, Run
 
 TINY_MODEL = ROOT / "tests" / "tiny_model"
@@ -43,6 +46,33 @@ def test_second_deploy_changes_nothing(demo: Run, playbook: Callable[..., Run]) 
     run = playbook("deploy.yml")
     assert run.rc == 0, run.text
     assert run.changed == 0
+
+
+LOCK = Path("/run") / f"{PROJECT}.deploy-lock"
+
+
+def test_deploy_gave_its_lock_back(demo: Run) -> None:
+    assert LOCK.read_text(encoding="utf-8") == ""
+
+
+def test_second_run_at_once_is_told_who_is_first(demo: Run, playbook: Callable[..., Run]) -> None:
+    first = deploy_lock.this_run(os.getpid(), "Rollback")
+    assert deploy_lock.hold(LOCK, first, time.time()) is None
+    run = playbook("deploy.yml")
+    deploy_lock.release(LOCK, first)
+    assert run.rc != 0
+    assert run.changed == 0
+    assert "[deploy_locked]" in run.text
+    assert f"process {os.getpid()}, Rollback" in run.text
+
+
+def test_run_that_was_killed_locks_nobody_out(demo: Run, playbook: Callable[..., Run]) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as killed:
+        assert deploy_lock.hold(LOCK, deploy_lock.this_run(killed.pid), time.time()) is None
+        killed.kill()
+    run = playbook("playbooks/verify.yml")
+    assert run.rc == 0, run.text
+    assert LOCK.read_text(encoding="utf-8") == ""
 
 
 def test_service_is_on_loopback_only(host: Any, container: Any) -> None:
