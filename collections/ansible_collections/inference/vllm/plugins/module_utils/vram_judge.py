@@ -370,6 +370,7 @@ def calibration_row(
             "total_gib": expected.card,
             "count": len(gpus),
             "compute_capability": planned.get("compute_capability") or gpu["compute_capability"],
+            "peer_to_peer": bool(planned.get("peer_to_peer")),
         },
         "note": "resident is what was held before the load, by an engine that has answered requests before",
         "model": expected.plan["model"],
