@@ -135,7 +135,7 @@ def test_gpu_plan_from_facts(run: Any) -> None:
     assert plan["accelerator"] == "nvidia"
     assert plan["gpus"][0]["count"] == 2
     assert plan["flags"]["tensor-parallel-size"] == 2
-    assert any("--gpu-memory-utilization" in line for line in result["table"])
+    assert "  --gpu-memory-utilization " in result["table"]
 
 
 def test_gpu_plan_names_variables_and_walks_the_ladder(run: Any, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 from ansible_collections.inference.vllm.plugins.module_utils.columns import columns
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts import read as gpu_facts
 from ansible_collections.inference.vllm.plugins.module_utils.planner import gpus
+from ansible_collections.inference.vllm.plugins.module_utils.planner.cpu import memory_of_host
 
-_KIB = 1024
+_MIB_OF_GIB = 1024
 
 #: Runs a program; gives its output, or None where it is not there or fails.
 Ask = Callable[[Sequence[str]], str | None]
@@ -25,21 +26,13 @@ def survey(home: Path, ask: Ask, machine: gpu_facts.Machine) -> dict[str, Any]:
     found = gpu_facts.read(machine)
     current = home / "current"
     return {
-        "memory_gib": round(memory_gib((machine.root / "proc/meminfo").read_text(encoding="utf-8")), 1),
+        "memory_gib": round(memory_of_host((machine.root / "proc/meminfo").read_text(encoding="utf-8")), 1),
         "gpus": [name_of(gpu) for gpu in found["gpus"]],
         "driver": found["host"]["kernel_module"]["version"],
         "docker": _version(ask(["docker", "version", "--format", "{{.Server.Version}}"])),
         "toolkit": _version(ask(["nvidia-ctk", "--version"])),
         "release": current.resolve().name if current.is_symlink() else None,
     }
-
-
-def memory_gib(meminfo: str) -> float:
-    """Memory of the machine in GiB, from the text of /proc/meminfo; ValueError where it does not say."""
-    match = re.search(r"^MemTotal:\s+(\d+) kB$", meminfo, re.MULTILINE)
-    if not match:
-        raise ValueError("/proc/meminfo does not tell MemTotal")
-    return int(match[1]) * _KIB / 2**30
 
 
 def name_of(gpu: Mapping[str, Any]) -> str:
@@ -86,7 +79,7 @@ def _kept(version: str | None) -> str:
 
 
 def _size(gib: float) -> str:
-    return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * _KIB:.0f} MiB"
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * _MIB_OF_GIB:.0f} MiB"
 
 
 def _version(text: str | None) -> str | None:

@@ -153,10 +153,9 @@ plan:
       description: What else was tried, and whether it fits.
       type: list
 table:
-  description: The plan as lines for people.
+  description: The plan for people, as one text of several lines.
   returned: when the input is not refused
-  type: list
-  elements: str
+  type: str
 """
 
 MEMINFO = Path("/proc/meminfo")
@@ -186,15 +185,15 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
-        plan, lines = _plan(module)
+        plan, shown = _plan(module)
     except RefusalError as error:
         refusals = [refusal.as_dict() for refusal in error.refusals]
         module.fail_json(msg=str(error), plan={"starts": False, "survives": False, "refusals": refusals})
     if plan["refusals"]:
-        module.fail_json(msg=join(Refusal(**refusal) for refusal in plan["refusals"]), plan=plan, table=lines)
+        module.fail_json(msg=join(Refusal(**refusal) for refusal in plan["refusals"]), plan=plan, table=shown)
     path = module.params["path"]
     if not path:
-        module.exit_json(changed=False, failed=False, plan=plan, table=lines)
+        module.exit_json(changed=False, failed=False, plan=plan, table=shown)
     before, after = _read(Path(path)), json.dumps(plan, indent=2, sort_keys=True) + "\n"
     if before != after and not module.check_mode:
         _write(module, Path(path), after)
@@ -202,13 +201,13 @@ def main() -> None:
         changed=before != after,
         failed=False,
         plan=plan,
-        table=lines,
+        table=shown,
         diff={"before": before, "after": after, "before_header": path, "after_header": path},
     )
 
 
-def _plan(module: AnsibleModule) -> tuple[dict[str, Any], list[str]]:
-    """The plan, and its lines for people."""
+def _plan(module: AnsibleModule) -> tuple[dict[str, Any], str]:
+    """The plan, and its text for people."""
     params = module.params
     entry = Entry.from_dict(params["model"])
     wishes = _wishes(params)
@@ -226,7 +225,7 @@ def _plan(module: AnsibleModule) -> tuple[dict[str, Any], list[str]]:
     engine = engines.engine(params["engine_version"] or engines.DEPLOYED, is_moe=model.is_moe)
     ladder = [Entry.from_dict(other) for other in params["alternatives"]]
     found = solve(Case(model, _host(params["gpus"]), engine, variable_name), wishes, ladder)
-    return found.as_dict(), table(found).splitlines()
+    return found.as_dict(), table(found)
 
 
 def _wishes(params: dict[str, Any]) -> Wishes:

@@ -96,14 +96,15 @@ def plan_cpu(
     }
 
 
-def cpu_table(plan: Mapping[str, Any]) -> list[str]:
-    """The plan as lines for people."""
+def cpu_table(plan: Mapping[str, Any]) -> str:
+    """The plan for people."""
     memory = plan["memory_gib"]
-    return [
+    lines = (
         f"Model    {plan['model']} on the CPU",
         f"Memory   {memory['host']} GiB; engine {memory['engine']} GiB, KV cache {memory['kv_cache']} GiB",
         f"KV cache holds {plan['kv_cache_tokens']} tokens; longest request {plan['max_model_len']} tokens.",
-    ]
+    )
+    return "\n".join(lines)
 
 
 def _wrong_model(entry: Entry) -> list[Refusal]:

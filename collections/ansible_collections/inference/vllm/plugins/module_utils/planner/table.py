@@ -10,11 +10,11 @@ from ansible_collections.inference.vllm.plugins.module_utils.planner.verdict imp
 
 _TERMS = (
     ("weights", "weights, sharded, with position tables"),
-    ("context", "kernels and NCCL's channels"),
+    ("context", "kernels and cuBLAS's workspace"),
     ("states", "buffers for sampling and inputs"),
     ("cuda_graphs", "CUDA graphs"),
     ("kv_cache", "KV cache"),
-    ("outside", "CUDA context, outside the budget"),
+    ("outside", "CUDA context and NCCL, outside the budget"),
     ("resident", "held by the idle engine"),
     ("activations", "a full step of the language model"),
     ("encoder", "the largest images in the encoder"),
