@@ -34,7 +34,9 @@ def test_memory_was_read_before_under_and_after_the_load(host):
     assert all(0.5 < gib < 16 for _, gib in points)
     terms = {term["term"]: term for term in found["terms"]}
     assert terms["kv_cache_tokens"]["measured"] == pytest.approx(699050, rel=0.01)
-    assert terms["headroom"]["measured"] == found["headroom_gib"] > 0
+    # The table is rounded to hundredths.
+    assert terms["headroom"]["measured"] == pytest.approx(found["headroom_gib"], abs=0.006)
+    assert found["headroom_gib"] > 0
 
 
 def test_load_filled_the_longest_request_with_images(host):
