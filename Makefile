@@ -13,7 +13,7 @@ ARGS ?=
 # Linted and type-checked Python.
 PYTHON_CODE := collections tests bench bin
 
-.PHONY: help deploy-deps dev-deps demo demo-down test lint test-host test-unit test-roles test-e2e test-slow bench-demo bench-plan bench-weights clean
+.PHONY: help deploy-deps dev-deps demo demo-down test lint test-host test-unit test-roles test-e2e test-slow bench-demo bench-plan bench-roles bench-weights clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ test-roles: test-host ## Run one molecule scenario per role, or those of SCENARI
 
 bench-plan: dev-deps ## Compare predicted with measured memory, beside other estimators
 	python bench/plan.py
+
+bench-roles: test-host ## Time the host roles with nothing to do, beside tasks that do nothing
+	python bench/roles.py
 
 bench-weights: dev-deps ## Time a verified download, beside a plain copy and huggingface_hub
 	python bench/weights.py

@@ -26,14 +26,16 @@ def main() -> None:
     parser.add_argument("results", type=Path, nargs="+")
     parser.add_argument("--engine", required=True, help="version of vLLM")
     parser.add_argument("--gpu", required=True, help="card that was measured on, with the driver")
+    parser.add_argument("--compute-capability", type=float, required=True)
     parser.add_argument("--date", required=True)
     options = parser.parse_args()
     for path in options.results:
         for text in path.read_text(encoding="utf-8").splitlines():
-            print(json.dumps(row(json.loads(text), options.engine, options.gpu, options.date)))
+            told = row(json.loads(text), options.engine, options.gpu, options.compute_capability, options.date)
+            print(json.dumps(told))
 
 
-def row(result: Mapping[str, Any], engine: str, card: str, date: str) -> dict[str, Any]:
+def row(result: Mapping[str, Any], engine: str, card: str, capability: float, date: str) -> dict[str, Any]:
     """One boot as a row of the calibration table."""
     # A card that is not held down is its own size.
     held = float(result["card_gib"] or 0)
@@ -55,8 +57,9 @@ def row(result: Mapping[str, Any], engine: str, card: str, date: str) -> dict[st
             "measured_on": card + (f", held to {held} GiB" if held else ""),
             "total_gib": total,
             "count": count,
-            "compute_capability": 8.9 if marlin else 9.0,
+            "compute_capability": capability,
             "peer_to_peer": not alone,
+            **({"marlin": True} if marlin else {}),
         },
         "model": MODELS[result["model"]],
         "settings": settings | {"budget_gib": round(budget, 2)},

@@ -46,7 +46,11 @@ def _boot(row: Mapping[str, Any]) -> Boot:
     model = from_entry(entry)
     gpu = row["gpu"]
     host = gpus.custom(
-        gpu["total_gib"], gpu["count"], gpu["compute_capability"], peer_to_peer=gpu.get("peer_to_peer", False)
+        gpu["total_gib"],
+        gpu["count"],
+        gpu["compute_capability"],
+        peer_to_peer=gpu.get("peer_to_peer", False),
+        told_marlin=gpu.get("marlin", False),
     )
     case = Case(model, host, engines.engine(row["engine"], is_moe=model.is_moe))
     return Boot(

@@ -122,7 +122,7 @@ def test_engine_that_is_gone_did_not_survive() -> None:
 def seen(name: str) -> dict[str, Any]:
     results = [json.loads(text) for text in SEEN.read_text(encoding="utf-8").splitlines()]
     (result,) = (result for result in results if result["name"] == name)
-    return row(result, engine="0.26.0", card="H100 80GB", date="2026-11-25")
+    return row(result, engine="0.26.0", card="H100 80GB", capability=9.0, date="2026-11-25")
 
 
 def test_row_of_a_boot_that_lived() -> None:
@@ -131,8 +131,9 @@ def test_row_of_a_boot_that_lived() -> None:
         "measured_on": "H100 80GB, held to 23.52 GiB",
         "total_gib": 23.52,
         "count": 2,
-        "compute_capability": 8.9,
+        "compute_capability": 9.0,
         "peer_to_peer": True,
+        "marlin": True,
     }
     assert told["settings"]["budget_gib"] == 20.7
     assert "context" not in told["settings"]

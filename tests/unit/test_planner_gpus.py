@@ -144,3 +144,22 @@ def test_gpus_that_only_the_bus_shows() -> None:
     assert str(gpus.from_host([one, one, unknown])) == "2x RTX 4090"
     with pytest.raises(RefusalError, match="vram_plan_gpus"):
         gpus.from_host([unknown])
+
+
+@pytest.mark.parametrize(
+    ("name", "kv_cache_dtype", "flashinfer"),
+    [
+        ("RTX 4090", "fp8", True),
+        ("RTX 4090", "bfloat16", False),
+        ("RTX 5090", "fp8", True),
+        ("H100", "fp8", False),
+        ("B200", "bfloat16", True),
+    ],
+)
+def test_which_gpus_take_flashinfer(name: str, kv_cache_dtype: str, flashinfer: bool) -> None:
+    assert gpus.find(name).takes_flashinfer(kv_cache_dtype) is flashinfer
+
+
+def test_marlin_may_be_told() -> None:
+    assert gpus.custom(80.0, 1, 9.0).gpu.fp8_path == "native"
+    assert gpus.custom(80.0, 1, 9.0, told_marlin=True).gpu.fp8_path == "marlin"

@@ -70,6 +70,7 @@ class Account:
         encoder: Peak of encoding the largest images that one step may hold.
         encoder_cache: Encoded images that wait for the language model.
         cuda_graphs: Captured graphs.
+        attention: Workspace of the attention kernels, made after the engine has profiled itself.
         kv_cache: What is left for the KV cache; negative where even the rest does not fit.
         outside: CUDA context and NCCL from before the engine's first measurement; not part of the budget.
         card: What CUDA gives a process on this GPU.
@@ -86,6 +87,7 @@ class Account:
     encoder: float
     encoder_cache: float
     cuda_graphs: float
+    attention: float
     kv_cache: float
     outside: float
     card: float
@@ -95,7 +97,7 @@ class Account:
     @property
     def resident(self) -> float:
         """What the running engine holds when it is idle, with the holes that the allocator keeps."""
-        held = self.weights + self.context + self.states + self.cuda_graphs + max(self.kv_cache, 0.0)
+        held = self.weights + self.context + self.states + self.cuda_graphs + self.attention + max(self.kv_cache, 0.0)
         return self.outside + held + engines.FRAGMENTATION_GIB
 
     @property
@@ -138,6 +140,7 @@ def account(model: Model, gpu: Gpu, engine: Engine, settings: Settings) -> Accou
         "encoder": encoder(model, settings, tokens),
         "encoder_cache": encoder_cache(model, tokens),
         "cuda_graphs": cuda_graphs(model, settings),
+        "attention": attention(model, gpu, settings),
     }
     at_start = terms | {"encoder": encoder(model, settings, profiled), "encoder_cache": encoder_cache(model, profiled)}
     kv_cache = settings.budget_gib - counted(engine, at_start, compiles=not settings.enforce_eager)
@@ -320,6 +323,18 @@ def graph_width(model: Model, settings: Settings) -> float:
     return tokens * experts * model.text.intermediate_size / settings.tensor_parallel
 
 
+def attention(model: Model, gpu: Gpu, settings: Settings) -> float:
+    """FlashInfer's workspace, where vLLM takes it; FlashAttention keeps none."""
+    if not gpu.takes_flashinfer(settings.kv_cache_dtype):
+        return 0.0
+    text = model.text
+    queries = text.num_attention_heads / settings.tensor_parallel * text.head_dim
+    prefill = settings.max_num_batched_tokens * queries * engines.FLASHINFER_BYTES_PER_ELEMENT / GIB
+    # One wrapper for prefill, one for decode, and one for each captured batch: 1, 2, 4, then every eighth.
+    captured = 0 if settings.enforce_eager else 3 + settings.max_num_seqs // 8
+    return max(engines.FLASHINFER_GIB, prefill) + (2 + captured) * engines.FLASHINFER_WRAPPER_GIB
+
+
 def kv_bytes_per_token(model: Model, settings: Settings) -> int:
     """Bytes of KV cache that one token takes on one GPU: key and value of the heads that this GPU holds."""
     text = model.text
@@ -339,6 +354,7 @@ def as_dict(result: Account) -> dict[str, Any]:
         "encoder",
         "encoder_cache",
         "cuda_graphs",
+        "attention",
         "kv_cache",
         "outside",
         "card",

@@ -36,6 +36,14 @@ CUBLAS_GIB = 1 / 32
 # (triton.testing.do_bench). A start with kept caches does not need it. Fitted: cold boots 32B TP 2, 8B and 2B.
 COMPILE_GIB = 0.28
 
+# FlashInfer's workspace (VLLM_FLASHINFER_WORKSPACE_BUFFER_SIZE; more where 16 bytes for each element of the queries of
+# a step need it), and 8 MiB for each wrapper, of which there is one per captured batch of a decode. All of it is made
+# after the engine has profiled itself. Source: attention/backends/flashinfer.py, flashinfer/decode.py; no boot measures
+# it.
+FLASHINFER_GIB = 394 / 1024
+FLASHINFER_BYTES_PER_ELEMENT = 16
+FLASHINFER_WRAPPER_GIB = 8 / 1024
+
 # CUDA graphs, per layer: a constant, and bytes for each token of the largest captured batch and each element of the
 # intermediate layer on this GPU. Fitted on the boots that tell their graphs: 0.05 GiB for 16 tokens of 2B up to
 # 1.82 GiB for 512 tokens of 32B on one GPU, 0.83 GiB on two.

@@ -18,6 +18,8 @@ DRIVER_RESERVE_GIB = 0.47
 # weights for Marlin, which computes in BF16; SM89 has FP8 units but no such kernel and takes Marlin from vLLM 0.29.
 _NATIVE_FP8_MAJORS = (9, 10, 11, 12)
 LOWEST_CAPABILITY = 7.5
+_HOPPER = 9
+_FLASHINFER_FIRST = (7, 10)
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Gpu:
         peer_to_peer: Whether GPUs of this kind read each other's memory (NVLink or PCIe peer access).
         pci_ids: PCI device identifiers, to know the card before it has a driver.
         aliases: Further names, for example nvidia-smi's.
+        told_marlin: Whether the engine is told to take Marlin though the GPU has kernels of its own.
     """
 
     name: str
@@ -41,11 +44,21 @@ class Gpu:
     peer_to_peer: bool
     pci_ids: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
+    told_marlin: bool = False
 
     @property
     def native_fp8(self) -> bool:
         """Whether FP8 weights in blocks are used as they are (else repacked for Marlin)."""
-        return int(self.compute_capability) in _NATIVE_FP8_MAJORS
+        return int(self.compute_capability) in _NATIVE_FP8_MAJORS and not self.told_marlin
+
+    def takes_flashinfer(self, kv_cache_dtype: str) -> bool:
+        """Whether vLLM chooses FlashInfer for attention, which keeps a workspace, instead of FlashAttention.
+
+        Source: platforms/cuda.py (order of backends), attention/backends/fa_utils.py: an FP8 cache needs FlashAttention
+        3, which is for Hopper; Turing has no FlashAttention; Blackwell of datacenters takes FlashInfer first.
+        """
+        major = int(self.compute_capability)
+        return major in _FLASHINFER_FIRST or (kv_cache_dtype == "fp8" and major != _HOPPER)
 
     @property
     def fp8_path(self) -> str:
@@ -135,11 +148,14 @@ def parse(text: str) -> Host:
     return Host(find(match[2]), count)
 
 
-def custom(total_gib: float, count: int, compute_capability: float, *, peer_to_peer: bool = False) -> Host:
+def custom(
+    total_gib: float, count: int, compute_capability: float, *, peer_to_peer: bool = False, told_marlin: bool = False
+) -> Host:
     """GPUs that are described by their figures instead of a name; ``total_gib`` is what CUDA gives a process."""
     name = f"GPU with {total_gib:g} GiB, SM {compute_capability:g}"
     reported = round((total_gib + DRIVER_RESERVE_GIB) * 1024)
-    return Host(Gpu(name, reported, total_gib, compute_capability, peer_to_peer), count)
+    gpu = Gpu(name, reported, total_gib, compute_capability, peer_to_peer, told_marlin=told_marlin)
+    return Host(gpu, count)
 
 
 def from_facts(facts: Iterable[Mapping[str, Any]]) -> Host:

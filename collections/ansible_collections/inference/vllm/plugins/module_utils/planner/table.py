@@ -13,6 +13,7 @@ _TERMS = (
     ("context", "kernels and cuBLAS's workspace"),
     ("states", "buffers for sampling and inputs"),
     ("cuda_graphs", "CUDA graphs"),
+    ("attention", "FlashInfer's workspace, outside the budget"),
     ("kv_cache", "KV cache"),
     ("outside", "CUDA context and NCCL, outside the budget"),
     ("resident", "held by the idle engine"),
