@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ansible_collections.inference.vllm.plugins.module_utils import catalogue, host_survey
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue, host_table
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
 from ansible_collections.inference.vllm.plugins.module_utils.planner.weights import GIB, from_shapes, total_bytes
 
@@ -30,7 +30,7 @@ def preflight_table(rows: Iterable[Mapping[str, Any]]) -> str:
 
     One text: as a list, a play would fold its long lines.
     """
-    return "\n".join(host_survey.table(list(rows)))
+    return "\n".join(host_table.table(list(rows)))
 
 
 class FilterModule:
