@@ -6,12 +6,12 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export ANSIBLE_FORCE_COLOR ?= $(shell [ -t 1 ] && echo 1 || echo 0)
 # Scenarios of `make test`, and those of `make test-slow`.
 SCENARIOS ?= deploy_lock deploy_report gateway host_python local_hub nvidia_container_toolkit nvidia_driver preflight teardown vram_plan
-SLOW_SCENARIOS ?= docker_engine engine_image model_weights smoke_test vllm_service vram_check
+SLOW_SCENARIOS ?= docker_engine engine_image model_weights smoke_test vllm_service vram_check watchdog
 INVENTORY ?= inventories/embedded
 # More arguments for ansible-playbook, e.g. ARGS="-e vllm_port=18001".
 ARGS ?=
 # Linted and type-checked Python.
-PYTHON_CODE := collections tests bench bin
+PYTHON_CODE := collections roles tests bench bin
 
 .PHONY: help deploy-deps dev-deps demo demo-down test lint test-host test-unit test-roles test-e2e test-slow bench-demo bench-plan bench-roles bench-weights clean
 
