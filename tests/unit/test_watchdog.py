@@ -126,6 +126,7 @@ def test_new_release_begins_anew() -> None:
         ("RuntimeError: NCCL error: unhandled system error", "communication_error"),
         ("OSError: [Errno 28] No space left on device", "disk_full"),
         ("ValueError: --max-model-len is too large", "engine_error"),
+        ("WARNING 11-26 [utils.py:597] fallback. Exception: could not create a primitive descriptor", "unknown"),
         ("INFO: started", "unknown"),
         ("", "unknown"),
     ],

@@ -24,7 +24,8 @@ SIGNS = (
     ("gpu_error", r"\bXid\b|fallen off the bus|CUDA error: |CUDA_ERROR_\w+|Driver/library version mismatch"),
     ("communication_error", r"NCCL error|ProcessGroupNCCL.*(timeout|timed out)"),
     ("disk_full", r"No space left on device"),
-    ("engine_error", r"\b(\w+Error|Exception): "),
+    # Many warnings name an exception that was dealt with.
+    ("engine_error", r"^(?!.*\bWARNING\b).*\b(\w+Error|Exception): "),
 )
 RUNBOOK = "crash_loop"
 _LOG_LINES = 300
