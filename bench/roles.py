@@ -65,7 +65,7 @@ def compare(role: str, rounds: int) -> Row:
     """Bring up a role's hosts and time it beside nothing."""
     folder = SCRATCH / role
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    (folder / "runner").mkdir(parents=True)
     molecule(role, folder, "converge")
     try:
         work = write(folder / "role.yml", [{"role": role}], [])
