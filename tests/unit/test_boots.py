@@ -149,6 +149,13 @@ def test_row_of_a_boot_that_died_of_an_image() -> None:
     assert (measured["starts"], measured["survives"]) == (True, False)
 
 
+def test_engine_that_is_gone_at_the_end_did_not_survive() -> None:
+    results = [json.loads(text) for text in SEEN.read_text(encoding="utf-8").splitlines()]
+    (lived,) = (result for result in results if result["name"] == "4mp-0.88")
+    told = row(lived | {"alive": False}, engine="0.26.0", card="H100 80GB", capability=9.0, date="2026-11-25")
+    assert told["measured"]["survives"] is False
+
+
 def test_row_of_a_boot_that_never_became_ready() -> None:
     measured = seen("defaults-0.88")["measured"]
     assert measured["starts"] is False

@@ -13,7 +13,7 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ansible_collections.inference.vllm.plugins.module_utils.deploy_lock import is_gone, owner_from, this_run
+from ansible_collections.inference.vllm.plugins.module_utils.deploy_lock import Owner, is_gone, this_run
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
 
 PAUSE_S = 5
@@ -39,9 +39,10 @@ class ActionModule(ActionBase):
             held = told.get("held_by")
             if told.get("failed") or not held:
                 return {**result, **told}
-            if is_gone(owner_from(held["owner"])):
+            other = Owner(**held["owner"])
+            if is_gone(other):
                 display.vv(f"taking over from {held['text']}, which has ended")
-                arguments["instead_of"] = owner_from(held["owner"]).key
+                arguments["instead_of"] = other.key
             elif time.monotonic() >= deadline:
                 return {**result, **told, "failed": True, "msg": _refusal(variables, held)}
             else:

@@ -14,11 +14,11 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _START_FIELD = 19  # "starttime" of /proc/<pid>/stat, counted from the field behind the name in parentheses
@@ -121,11 +121,6 @@ def release(path: Path, owner: Owner) -> bool:
     return True
 
 
-def owner_from(data: Mapping[str, Any]) -> Owner:
-    """The owner that a mapping tells of; TypeError where it is none."""
-    return Owner(**data)
-
-
 @contextmanager
 def _open(path: Path) -> Iterator[IO[str]]:
     """The lock's file, to this process alone; made where it is missing, for root only."""
@@ -139,7 +134,7 @@ def _read(file: IO[str]) -> Held | None:
     """Who holds the lock; None where nobody does, or where the file was cut off while it was written."""
     with suppress(ValueError, TypeError, KeyError):
         data = json.load(file)
-        return Held(owner_from(data["owner"]), float(data["renewed"]))
+        return Held(Owner(**data["owner"]), float(data["renewed"]))
     return None
 
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts import read as gpu_facts
+from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts import host
+from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.gpu import nest
+from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import Machine, read_gpus
 from ansible_collections.inference.vllm.plugins.module_utils.planner import gpus
 from ansible_collections.inference.vllm.plugins.module_utils.planner.cpu import memory_of_host
 
@@ -15,14 +17,13 @@ from ansible_collections.inference.vllm.plugins.module_utils.planner.cpu import 
 Ask = Callable[[Sequence[str]], str | None]
 
 
-def survey(home: Path, ask: Ask, machine: gpu_facts.Machine) -> dict[str, Any]:
+def survey(home: Path, ask: Ask, machine: Machine) -> dict[str, Any]:
     """What is there: memory, GPUs by name, versions of driver, Docker and toolkit, the current release."""
-    found = gpu_facts.read(machine)
     current = home / "current"
     return {
         "memory_gib": round(memory_of_host((machine.root / "proc/meminfo").read_text(encoding="utf-8")), 1),
-        "gpus": [name_of(gpu) for gpu in found["gpus"]],
-        "driver": found["host"]["kernel_module"]["version"],
+        "gpus": [name_of(gpu) for gpu in read_gpus(machine)],
+        "driver": nest(host.facts(machine.root))["kernel_module"]["version"],
         "docker": _version(ask(["docker", "version", "--format", "{{.Server.Version}}"])),
         "toolkit": _version(ask(["nvidia-ctk", "--version"])),
         "release": current.resolve().name if current.is_symlink() else None,

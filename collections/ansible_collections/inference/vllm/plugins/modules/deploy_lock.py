@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.inference.vllm.plugins.module_utils.deploy_lock import hold, owner_from, release
+from ansible_collections.inference.vllm.plugins.module_utils.deploy_lock import Owner, hold, release
 
 DOCUMENTATION = r"""
 module: deploy_lock
@@ -96,7 +96,7 @@ def main() -> None:
     params = module.params
     if not params["owner"]:
         module.fail_json(msg="owner is missing: run the task as inference.vllm.deploy_lock, through its action plugin.")
-    owner, path = owner_from(params["owner"]), Path(params["path"])
+    owner, path = Owner(**params["owner"]), Path(params["path"])
     if params["state"] == "released":
         if not module.check_mode:
             release(path, owner)
