@@ -94,12 +94,12 @@ def table(known: Sequence[Boot], others: Estimates) -> list[str]:
 def seen_on_two(known: Sequence[Boot]) -> list[str]:
     """What two cards of 24 GB were seen to do, nothing of it computed."""
     lines = [
-        "Two cards of 24 GB, seen (vLLM 0.26.0, two H100 80GB held to 23.52 GiB each, 2026-11-25). Speed is output",
+        "Two cards of 24 GB, seen (vLLM 0.26.0, two H100 80GB or two H200, held to 23.52 GiB each). Speed is output",
         "tokens per second of `vllm bench serve`: text (1024 in, 128 out, 16 at once), an image of 1 megapixel (64 in,",
-        "64 out, 8 at once), and the same images again:",
+        "64 out, 8 at once), and the same images again. Compare speeds of one day and card only:",
         "",
-        "| boot | starts | survives | longest request | ready after, s | text | image | image again |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| boot | card, day | starts | survives | longest request | ready after, s | text | image | image again |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for boot in known:
         if boot.plan.case.host.count == _PAIR and "held" in boot.measured_on:
@@ -108,7 +108,8 @@ def seen_on_two(known: Sequence[Boot]) -> list[str]:
             survives = {True: "yes", False: f"no: {boot.note}", None: "-"}[measured.get("survives")]
             starts = "yes" if measured["starts"] else f"no: {boot.note}"
             longest = measured.get("kv_cache_tokens", "-") if measured["starts"] else "-"
-            cells = (boot.name, starts, survives, longest, measured.get("ready_s", "-"))
+            card = f"{boot.measured_on.partition(',')[0]}, {boot.date}"
+            cells = (boot.name, card, starts, survives, longest, measured.get("ready_s", "-"))
             speeds = (speed.get(name, "-") for name in ("text", "image", "image again"))
             lines.append(f"| {' | '.join(map(str, (*cells, *speeds)))} |")
     return lines

@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "collections"))
 sys.path.insert(0, str(ROOT / "tests"))
 
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines  # noqa: E402
-from ansible_collections.inference.vllm.plugins.module_utils.planner.account import graph_width  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.planner.account import captured_batches, graph_width  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner.weights import GIB  # noqa: E402
 from support.boots import Boot, boots  # noqa: E402
 
@@ -32,7 +32,7 @@ def fit(measured: Sequence[Boot]) -> dict[str, tuple[float, int, float]]:
     linked = [boot for boot in parallel if boot.plan.case.host.gpu.peer_to_peer]
     apart = [boot for boot in parallel if not boot.plan.case.host.gpu.peer_to_peer]
     context = mean_of(single, "outside_gib")
-    layer, width = graphs(boots_of_version)
+    layer, width = graphs([*single, *linked])
     return {
         "NON_TORCH_GIB": (*mean_of(single, "non_torch_gib"), engines.NON_TORCH_GIB),
         "NON_TORCH_PARALLEL_GIB": (*mean_of(parallel, "non_torch_gib"), engines.NON_TORCH_PARALLEL_GIB),
@@ -43,6 +43,7 @@ def fit(measured: Sequence[Boot]) -> dict[str, tuple[float, int, float]]:
             engines.NCCL_WITHOUT_PEER_TO_PEER_GIB,
         ),
         "COMPILE_GIB": (*compile_peak(boots_of_version), engines.COMPILE_GIB),
+        "NCCL_GRAPH_GIB": (*nccl_in_graphs(apart), engines.NCCL_GRAPH_GIB),
         "GRAPH_LAYER_GIB": (*layer, engines.GRAPH_LAYER_GIB),
         "GRAPH_BYTES": (*width, engines.GRAPH_BYTES),
     }
@@ -83,6 +84,16 @@ def graphs(measured: Sequence[Boot]) -> tuple[tuple[float, int], tuple[float, in
     slope = sum(weight * (x - x_mean) * (y - y_mean) for x, y, weight in points)
     slope /= sum(weight * (x - x_mean) ** 2 for x, _, weight in points)
     return (y_mean - slope * x_mean, len(points)), (slope, len(points))
+
+
+def nccl_in_graphs(measured: Sequence[Boot]) -> tuple[float, int]:
+    """What a captured batch takes on top where NCCL sums over the GPUs."""
+    values = []
+    for boot in measured:
+        if size := boot.measured.get("cuda_graphs_gib"):
+            batches = captured_batches(boot.plan.settings)
+            values.append(engines.NCCL_GRAPH_GIB + (size - boot.plan.account.cuda_graphs) / batches)
+    return mean(values), len(values)
 
 
 def main() -> int:

@@ -60,5 +60,5 @@ def _boot(row: Mapping[str, Any]) -> Boot:
         note=row.get("note", ""),
         entry=entry,
         measured=row["measured"],
-        plan=judge(case, Wishes(**row["settings"])),
+        plan=judge(case, Wishes(**row["settings"], caches_kept=row["measured"].get("caches_kept", False))),
     )

@@ -15,8 +15,9 @@ from ansible_collections.inference.vllm.plugins.module_utils.catalogue import En
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
 from ansible_collections.inference.vllm.plugins.module_utils.planner.weights import from_shapes
 
-# Type of a tensor by the bytes of one element; the measured models hold no others.
-_TYPES = {1: "F8_E4M3", 2: "BF16", 4: "F32"}
+# Type of a tensor by the bytes of one element; 4-bit values lie eight to a 32-bit number. The measured models hold no
+# others.
+_TYPES = {0.5: "I32", 1: "F8_E4M3", 2: "BF16", 4: "F32"}
 
 
 def write_checkpoint(entry: Entry, folder: Path, leave_out: str = "") -> None:
@@ -32,8 +33,8 @@ def write_checkpoint(entry: Entry, folder: Path, leave_out: str = "") -> None:
         for side in tensor.shape:
             elements *= side
         header[tensor.name] = {
-            "dtype": _TYPES[tensor.size // elements],
-            "shape": list(tensor.shape),
+            "dtype": _TYPES[tensor.size / elements],
+            "shape": list(tensor.shape) if tensor.size >= elements else [tensor.size // 4],
             "data_offsets": [place, place + tensor.size],
         }
         place += tensor.size
@@ -57,6 +58,14 @@ def config(entry: Entry) -> dict[str, Any]:
         | shapes["text"],
         "vision_config": {"model_type": "qwen3_vl"} | vision,
     }
-    if entry.quantization.block:
-        data["quantization_config"] = {"quant_method": "fp8", "weight_block_size": list(entry.quantization.block)}
+    how = entry.quantization
+    if how.block:
+        data["quantization_config"] = {"quant_method": how.method, "weight_block_size": list(how.block)}
+    elif how.group_size:
+        data["quantization_config"] = {
+            "quant_method": how.method,
+            "bits": how.weight_bits,
+            "group_size": how.group_size,
+            "zero_point": how.zero_points,
+        }
     return data

@@ -16,6 +16,13 @@ from bench.boots.__main__ import flags, groups, read, telling
 from bench.boots.rows import row
 from PIL import Image
 
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue
+from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
+from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
+from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import solve
+from ansible_collections.inference.vllm.plugins.module_utils.planner.verdict import Case
+from ansible_collections.inference.vllm.plugins.module_utils.planner.wishes import Wishes
+
 MATRICES = sorted((Path(__file__).parents[2] / "bench" / "boots").glob("*.yaml"))
 SEEN = Path(__file__).parent / "fixtures" / "boots" / "results.jsonl"
 
@@ -29,6 +36,31 @@ def test_matrix_is_whole(path: Path) -> None:
         assert "/" not in boot["name"]
         assert boot["settings"].keys() >= {"tensor_parallel_size", "gpu_memory_utilization", "max_num_seqs"}
         assert boot["stages"]
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "wishes"),
+    [
+        ("plan-fp8", "qwen3-vl-32b-instruct-fp8", Wishes()),
+        ("plan-1mp", "qwen3-vl-32b-instruct-fp8", Wishes(max_pixels=1_048_576)),
+        ("plan-4bit-128k", "qwen3-vl-32b-instruct-awq", Wishes(context=131_072)),
+    ],
+)
+def test_boot_of_a_plan_carries_what_the_planner_says(name: str, model: str, wishes: Wishes) -> None:
+    case = Case(from_entry(catalogue.load(model)), gpus.parse("2x RTX 4090"), engines.engine(engines.DEPLOYED))
+    plan = solve(case, wishes)
+    (boot,) = (boot for path in MATRICES for boot in read(path) if boot["name"] == name)
+    assert plan.fits
+    assert boot["settings"] == {
+        "tensor_parallel_size": plan.settings.tensor_parallel,
+        "gpu_memory_utilization": plan.flags()["gpu-memory-utilization"],
+        "kv_cache_dtype": plan.settings.kv_cache_dtype,
+        "max_num_seqs": plan.settings.max_num_seqs,
+        "max_num_batched_tokens": plan.settings.max_num_batched_tokens,
+        "images_per_prompt": plan.settings.images_per_prompt,
+        "context": plan.max_model_len,
+        "max_pixels": plan.settings.max_pixels,
+    }
 
 
 def test_utilization_is_a_share_of_the_emulated_card() -> None:

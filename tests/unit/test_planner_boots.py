@@ -1,4 +1,4 @@
-"""The planner against every measured boot: weights within 0.2 %, KV tokens within 2.5 %, the right verdicts."""
+"""The planner against every measured boot: weights within 0.2 %, KV tokens within 2 %, the right verdicts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_prediction_of_a_boot(boot: Boot) -> None:
     if "weights_gib" in measured:
         assert plan.account.weights == pytest.approx(measured["weights_gib"], rel=0.002)
     if boot.tokens:
-        assert plan.account.kv_cache_tokens == pytest.approx(boot.tokens, rel=0.025)
+        assert plan.account.kv_cache_tokens == pytest.approx(boot.tokens, rel=0.02)
     assert plan.starts == measured["starts"]
     if "survives" in measured:
         assert plan.survives == measured["survives"]
@@ -50,7 +50,16 @@ def test_every_death_is_refused_with_what_mends_it() -> None:
             assert re.match(r"Cap the images: .*max_pixels|Lower --gpu-mem", boot.plan.refusals[0].fix), boot.name
 
 
-@pytest.mark.parametrize("settings", ["at 0.93, any image", "at 0.92, 256 sequences", "at 0.88, 256 sequences"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "at 0.93, any image",
+        "at 0.93, kept caches",
+        "at 0.92, 256 sequences",
+        "at 0.88, 256 sequences",
+        "at 0.85, 256 sequences",
+    ],
+)
 def test_a_death_while_it_starts_is_not_a_start(settings: str) -> None:
     (boot,) = (boot for boot in BOOTS if settings in boot.name)
     (reason,) = boot.plan.refusals

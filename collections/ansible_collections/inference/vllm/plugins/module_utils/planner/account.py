@@ -42,6 +42,7 @@ class Settings:
         max_model_len: Tokens of the longest request, None for as many as fit.
         enforce_eager: Whether no CUDA graphs are captured.
         copies_encoder: ``--mm-encoder-tp-mode data``.
+        caches_kept: Whether caches of an earlier start are there, None to hold at either start.
     """
 
     tensor_parallel: int
@@ -54,6 +55,7 @@ class Settings:
     max_model_len: int | None = None
     enforce_eager: bool = False
     copies_encoder: bool = False
+    caches_kept: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ class Account:
         cuda_graphs: Captured graphs.
         attention: Workspace of the attention kernels, made after the engine has profiled itself.
         kv_cache: What is left for the KV cache; negative where even the rest does not fit.
+        regained: What a later start with kept caches gives to the KV cache on top: nothing is compiled then.
+        holes: Share of a step that is lost to holes between blocks.
         outside: CUDA context and NCCL from before the engine's first measurement; not part of the budget.
         card: What CUDA gives a process on this GPU.
         kv_cache_tokens: Tokens that the KV cache holds.
@@ -89,6 +93,8 @@ class Account:
     cuda_graphs: float
     attention: float
     kv_cache: float
+    regained: float
+    holes: float
     outside: float
     card: float
     kv_cache_tokens: int
@@ -96,8 +102,9 @@ class Account:
 
     @property
     def resident(self) -> float:
-        """What the running engine holds when it is idle, with the holes that the allocator keeps."""
-        held = self.weights + self.context + self.states + self.cuda_graphs + self.attention + max(self.kv_cache, 0.0)
+        """What the engine holds when it is idle after a later start, with the holes that the allocator keeps."""
+        cache = max(self.kv_cache + self.regained, 0.0)
+        held = self.weights + self.context + self.states + self.cuda_graphs + self.attention + cache
         return self.outside + held + engines.FRAGMENTATION_GIB
 
     @property
@@ -107,7 +114,7 @@ class Account:
         The encoder runs before the language model in the same step; its results stay while the language model runs.
         """
         peak = max(self.encoder, self.encoder_cache + self.activations, self.sampling)
-        return peak * (1 + engines.FRAGMENTATION)
+        return peak * (1 + self.holes)
 
     @property
     def ready(self) -> float:
@@ -138,18 +145,26 @@ def account(model: Model, gpu: Gpu, engine: Engine, settings: Settings) -> Accou
         "activations": activations(model, settings),
         "sampling": sampling(model, settings),
         "encoder": encoder(model, settings, tokens),
-        "encoder_cache": encoder_cache(model, tokens),
-        "cuda_graphs": cuda_graphs(model, settings),
+        "encoder_cache": encoder_cache(model, settings, tokens),
+        "cuda_graphs": cuda_graphs(model, gpu, settings),
         "attention": attention(model, gpu, settings),
     }
-    at_start = terms | {"encoder": encoder(model, settings, profiled), "encoder_cache": encoder_cache(model, profiled)}
-    kv_cache = settings.budget_gib - counted(engine, at_start, compiles=not settings.enforce_eager)
+    at_start = terms | {
+        "encoder": encoder(model, settings, profiled),
+        "encoder_cache": encoder_cache(model, settings, profiled),
+    }
+    compiles = not settings.enforce_eager and not settings.caches_kept
+    counts = counted(engine, at_start, compiles=compiles)
+    kv_cache = settings.budget_gib - counts
+    regained = 0.0 if settings.caches_kept is False else counts - counted(engine, at_start, compiles=False)
     per_block = kv_bytes_per_token(model, settings) * BLOCK
     tokens_held = max(math.floor(kv_cache * GIB / per_block), 0) * BLOCK
     return Account(
         budget=settings.budget_gib,
         **terms,
         kv_cache=kv_cache,
+        regained=regained,
+        holes=engines.FRAGMENTATION_COPIED if settings.copies_encoder else engines.FRAGMENTATION,
         outside=outside(gpu, settings),
         card=gpu.usable_gib,
         kv_cache_tokens=tokens_held,
@@ -158,7 +173,7 @@ def account(model: Model, gpu: Gpu, engine: Engine, settings: Settings) -> Accou
 
 
 def counted(engine: Engine, terms: Mapping[str, float], *, compiles: bool) -> float:
-    """What this version of vLLM subtracts from its budget, at its first start.
+    """What this version of vLLM subtracts from its budget, at a start that compiles or at a later one.
 
     0.26.0, dense: weights + growth outside PyTorch + peak of the language model's step.
     0.33.0: what the device has lost since the first measurement + peak of encoder or language model + graphs.
@@ -196,11 +211,15 @@ def _sharded(model: Model, how: Layout) -> int:
 
 
 def layout(model: Model, gpu: Gpu, settings: Settings) -> Layout:
-    """How the weights lie: FP8 in blocks is repacked for Marlin where the GPU has no kernel for it (+0.23 GiB, 32B)."""
+    """How the weights lie: FP8 in blocks is repacked for Marlin where the GPU has no kernel for it (+0.23 GiB, 32B).
+
+    4-bit weights take Machete on Hopper, and Marlin elsewhere (kernels/linear/__init__.py).
+    """
     return Layout(
         tensor_parallel=settings.tensor_parallel,
         copies_encoder=settings.copies_encoder,
         marlin=model.quantization.method == "fp8" and not gpu.native_fp8,
+        machete=model.quantization.zero_points and gpu.takes_machete,
     )
 
 
@@ -278,10 +297,11 @@ def encoder(model: Model, settings: Settings, tokens: int) -> float:
     Held through the tower: pixels, position embeddings, the DeepStack features of the levels done so far. A block's
     attention adds its input and the residual, norm, joined QKV, contiguous and rotated Q and K, and its result; its
     MLP adds input, norm and two copies of the inner layer. With tensor parallelism the inner sizes are split, the
-    others are not, and the sum over the GPUs is one more result. At the end the features of all levels are joined,
-    which holds them twice. Source: qwen3_vl.py (Qwen3_VisionTransformer, Qwen3_VisionBlock), qwen2_5_vl.py
-    (Qwen2_5_VisionAttention). Boots: 1.88 GiB for 16,384 tokens of 2B, 2.26 GiB for as many of 8B, 0.48 GiB for 4096
-    tokens of 32B on two GPUs; this gives 1.88, 2.25 and 0.50.
+    others are not, and the sum over the GPUs is one more result. Where the tower is copied instead, a GPU picks its
+    pixels out of all. At the end the features of all levels are joined, which holds them twice. Source: qwen3_vl.py
+    (Qwen3_VisionTransformer, Qwen3_VisionBlock), qwen2_5_vl.py (Qwen2_5_VisionAttention), vision.py
+    (run_dp_sharded_mrope_vision_model). Boots: 1.88 GiB for 16,384 tokens of 2B, 2.26 GiB for as many of 8B, 0.48 GiB
+    for 4096 tokens of 32B split over two GPUs and 0.64 GiB copied; this gives 1.88, 2.25, 0.50 and 0.63.
     """
     vision = model.vision
     if vision is None or not tokens:
@@ -289,6 +309,7 @@ def encoder(model: Model, settings: Settings, tokens: int) -> float:
     parts = 1 if settings.copies_encoder else settings.tensor_parallel
     hidden, inter = vision.hidden_size, vision.intermediate_size
     pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    pixels *= 2 if settings.copies_encoder and settings.tensor_parallel > 1 else 1
     feature = vision.out_hidden_size / vision.patches_per_token
     whole = 4 if parts == 1 else 5
     attention = whole * hidden + (3 + 2 + 2) * hidden / parts
@@ -298,29 +319,52 @@ def encoder(model: Model, settings: Settings, tokens: int) -> float:
     return tokens * vision.patches_per_token * 2 * max(inside, at_the_end) / GIB
 
 
-def encoder_cache(model: Model, tokens: int) -> float:
-    """Encoded images that wait: tokens x hidden x (1 + DeepStack levels) in BF16 (EncoderCache)."""
+def encoder_cache(model: Model, settings: Settings, tokens: int) -> float:
+    """Encoded images that wait: tokens x hidden x (1 + DeepStack levels) in BF16 (EncoderCache).
+
+    Where the vision tower is copied, an image is a part of what all GPUs gathered, each padded to the largest
+    (run_dp_sharded_mrope_vision_model).
+    """
     if model.vision is None:
         return 0.0
-    return tokens * model.vision.out_hidden_size * (1 + model.vision.deepstack) * 2 / GIB
+    copies = settings.tensor_parallel if settings.copies_encoder else 1
+    return copies * tokens * model.vision.out_hidden_size * (1 + model.vision.deepstack) * 2 / GIB
 
 
-def cuda_graphs(model: Model, settings: Settings) -> float:
-    """Captured graphs, by the largest captured batch: min(2 x max_num_seqs, 512, max_num_batched_tokens).
+def cuda_graphs(model: Model, gpu: Gpu, settings: Settings) -> float:
+    """Captured graphs, by the largest captured batch; and NCCL's part of each, where GPUs are not peers.
 
-    Source of the sizes: VllmConfig._set_cudagraph_sizes. Fitted, see engines.py.
+    Fitted, see engines.py.
     """
     if settings.enforce_eager:
         return 0.0
     per_layer = engines.GRAPH_LAYER_GIB + engines.GRAPH_BYTES * graph_width(model, settings) / GIB
-    return max(model.text.num_hidden_layers * per_layer, engines.GRAPH_LEAST_GIB)
+    computing = max(model.text.num_hidden_layers * per_layer, engines.GRAPH_LEAST_GIB)
+    return computing + (captured_batches(settings) * engines.NCCL_GRAPH_GIB if reduces_by_nccl(gpu, settings) else 0.0)
 
 
 def graph_width(model: Model, settings: Settings) -> float:
     """Tokens of the largest captured batch x elements of the intermediate layer on one GPU."""
-    tokens = min(2 * settings.max_num_seqs, engines.LARGEST_GRAPH, settings.max_num_batched_tokens)
     experts = model.text.experts_per_token if model.is_moe else 1
-    return tokens * experts * model.text.intermediate_size / settings.tensor_parallel
+    return largest_captured(settings) * experts * model.text.intermediate_size / settings.tensor_parallel
+
+
+def reduces_by_nccl(gpu: Gpu, settings: Settings) -> bool:
+    """Whether NCCL sums over the GPUs: vLLM's own kernel needs peers (custom_all_reduce.py)."""
+    return settings.tensor_parallel > 1 and not gpu.peer_to_peer
+
+
+def largest_captured(settings: Settings) -> int:
+    """Tokens of the largest batch that is captured. Source: VllmConfig._set_cudagraph_sizes."""
+    return min(2 * settings.max_num_seqs, engines.LARGEST_GRAPH, settings.max_num_batched_tokens)
+
+
+def captured_batches(settings: Settings) -> int:
+    """Batches that are captured: 1, 2, 4, then every eighth below 256, then every sixteenth (same source)."""
+    largest = largest_captured(settings)
+    fine = len(range(8, min(largest + 1, 256), 8))
+    coarse = len(range(256, largest + 1, 16))
+    return sum(size <= largest for size in (1, 2, 4)) + fine + coarse
 
 
 def attention(model: Model, gpu: Gpu, settings: Settings) -> float:

@@ -61,6 +61,11 @@ class Gpu:
         return major in _FLASHINFER_FIRST or (kv_cache_dtype == "fp8" and major != _HOPPER)
 
     @property
+    def takes_machete(self) -> bool:
+        """Whether vLLM chooses Machete for 4-bit weights: on Hopper only, unless told to take Marlin."""
+        return int(self.compute_capability) == _HOPPER and not self.told_marlin
+
+    @property
     def fp8_path(self) -> str:
         """The kernel that serves FP8 weights in blocks of 128x128."""
         return "native" if self.native_fp8 else "marlin"

@@ -38,9 +38,9 @@ _SMALL_DEFAULTS = (256, 2048)
 # Batches that the solver tries, in the order of preference: requests in one batch, tokens in one step.
 _BATCHES = ((128, 8192), (64, 4096), (32, 2048), (8, 2048), (8, 1024))
 
-# With the context left open the solver gives up to a quarter of it for larger images and batches, and stays with BF16
-# where that holds at least this many tokens (an fp8 cache has uncalibrated scales).
-_WORTH = 0.75
+# With the context left open the solver gives up to three tenths of it for larger images and batches, and stays with
+# BF16 where that holds at least this many tokens (an fp8 cache has uncalibrated scales).
+_WORTH = 0.7
 _ENOUGH_CONTEXT = 65_536
 _LEAST_CONTEXT = 2_048
 _FP8_CACHE_CAPABILITY = 8.9
@@ -68,6 +68,7 @@ def judge(case: Case, wishes: Wishes, ladder: Sequence[Entry] = ()) -> Plan:
         images_per_prompt=wishes.images_per_prompt,
         tensor_parallel_size=wishes.tensor_parallel_size,
         copies_encoder=wishes.copies_encoder,
+        caches_kept=wishes.caches_kept,
     )
     return replace(plan, alternatives=tuple(_rungs(case, service, ladder)), closest=_closest(case, service))
 
@@ -141,6 +142,7 @@ def _settings(case: Case, wishes: Wishes, dtype: str, batch: tuple[int, int], ar
         images_per_prompt=images if case.model.vision else 0,
         enforce_eager=wishes.enforce_eager,
         copies_encoder=wishes.copies_encoder,
+        caches_kept=wishes.caches_kept,
     )
 
 

@@ -38,11 +38,13 @@ class Layout:
         tensor_parallel: GPUs that share one copy.
         copies_encoder: ``--mm-encoder-tp-mode data``: each GPU holds the whole vision tower.
         marlin: FP8 weights are repacked for the weight-only Marlin kernel.
+        machete: 4-bit weights keep a second copy of their zero points, in BF16.
     """
 
     tensor_parallel: int
     copies_encoder: bool = False
     marlin: bool = False
+    machete: bool = False
 
 
 # Split along one side by tensor parallelism; everything else is copied to each GPU (norms, patch and position
@@ -227,6 +229,9 @@ def _share(tensor: Tensor, place: _Place, model: Model, layout: Layout) -> int:
     if place.is_scale and layout.marlin and model.quantization.block:
         # Marlin has no blocks of rows: each scale is repeated for every row of its block, in BF16 instead of FP32.
         size = size * model.quantization.block[0] * 16 // model.quantization.scale_bits
+    if tensor.name.endswith("qzeros") and layout.machete:
+        # Kept as they are, and once more multiplied by their scales in BF16 (machete.py: transform_w_zp).
+        size += size * 16 // model.quantization.weight_bits
     if not place.is_split or (place.is_vision and layout.copies_encoder):
         return size
     parts = layout.tensor_parallel

@@ -30,6 +30,7 @@ class Wishes:
         max_num_batched_tokens: Tokens that one step computes.
         enforce_eager: Whether no CUDA graphs are captured.
         copies_encoder: Whether each GPU holds the whole vision tower.
+        caches_kept: Whether caches of an earlier start are there; None for a plan that holds with and without.
     """
 
     context: int | None = None
@@ -44,6 +45,7 @@ class Wishes:
     max_num_batched_tokens: int | None = None
     enforce_eager: bool = False
     copies_encoder: bool = False
+    caches_kept: bool | None = None
 
 
 def option_name(attribute: str) -> str:
