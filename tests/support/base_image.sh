@@ -12,6 +12,13 @@ fi
 here=$(cd "$(dirname "$0")/../.." && pwd)
 cache=${BASE_IMAGE_CACHE:-$here/.cache/test-hosts}
 mkdir -p "$cache"
+# Another scenario may be making it: it is there once the lock is free.
+exec 9>"$cache/$suite.lock"
+flock 9
+if docker image inspect "$image" >/dev/null 2>&1; then
+  echo "$image present"
+  exit 0
+fi
 tar=$cache/$suite.tar
 if [ ! -s "$tar" ]; then
   # The mirror that this machine uses, where it is a Debian; else mmdebstrap's own default.
