@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pynvml
 import pytest
 
 from ansible_collections.inference.vllm.plugins.module_utils import vram_run
+from ansible_collections.inference.vllm.plugins.module_utils.memory_sampler import Sampler, Window
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import Target
 from ansible_collections.inference.vllm.plugins.module_utils.verdict import Check, Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.vram_judge import Expected, expected_of
@@ -128,8 +129,8 @@ def test_the_load_is_the_heaviest_that_the_server_permits() -> None:
     assert load["words"] > 150
 
 
-def gpus(monkeypatch: pytest.MonkeyPatch, *used_gib: float, kind: type[FakeGpu] = FakeGpu) -> None:
-    cards = [kind(name="NVIDIA GeForce RTX 4090", memory=(24564, 413, int(gib * 1024))) for gib in used_gib]
+def gpus(monkeypatch: pytest.MonkeyPatch, *used_gib: float) -> None:
+    cards = [FakeGpu(name="NVIDIA GeForce RTX 4090", memory=(24564, 413, int(gib * 1024))) for gib in used_gib]
     fake_nvml.install(monkeypatch, *cards)
 
 
@@ -313,22 +314,18 @@ def test_nvml_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch, code
     assert failed(checked(expected=NVIDIA))["vram_ready"] == "gpu_unreadable"
 
 
-@dataclass
-class VanishingGpu(FakeGpu):
-    """Falls off the bus after some readings of its memory."""
-
-    readings: int = 0
-
-    def __getattribute__(self, name: str) -> Any:
-        if name == "memory":
-            self.readings += 1
-            if self.readings > 5:
-                self.broken = {"nvmlDeviceGetMemoryInfo_v2": 15}
-        return super().__getattribute__(name)
-
-
 def test_a_gpu_that_vanishes_is_named_and_what_was_read_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpus(monkeypatch, 20.7, kind=VanishingGpu)
+    card = FakeGpu(name="NVIDIA GeForce RTX 4090", memory=(24564, 413, int(20.7 * 1024)))
+    fake_nvml.install(monkeypatch, card)
+    rested = Sampler.rest
+
+    def rest(sampler: Sampler, seconds: float) -> Window:
+        """Falls off the bus once it was at rest."""
+        window = rested(sampler, seconds)
+        card.broken = {"nvmlDeviceGetMemoryInfo_v2": 15}
+        return window
+
+    monkeypatch.setattr(Sampler, "rest", rest)
     result = checked(expected=NVIDIA)
     assert failed(result) == dict.fromkeys(("vram_under_load", "vram_after"), "gpu_unreadable")
     assert "has fallen off the PCI bus: GPU 0" in check(result, "vram_under_load").message
