@@ -54,3 +54,14 @@ def test_a_folder_alone_was_enough_for_a_second_place(host, lock, name):
 
 def test_what_was_refused_left_no_file(host):
     assert host.run("find /opt/refused -name config.json -o -name lock.json").stdout == ""
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_host_holds_it_without_a_hub(host, lock, name):
+    assert host.file(f"/opt/joined/test/made-up/{lock['commit']}/{name}").content == FILES[name]
+
+
+def test_no_door_is_left_open(host):
+    assert "18081" not in host.check_output("ss --tcp --listening --numeric")
+    assert host.run("pgrep --full peer.py").rc != 0
+    assert not host.file("/opt/vllm/peer/peer.pid").exists

@@ -12,20 +12,44 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-__all__ = ["FOR_EVER", "Fault", "FaultyHub", "RequestRefusedError", "hub", "running", "write_model"]
+from ansible_collections.inference.vllm.plugins.module_utils.weights_progress import Pace
 
-HUB_FILE = Path(__file__).parents[2] / "roles" / "local_hub" / "files" / "hub.py"
+__all__ = [
+    "FOR_EVER",
+    "PEER_FILE",
+    "Fault",
+    "FaultyHub",
+    "FaultyPeer",
+    "RequestRefusedError",
+    "hub",
+    "peer",
+    "running",
+    "serving",
+    "write_model",
+]
+
+ROLES = Path(__file__).parents[2] / "roles"
+HUB_FILE = ROLES / "local_hub" / "files" / "hub.py"
+PEER_FILE = ROLES / "model_weights" / "files" / "peer.py"
 
 if TYPE_CHECKING:
     import hub
+    import peer
     from hub import Blob, HubHandler, HubServer, RequestRefusedError, Snapshot
-else:  # the role's file lies in no package
-    _spec = importlib.util.spec_from_file_location("hub", HUB_FILE)
-    hub = importlib.util.module_from_spec(_spec)
-    sys.modules["hub"] = hub
-    _spec.loader.exec_module(hub)
+    from peer import PeerHandler, PeerServer
+else:  # the roles' files lie in no package
+
+    def _load(file: Path) -> Any:
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[file.stem] = module
+        spec.loader.exec_module(module)
+        return module
+
+    hub, peer = _load(HUB_FILE), _load(PEER_FILE)
+    PeerHandler, PeerServer = peer.PeerHandler, peer.PeerServer
     Blob, HubHandler, HubServer, Snapshot = hub.Blob, hub.HubHandler, hub.HubServer, hub.Snapshot
     RequestRefusedError = hub.RequestRefusedError
 
@@ -59,6 +83,7 @@ class Fault:
 
 
 NONE = Fault("none")
+Server = TypeVar("Server", bound="FaultyHub")
 
 
 @dataclass(frozen=True)
@@ -172,17 +197,21 @@ class FaultyHub(HubServer):
         asked: All requests so far.
         sent: Content bytes sent so far, with the piece that is about to be.
         rate: Content bytes per second of each connection; None for no limit.
+        pace: Holds all connections together to a rate.
         alarms: Called once before the piece with that content byte is sent.
     """
 
+    handler: type[HubHandler] = FaultyHandler
+
     def __init__(self, root: Path, rate: float | None = None) -> None:
-        super().__init__("127.0.0.1", 0, root, FaultyHandler)
+        super().__init__("127.0.0.1", 0, root, self.handler)
         self.faults: list[Fault] = []
         self.token = ""
         self.date = ""
         self.asked: list[Asked] = []
         self.sent = 0
         self.rate = rate
+        self.pace = Pace(0)
         self.alarms: list[tuple[int, Callable[[], None]]] = []
         self.ended = threading.Event()
         self._mutex = threading.Lock()
@@ -237,18 +266,36 @@ class FaultyHub(HubServer):
             self.alarms = [alarm for alarm in self.alarms if alarm[0] > self.sent]
         for ring in due:
             ring()
-        if self.rate:
-            time.sleep(sent / self.rate)
+        time.sleep(sent / self.rate if self.rate else self.pace.wait(sent))
 
     def files_asked(self) -> list[str]:
         """Names of the files that were asked for, in order."""
         return [asked.path.split("/", 5)[5] for asked in self.asked if "/resolve/" in asked.path]
 
 
+class FaultyPeerHandler(FaultyHandler, PeerHandler):
+    """Gives files of a host to other hosts, except where a fault applies."""
+
+    server: FaultyPeer
+
+
+class FaultyPeer(FaultyHub, PeerServer):
+    """A host's server on a free port of loopback, for the folder of all its models."""
+
+    handler = FaultyPeerHandler
+
+
 @contextmanager
 def running(root: Path, rate: float | None = None) -> Iterator[FaultyHub]:
     """A hub that serves a folder until the block ends."""
-    with FaultyHub(root, rate) as server:
+    with serving(FaultyHub(root, rate)) as server:
+        yield server
+
+
+@contextmanager
+def serving(server: Server) -> Iterator[Server]:
+    """The server, at work until the block ends."""
+    with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         try:

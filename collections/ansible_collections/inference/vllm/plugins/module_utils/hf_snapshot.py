@@ -10,10 +10,12 @@ import errno
 import json
 import os
 import threading
+import time
 from collections import Counter
-from collections.abc import Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,6 +29,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.weights_hub import 
     Retry,
     StoppedError,
 )
+from ansible_collections.inference.vllm.plugins.module_utils.weights_peers import Fleet, Peers
 from ansible_collections.inference.vllm.plugins.module_utils.weights_plan import FileSpec, Listing, Lock
 from ansible_collections.inference.vllm.plugins.module_utils.weights_progress import Pace, Progress
 from ansible_collections.inference.vllm.plugins.module_utils.weights_sources import Folders, Hubs, recorded_in
@@ -55,6 +58,7 @@ class Want:
         lock: The files that are accepted, or None to accept and record what the hub gives.
         refresh: Ask the hub what a branch is now, instead of taking the commit of the last run.
         folders: Local folders to take files from before any hub is asked.
+        fleet: Other hosts to take files from before any hub is asked.
         mirrors: Addresses of hubs to ask before ``endpoint``, in this order.
         endpoint: Address of the hub; empty for huggingface_hub's default.
         token: Secret for ``token_endpoint``, or None.
@@ -81,6 +85,7 @@ class Want:
     lock: Lock | None = None
     refresh: bool = True
     folders: Sequence[Path] = ()
+    fleet: Fleet = field(default_factory=Fleet)
     mirrors: Sequence[str] = ()
     endpoint: str = ""
     token: str | None = None
@@ -175,6 +180,7 @@ def write_lock(want: Want) -> tuple[Lock, tuple[str, ...]]:
 
 def _checked(want: Want) -> Layout:
     plan.check_source(want.repository, want.revision, want.lock)
+    want.fleet.check()
     for name, folder in (("root", want.root), *(("folders", folder) for folder in want.folders)):
         if not folder.is_absolute():
             plan.refuse("bad_root", f"{name} is {str(folder)!r}.", "Give an absolute path.")
@@ -222,8 +228,8 @@ class _Run:
         removed, fixed = self._tidy(target, wanted)
         missing = self._missing(target, wanted, state)
         folders = Folders(self._layout, commit, self._want.folders, self._warnings.append)
-        if self._want.lock is not None:
-            missing = self._confirm_with_hub(self._want.lock, missing, folders)
+        if not self._want.fleet.urls:  # else other hosts may have all of it, and no hub be needed
+            missing = self._confirm_with_hub(missing, folders)
         left = sum(self._left(commit, spec) for spec in missing)
         outcome = Outcome(
             commit,
@@ -241,6 +247,9 @@ class _Run:
             plan.check_space(left + SPARE_BYTES, inodes, free_bytes, free_inodes, str(self._layout.base))
         if not self._dry_run:
             self._progress.begin("fetch", left)
+            if self._want.fleet.urls:
+                missing = self._fetch_from_fleet(target, missing, state, folders)
+                missing = self._confirm_with_hub(missing, folders)
             self._fetch(target, missing, state, folders)
             outcome.sources, outcome.bytes_fetched = dict(self._received), self._received.total()
             outcome.files = tuple(replace(spec, sha256=state.known_sha256(spec.path)) for spec in wanted)
@@ -383,9 +392,10 @@ class _Run:
             good = pool.map(lambda spec: store.is_good(target, spec, state, full, self._progress.add), wanted)
             return [spec for spec, is_good in zip(wanted, good, strict=True) if not is_good]
 
-    def _confirm_with_hub(self, lock: Lock, missing: Sequence[FileSpec], folders: Folders) -> list[FileSpec]:
-        """Compare the lock with the hub's list before the first byte; adds what else the hub knows of the files."""
-        if all(folders.offers(spec) for spec in missing):  # no hub may be needed, so none is asked
+    def _confirm_with_hub(self, missing: Sequence[FileSpec], folders: Folders) -> list[FileSpec]:
+        """Compare the lock with the hub's list before its first byte; adds what else the hub knows of the files."""
+        lock = self._want.lock
+        if lock is None or all(folders.offers(spec) for spec in missing):  # no hub may be needed, so none is asked
             return list(missing)
         confirmed = self._hubs.ask(lambda hub: plan.lock_files(lock, hub.listing(lock.commit)))
         by_path = {spec.path: spec for spec in confirmed}
@@ -399,16 +409,60 @@ class _Run:
             held = 0
         return spec.size - min(held, spec.size)
 
+    def _fetch_from_fleet(
+        self, target: Path, missing: Sequence[FileSpec], state: State, folders: Folders
+    ) -> list[FileSpec]:
+        """Take files from folders, and from other hosts as those come to hold them. Returns those that none gives."""
+        want, rest = self._want, {spec.path: spec for spec in sorted(missing, key=lambda spec: -spec.size)}
+        peers = Peers(want.fleet, want.repository, state.commit, timeout=want.timeout, warn=self._warnings.append)
+        local = {path for path, spec in rest.items() if folders.offers(spec)}
+        running: dict[Future[bool], FileSpec] = {}
+        self._make_parts_folder(state.commit)
+
+        def source_of(spec: FileSpec) -> Callable[[PartFile], bool] | None:
+            if spec.path in local:
+                local.remove(spec.path)  # one that proves wrong is not tried again
+                return lambda part: folders.copy(spec, part, self._count)
+            peer = peers.best(spec)
+            return None if peer is None else lambda part: peers.fetch(peer, spec, part, self._stop, self._count)
+
+        with ThreadPoolExecutor(want.workers) as pool:
+            try:
+                while rest or running:
+                    peers.look()
+                    for spec in list(rest.values()):
+                        if len(running) < want.workers and (fill := source_of(spec)) is not None:
+                            running[pool.submit(self._fetch_file, target, spec, state, fill)] = rest.pop(spec.path)
+                    if not running:
+                        if not peers.worth_waiting(rest.values()):
+                            break
+                        time.sleep(want.fleet.pause)
+                    for future in wait(running, want.fleet.pause, FIRST_COMPLETED).done:
+                        spec = running.pop(future)
+                        if not future.result():
+                            rest[spec.path] = spec
+            except BaseException:  # also when this thread is interrupted
+                self._stop.set()
+                pool.shutdown(cancel_futures=True)
+                raise
+        return list(rest.values())
+
     def _fetch(self, target: Path, missing: Sequence[FileSpec], state: State, folders: Folders) -> None:
         """Fetch files, the largest first; the first failure ends all."""
         if not missing:
             return
         want = self._want
-        store.make_folder(self._layout.part(state.commit, "").parent, want.owner, want.group)
+        self._make_parts_folder(state.commit)
+
+        def fill(spec: FileSpec, part: PartFile) -> bool:
+            if not folders.copy(spec, part, self._count):
+                self._hubs.ask(lambda hub: self._download(hub, state.commit, spec, part))
+            return True
+
         with ThreadPoolExecutor(want.workers) as pool:
             try:
-                futures: list[Future[None]] = [
-                    pool.submit(self._fetch_file, target, spec, state, folders)
+                futures: list[Future[bool]] = [
+                    pool.submit(self._fetch_file, target, spec, state, partial(fill, spec))
                     for spec in sorted(missing, key=lambda spec: -spec.size)
                 ]
                 wait(futures, return_when=FIRST_EXCEPTION)
@@ -419,19 +473,23 @@ class _Run:
         for error in sorted(errors, key=lambda error: isinstance(error, StoppedError)):
             raise error
 
-    def _fetch_file(self, target: Path, spec: FileSpec, state: State, folders: Folders) -> None:
-        """Fetch one file, verify it and move it to its place below ``target``."""
+    def _make_parts_folder(self, commit: str) -> None:
+        store.make_folder(self._layout.part(commit, "").parent, self._want.owner, self._want.group)
+
+    def _fetch_file(self, target: Path, spec: FileSpec, state: State, fill: Callable[[PartFile], bool]) -> bool:
+        """Have a part filled with verified content and move it to its place below ``target``; False if that failed."""
         want = self._want
         part = PartFile(self._layout.part(state.commit, spec.path), spec)
         try:
-            if not folders.copy(spec, part, self._count):
-                self._hubs.ask(lambda hub: self._download(hub, state.commit, spec, part))
+            if not fill(part):
+                return False
             store.make_folder((target / spec.path).parent, want.owner, want.group)
             found = part.finish(target / spec.path, want.owner, want.group)
             state.record(spec.path, found, part.hash.sha256())
             state.save()
         finally:
             part.close()
+        return True
 
     def _download(self, hub: Hub, commit: str, spec: FileSpec, sink: Sink) -> None:
         """Fill a sink from a hub, until the content is what it must be."""

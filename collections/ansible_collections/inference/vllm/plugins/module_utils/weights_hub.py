@@ -10,7 +10,9 @@ import importlib
 import os
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -147,7 +149,15 @@ class Hub:
     """One hub, asked about one repository."""
 
     def __init__(
-        self, endpoint: str, repository: str, *, token: str | None, token_endpoint: str, timeout: float, retry: Retry
+        self,
+        endpoint: str,
+        repository: str,
+        *,
+        token: str | None,
+        token_endpoint: str,
+        timeout: float,
+        retry: Retry,
+        direct: bool = False,
     ) -> None:
         """Prepare the session; nothing is sent yet.
 
@@ -158,6 +168,7 @@ class Hub:
             token_endpoint: Address of that hub. The token goes to no other host, scheme or port.
             timeout: Seconds without a byte after which a connection counts as dead.
             retry: Patience.
+            direct: Use no proxy for the bytes of files.
 
         Raises:
             RefusalError: ``library_missing`` or ``bad_endpoint``.
@@ -178,6 +189,7 @@ class Hub:
         self._withheld = token is not None and self._token is None
         self._repository, self._timeout, self._retry = repository, timeout, retry
         self._context = self._http.create_ssl_context()
+        self._direct = direct
 
     @property
     def is_protected(self) -> bool:
@@ -196,6 +208,18 @@ class Hub:
         self._check_way(url)
         token = self._token if self._is_tokens_own(url) else None
         return {**self._utils.build_hf_headers(token=token or False), "Accept-Encoding": "identity"}
+
+    def stream(
+        self, url: str, headers: Mapping[str, str] = MappingProxyType({}), timeout: float = 0
+    ) -> AbstractContextManager[Stream]:
+        """An answer whose body is still to come, asked for by the same two rules.
+
+        Raises:
+            BrokenStreamError: Nobody answers, within ``timeout`` seconds or those of this hub.
+        """
+        return stream(
+            url, lambda url: {**self.headers_for(url), **headers}, timeout or self._timeout, self._context, self._direct
+        )
 
     def _is_tokens_own(self, url: str) -> bool:
         return origin(url) == self._token_origin
@@ -275,7 +299,7 @@ class Hub:
             return
         span = {"Range": f"bytes={part.offset}-"} if part.offset else {}
         try:
-            with stream(url, lambda url: self.headers_for(url) | span, self._timeout, self._context) as answer:
+            with self.stream(url, span) as answer:
                 if answer.status == RANGE_REFUSED:
                     part.restart()
                     raise HubProblemError(_size_refusal(url, spec, "the hub has no more bytes"), passing=True)

@@ -58,7 +58,11 @@ def _request(url: str, headers_for: Callable[[str], Mapping[str, str]]) -> urlli
 
 @contextmanager
 def stream(
-    url: str, headers_for: Callable[[str], Mapping[str, str]], timeout: float, context: ssl.SSLContext
+    url: str,
+    headers_for: Callable[[str], Mapping[str, str]],
+    timeout: float,
+    context: ssl.SSLContext,
+    direct: bool = False,
 ) -> Iterator[Stream]:
     """Ask for an address, through the environment's proxies, and follow redirects.
 
@@ -67,12 +71,13 @@ def stream(
         headers_for: The headers for an address; asked for each redirect again, and may raise to refuse it.
         timeout: Seconds without a byte after which the connection counts as dead.
         context: Which certificates to trust.
+        direct: Use no proxy.
 
     Raises:
         BrokenStreamError: Nobody answers.
     """
     handlers: list[urllib.request.BaseHandler] = [
-        urllib.request.ProxyHandler(),
+        urllib.request.ProxyHandler({} if direct else None),
         urllib.request.HTTPHandler(),
         urllib.request.HTTPSHandler(context=context),
         urllib.request.UnknownHandler(),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.inference.vllm.plugins.module_utils.hf_snapshot import Outcome, Want, ensure, write_lock
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError, join
 from ansible_collections.inference.vllm.plugins.module_utils.weights_hub import Retry
+from ansible_collections.inference.vllm.plugins.module_utils.weights_peers import Fleet
 from ansible_collections.inference.vllm.plugins.module_utils.weights_plan import Lock, parse_lock, refuse
 from ansible_collections.inference.vllm.plugins.module_utils.weights_store import read_lock
 
@@ -28,7 +30,8 @@ description:
     and fetch only what is broken. What does not belong into the folder is removed.
   - With a lock, or with a commit as O(revision), a complete folder needs no network at all.
   - Files come from the first source that has them right. Other commits of the repository on this host come first, then
-    O(folders), O(mirrors) and O(endpoint). A file that proves wrong is left alone, and the next source is tried.
+    O(folders), O(peers), O(mirrors) and O(endpoint). A file that proves wrong is left alone, and the next source is
+    tried.
   - Two runs at once on the same repository wait for each other.
   - While it runs, an action plugin says how far it is. Where the play ends before it, it goes on on the host.
 requirements:
@@ -63,6 +66,29 @@ options:
     type: list
     elements: path
     default: []
+  peers:
+    description:
+      - Addresses of the servers (C(peer.py) of role model_weights) of all hosts that share what they hold, this one
+        among them, in the same order for all. They are asked after O(folders) and before O(mirrors).
+      - A file that another host holds is taken from there. A hub is asked only when no host before this one in the list
+        is at work any more, and when none holds the file. A host that is dead, slow, or sends something wrong is given
+        up with a warning.
+    type: list
+    elements: str
+    default: []
+  peer_self:
+    description: The address of this host, as in O(peers).
+    type: str
+    default: ''
+  peer_token:
+    description: The secret that the servers in O(peers) were started with.
+    type: str
+  peer_patience:
+    description:
+      - Seconds without progress after which a host in O(peers) counts as not at work, and after which one that sends
+        less than 1 MB/s, or than its share of O(max_bytes_per_second), counts as slow.
+    type: float
+    default: 30
   mirrors:
     description: Addresses of hubs to ask before O(endpoint), in this order. They never see the token.
     type: list
@@ -197,6 +223,15 @@ EXAMPLES = r"""
     keep: 2
     in_use: /opt/vllm/current/manifest.json
 
+- name: Fetch once for all hosts of the play, whose servers were started with a secret
+  inference.vllm.hf_snapshot:
+    repository: example/model
+    root: /opt/vllm/models
+    lock: "{{ lookup('ansible.builtin.file', 'locks/model.json') | from_json }}"
+    peers: [http://10.0.0.1:18081, http://10.0.0.2:18081, http://10.0.0.3:18081]
+    peer_self: "http://{{ ansible_facts.default_ipv4.address }}:18081"
+    peer_token: "{{ secret_of_this_run }}"
+
 - name: Read every byte again
   inference.vllm.hf_snapshot:
     repository: example/model
@@ -308,6 +343,7 @@ LEAST = {
     "keep": 0,
     "max_bytes_per_second": 0,
     "progress_interval": 0,
+    "peer_patience": 0.001,
 }
 
 
@@ -345,6 +381,15 @@ def given_lock(value: Any) -> Lock | None:
     if not isinstance(value, str):
         return parse_lock(value, "given as lock")
     return read_lock(Path(value)) or refuse("bad_lock", f"lock {value} does not exist.", "Give an existing file.")
+
+
+def fleet_of(params: dict[str, Any]) -> Fleet:
+    """The hosts that share what they hold, from the options."""
+    fleet = Fleet(params["peer_self"], params["peers"], params["peer_token"] or "", params["peer_patience"])
+    if params["max_bytes_per_second"]:  # a host is not slow because this one holds back
+        share = params["max_bytes_per_second"] / params["max_workers"] / 2
+        fleet = replace(fleet, least_rate=min(fleet.least_rate, share))
+    return fleet
 
 
 def check_numbers(params: dict[str, Any]) -> None:
@@ -412,6 +457,10 @@ def main() -> None:
             "root": {"type": "path", "required": True},
             "refresh": {"type": "bool", "default": True},
             "folders": {"type": "list", "elements": "path", "default": []},
+            "peers": {"type": "list", "elements": "str", "default": []},
+            "peer_self": {"type": "str", "default": ""},
+            "peer_token": {"type": "str", "no_log": True},
+            "peer_patience": {"type": "float", "default": 30},
             "mirrors": {"type": "list", "elements": "str", "default": []},
             "endpoint": {"type": "str", "default": ""},
             "lock": {"type": "raw"},
@@ -451,6 +500,7 @@ def main() -> None:
             lock=given_lock(params["lock"]),
             refresh=params["refresh"],
             folders=[Path(folder) for folder in params["folders"]],
+            fleet=fleet_of(params),
             mirrors=params["mirrors"],
             endpoint=params["endpoint"],
             token=token,
@@ -468,7 +518,8 @@ def main() -> None:
             lock_timeout=params["lock_timeout"],
             keep=params["keep"],
             in_use=Path(params["in_use"]) if params["in_use"] else None,
-            show_progress=params["progress_interval"] > 0,
+            # The other hosts see by the figures that this one is at work.
+            show_progress=params["progress_interval"] > 0 or bool(params["peers"]),
         )
         if params["lock_only"]:
             lock, warnings = write_lock(want)

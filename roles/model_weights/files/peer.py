@@ -1,0 +1,287 @@
+#!/usr/bin/env python3
+"""Gives the other hosts of a deployment the model files that this host holds, while the deployment lasts.
+
+``peer.py start`` reads its settings from standard input, takes the port, and goes into the background; ``peer.py stop``
+ends it. Nothing but these is answered, and only to who sends the run's token:
+
+* ``GET /api/held/<org>/<name>/<commit>``: the verified files of that commit, also of one that is still being fetched,
+  whether it is complete, and how far the fetching is.
+* ``GET /<org>/<name>/resolve/<commit>/<path>``: one of those files, also in part (``Range``), as the hub would send it.
+
+It never says what the files of a commit must be: whoever receives them knows that from a lock or from the hub. It ends
+by itself when nobody asked for some time, so that a run that was killed leaves no open port.
+
+Settings, as JSON: ``address`` and ``port`` to listen at, ``models`` (the folder of all models), ``user`` to become,
+``token``, ``uploads`` (files that are sent at once), ``idle`` (seconds without a request after which it ends),
+``allow_public`` (listen at an address of the Internet).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hmac
+import ipaddress
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from hub import REPOSITORY_NAME, Blob, HubHandler, HubServer, RequestRefusedError, Snapshot, become
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+TOKEN_BYTES = 32  # fewer could be guessed
+PID_FILE = Path(__file__).with_name("peer.pid")
+STOP_SECONDS = 10.0
+SPAN_BYTES = 4 << 20
+SLOW_SECONDS, LEAST_RATE = 10.0, 1e6  # a receiver that takes less than so many bytes per second after so long is slow
+
+
+@dataclass(eq=False)
+class Upload:
+    """A file that is being sent: since when, and how many bytes of it."""
+
+    begin: float
+    sent: int = 0
+
+    def counts(self, now: float) -> bool:
+        """Whether it takes a place from others; a receiver that is slow does not."""
+        seconds = now - self.begin
+        return seconds < SLOW_SECONDS or self.sent >= LEAST_RATE * seconds
+
+
+class PeerHandler(HubHandler):
+    """Answers one connection of another host."""
+
+    server: PeerServer
+    upload: Upload | None = None
+
+    def respond(self) -> None:
+        """Route the request of one who has the token."""
+        given = self.headers.get("Authorization", "")
+        if not hmac.compare_digest(given.encode(errors="replace"), f"Bearer {self.server.token}".encode()):
+            self.close_connection = True
+            self.send_json({"error": "Not the token of this run"}, 401)
+            return
+        self.server.asked_at = time.monotonic()
+        super().respond()
+
+    def route(self, parts: list[str], query: dict[str, str]) -> None:
+        """Find the answer for a path, given as its decoded segments."""
+        match parts:
+            case ["api", "held", org, name, commit]:
+                self.send_json(self.server.report(f"{org}/{name}", commit))
+            case [org, name, "resolve", commit, *path] if path:
+                self.send_held(f"{org}/{name}", commit, "/".join(path))
+            case _:
+                raise RequestRefusedError(404, "NotFound", f"No such address: {self.path}")
+
+    def send_held(self, name: str, commit: str, path: str) -> None:
+        """Send a file that this host holds, unless it sends as many as it may."""
+        file = self.server.held(name, commit).get(path)
+        if file is None:
+            raise RequestRefusedError(404, "EntryNotFound", "This host does not hold that file")
+        self.upload = self.server.begin_upload()
+        if self.upload is None:
+            self.send_json({"error": "Busy"}, 429, {"Retry-After": "1"})
+            return
+        try:
+            seen = file.stat()
+            blob = Blob(path, file, seen.st_size, "", f"{seen.st_size:x}-{seen.st_mtime_ns:x}", lfs=False)
+            self.send_file(Snapshot(name, commit, {}), blob)
+        except FileNotFoundError:
+            raise RequestRefusedError(404, "EntryNotFound", "This host does not hold that file any more") from None
+        finally:
+            self.server.end_upload(self.upload)
+
+    def send_content(self, blob: Blob, start: int, length: int) -> None:
+        """Send ``length`` bytes of a file from byte ``start`` on."""
+        with blob.file.open("rb") as content:
+            for begin in range(start, start + length, SPAN_BYTES):
+                span = min(SPAN_BYTES, start + length - begin)
+                self.connection.sendfile(content, begin, span)
+                if self.upload is not None:
+                    self.upload.sent += span
+
+
+class PeerServer(HubServer):
+    """The listening socket, and the folder of all models."""
+
+    request_queue_size = 128  # all hosts may ask in the same moment
+
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        root: Path,
+        handler: type[HubHandler] = PeerHandler,
+        *,
+        token: str = "",
+        uploads: int = 2,
+    ) -> None:
+        """Listen at once; port 0 takes a free one."""
+        super().__init__(address, port, root, handler)
+        self.token = token
+        self.asked_at = time.monotonic()
+        self._mutex = threading.Lock()
+        self._most, self._uploads = uploads, set[Upload]()
+
+    def begin_upload(self) -> Upload | None:
+        """Take one of the places for files that are sent at once; None when none is free."""
+        upload = Upload(time.monotonic())
+        with self._mutex:
+            if sum(each.counts(upload.begin) for each in self._uploads) >= self._most:
+                return None
+            self._uploads.add(upload)
+        return upload
+
+    def end_upload(self, upload: Upload) -> None:
+        """Give the place back."""
+        with self._mutex:
+            self._uploads.remove(upload)
+            self.asked_at = time.monotonic()
+
+    def report(self, name: str, commit: str) -> dict[str, Any]:
+        """What this host holds of a commit, and how far it is with the rest."""
+        base = self._base(name, commit)
+        progress = None
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            figures = json.loads((base / ".progress.json").read_text())
+            progress = [figures["phase"], figures["done"]]
+        return {
+            "files": sorted(self.held(name, commit)),
+            "complete": (base / commit).is_dir(),
+            "progress": progress,
+        }
+
+    def held(self, name: str, commit: str) -> dict[str, Path]:
+        """The verified files of a commit by their names. Raises RequestRefusedError for what cannot be a commit."""
+        base = self._base(name, commit)
+        for folder in (base / commit, base / f".incomplete-{commit}" / "files"):
+            if folder.is_dir():
+                found = [Path(place) / file for place, _folders, files in os.walk(folder) for file in files]
+                return {p.relative_to(folder).as_posix(): p for p in found if p.is_file() and not p.is_symlink()}
+        return {}
+
+    def _base(self, name: str, commit: str) -> Path:
+        if not REPOSITORY_NAME.fullmatch(name) or any(part.startswith(".") for part in name.split("/")):
+            raise RequestRefusedError(404, "RepoNotFound", "Repository not found")
+        if not COMMIT.fullmatch(commit):
+            raise RequestRefusedError(404, "RevisionNotFound", "Files are given by commit only")
+        return self.store.root / name
+
+    def end_when_idle(self, seconds: float) -> None:
+        """Stop to serve once nobody asked for so long and nothing is being sent."""
+        while time.monotonic() - self.asked_at < seconds or self._uploads:
+            time.sleep(min(1.0, seconds / 10))
+        self.shutdown()
+
+
+def check(settings: dict[str, Any]) -> str | None:
+    """Why these settings are refused; None when they are not."""
+    try:
+        address = ipaddress.IPv4Address(settings["address"])
+    except ValueError:
+        return (
+            f"[peer_address] model_weights_peer_address is {settings['address']!r}, which is no IPv4 address. "
+            "Fix: set it to the address of this host in the network of the other hosts."
+        )
+    if address.is_unspecified:
+        return (
+            f"[peer_address] model_weights_peer_address is {address}, which means every network. "
+            "Fix: name the one address at which the other hosts reach this one."
+        )
+    if address.is_global and not settings["allow_public"]:
+        return (
+            f"[peer_address] model_weights_peer_address is {address}, an address of the Internet. "
+            "Fix: name an address of the local network, or set model_weights_peer_unsafe_allow_public: true."
+        )
+    if len(settings["token"]) < TOKEN_BYTES:
+        return f"[peer_token] The token has less than {TOKEN_BYTES} characters. Fix: give a longer one."
+    return None
+
+
+def running() -> int | None:
+    """The process that serves, if there is one and it is this program."""
+    try:
+        pid = int(PID_FILE.read_text())
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return None
+    return pid if str(Path(__file__)).encode() in command else None
+
+
+def stop() -> bool:
+    """End the process that serves, if there is one. Returns whether there was."""
+    pid = running()
+    if pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+            deadline = time.monotonic() + STOP_SECONDS
+            while running() == pid and time.monotonic() < deadline:
+                time.sleep(0.05)
+            if running() == pid:
+                os.kill(pid, signal.SIGKILL)
+    PID_FILE.unlink(missing_ok=True)
+    return pid is not None
+
+
+def start(settings: dict[str, Any]) -> str | None:
+    """Take the port and serve in the background. Returns why that is refused; None when it serves."""
+    problem = check(settings)
+    if problem is not None:
+        return problem
+    stop()  # what an interrupted run left has another token
+    os.chdir(settings["models"])  # the other user needs no way through the folders above
+    where = f"{settings['address']}:{settings['port']}"
+    try:
+        server = PeerServer(
+            settings["address"],
+            settings["port"],
+            Path(),
+            token=settings["token"],
+            uploads=settings["uploads"],
+        )
+    except OSError as error:
+        return (
+            f"[peer_port] {where} cannot be listened at: {error.strerror}. Fix: set model_weights_peer_address to an "
+            "address of this host, and model_weights_peer_port to a port that is free."
+        )
+    process = os.fork()
+    if process:
+        PID_FILE.write_text(f"{process}\n")
+        return None
+    os.setsid()
+    quiet = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(quiet, stream)
+    if settings["user"]:
+        become(settings["user"])
+    threading.Thread(target=server.end_when_idle, args=[settings["idle"]], daemon=True).start()
+    server.serve_forever(poll_interval=0.2)
+    os._exit(0)
+
+
+def main() -> int:
+    """Do what the command line says; the exit status, and on failure why."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["start", "stop"])
+    if parser.parse_args().action == "stop":
+        stop()
+        return 0
+    problem = start(json.loads(sys.stdin.read()))
+    if problem is not None:
+        print(problem, file=sys.stderr)
+    return 0 if problem is None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
