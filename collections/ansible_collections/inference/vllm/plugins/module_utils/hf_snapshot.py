@@ -248,9 +248,9 @@ class _Run:
         if not self._dry_run:
             self._progress.begin("fetch", left)
             if self._want.fleet.urls:
-                missing = self._fetch_from_fleet(target, missing, state, folders)
-                missing = self._confirm_with_hub(missing, folders)
-            self._fetch(target, missing, state, folders)
+                self._fetch_with_fleet(target, missing, state, folders)
+            else:
+                self._fetch(target, missing, state, folders)
             outcome.sources, outcome.bytes_fetched = dict(self._received), self._received.total()
             outcome.files = tuple(replace(spec, sha256=state.known_sha256(spec.path)) for spec in wanted)
             outcome.recorded = self._place(target, outcome, state)
@@ -409,12 +409,31 @@ class _Run:
             held = 0
         return spec.size - min(held, spec.size)
 
+    def _fetch_with_fleet(self, target: Path, missing: Sequence[FileSpec], state: State, folders: Folders) -> None:
+        """Fetch files from other hosts, and from a hub what none of them gives; where no hub answers, wait for them."""
+        want = self._want
+        peers = Peers(want.fleet, want.repository, state.commit, timeout=want.timeout, warn=self._warnings.append)
+        refused: RefusalError | None = None
+        while missing := self._fetch_from_fleet(peers, target, missing, state, folders):
+            if refused is not None:
+                raise refused
+            try:
+                self._fetch(target, self._confirm_with_hub(missing, folders), state, folders)
+                return
+            except RefusalError as error:
+                if error.refusals[0].code not in PASSING_CODES:
+                    raise
+                refused = error
+            self._warnings.append(f"{refused.refusals[0].message} Waiting for what the other hosts get.")
+            peers.follow_all()
+            self._stop.clear()
+            missing = [spec for spec in missing if not store.is_good(target, spec, state, False, lambda _: None)]
+
     def _fetch_from_fleet(
-        self, target: Path, missing: Sequence[FileSpec], state: State, folders: Folders
+        self, peers: Peers, target: Path, missing: Sequence[FileSpec], state: State, folders: Folders
     ) -> list[FileSpec]:
         """Take files from folders, and from other hosts as those come to hold them. Returns those that none gives."""
         want, rest = self._want, {spec.path: spec for spec in sorted(missing, key=lambda spec: -spec.size)}
-        peers = Peers(want.fleet, want.repository, state.commit, timeout=want.timeout, warn=self._warnings.append)
         local = {path for path, spec in rest.items() if folders.offers(spec)}
         running: dict[Future[bool], FileSpec] = {}
         self._make_parts_folder(state.commit)

@@ -29,7 +29,7 @@ SURVEY_SECONDS = 3.0
 SURVEYS_AT_ONCE = 16
 LOST_SURVEYS = 3  # in a row, after which a host counts as dead
 # Hosts that lose the one before them at the same time do not all turn to the hub: each gives the one before it time to
-# begin, and to be seen at it.
+# begin, and to be seen at it. In looks at the others.
 STAGGER = 5.0
 NOT_NOW = frozenset({"rate_limited", "file_not_found"})  # a host that has enough to do, or has just moved the file
 
@@ -129,6 +129,8 @@ class Peers:
         now = clock()
         self._rank = list(fleet.urls).index(fleet.own) if fleet.urls else 0
         self._peers = [Peer(url, changed_at=now) for url in fleet.urls if url != fleet.own]
+        self._before = self._peers[: self._rank]
+        self._patience = fleet.patience + self._rank * STAGGER * fleet.pause
         self._hubs: dict[str, Hub] = {}
 
     def look(self) -> None:
@@ -164,13 +166,19 @@ class Peers:
         return min(holders, key=lambda peer: (peer.sending, turn[peer.url]), default=None)
 
     def worth_waiting(self, specs: Collection[FileSpec]) -> bool:
-        """Whether a host holds one of these files and is only busy, or one before this host is at work on them."""
+        """Whether a host holds one of these files and is only busy, or one that goes first is at work on them."""
         if any(self._holding(spec) for spec in specs):
             return True
-        now = self._clock()
-        patience = self._fleet.patience + STAGGER * self._rank * self._fleet.pause
-        before = self._peers[: self._rank]
-        return any(peer.usable and not peer.complete and now - peer.changed_at < patience for peer in before)
+        since = self._clock() - self._patience
+        return any(peer.usable and not peer.complete and peer.changed_at > since for peer in self._before)
+
+    def follow_all(self) -> None:
+        """From now on wait for hosts behind this one too: no hub answers this one, and may answer them."""
+        self._before = self._peers
+        # They begin when their own patience with this host ends.
+        self._patience += self._fleet.patience + len(self._peers) * STAGGER * self._fleet.pause
+        for peer in self._peers:
+            peer.changed_at = self._clock()
 
     def _holding(self, spec: FileSpec) -> list[Peer]:
         return [peer for peer in self._peers if peer.usable and spec.path in peer.files]
