@@ -255,16 +255,17 @@ def start(settings: dict[str, Any]) -> str | None:
             f"[peer_port] {where} cannot be listened at: {error.strerror}. Fix: set model_weights_peer_address to an "
             "address of this host, and model_weights_peer_port to a port that is free."
         )
-    process = os.fork()
-    if process:
-        PID_FILE.write_text(f"{process}\n")
-        return None
+    with PID_FILE.open("w") as note:  # while there is the right to
+        if settings["user"]:
+            become(settings["user"])
+        process = os.fork()
+        if process:
+            note.write(f"{process}\n")
+            return None
     os.setsid()
     quiet = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(quiet, stream)
-    if settings["user"]:
-        become(settings["user"])
     threading.Thread(target=server.end_when_idle, args=[settings["idle"]], daemon=True).start()
     server.serve_forever(poll_interval=0.2)
     os._exit(0)
