@@ -8,6 +8,10 @@ bytes on disk (fsync), and a second table leaves the disk out by working in a fi
 * stream + sha256: the same over HTTP from the hub, without checks.
 * verified: the module's way, four files at once, hashed, made durable and recorded.
 * snapshot_download, hf download: what huggingface_hub does by default, which checks sizes, and no hash.
+
+Then hosts that share: one host alone, and eight at once that have the files from each other, from a hub that gives only
+so many bytes per second to all together. Each host is a process of its own with the server that the role starts; all
+have their Python loaded when the time begins.
 """
 
 from __future__ import annotations
@@ -24,22 +28,27 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.request import urlopen
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "collections"), str(ROOT / "tests")]
 
-from ansible_collections.inference.vllm.plugins.module_utils.hf_snapshot import Want, ensure  # noqa: E402
-from ansible_collections.inference.vllm.plugins.module_utils.weights_plan import FileSpec, Lock  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.hf_snapshot import Want, ensure, write_lock  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.weights_peers import Fleet  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.weights_plan import FileSpec, Lock, parse_lock  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.weights_progress import Pace  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.weights_store import Layout, State  # noqa: E402
+from support.faulty_hub import HUB_FILE, PEER_FILE, FaultyHub, serving  # noqa: E402
 
-HUB = ROOT / "roles" / "local_hub" / "files" / "hub.py"
 REPOSITORY, REVISION = "bench/model", "main"
 SHARDS, MIB, GIB = 8, 1 << 20, 1 << 30
 WORKERS = 4
 RECHECK_BYTES = 35 * 10**9
-GOAL, PEAK_MIB, RECHECK_SECONDS = 0.95, 200, 1.0
+GOAL, PEAK_MIB, RECHECK_SECONDS, FLEET_GOAL = 0.95, 200, 1.0, 1.3
+HOSTS, FLEET_MIB, FLEET_RATE = 8, 128, 8e6
+PEER_PORT, PEER_TOKEN = 18099, "bench-" * 8
 
 
 def main() -> int:
@@ -49,35 +58,43 @@ def main() -> int:
     parser.add_argument("--memory", type=Path, default=Path("/dev/shm"), help="a file system in memory")  # noqa: S108
     parser.add_argument("--gib", type=float, default=2.0, help="size of all shards together")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", choices=["ways", "recheck", "fleet"], help="one of the three parts")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--host", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--url", help=argparse.SUPPRESS)
     parser.add_argument("--source", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.way:
         return run_way(options.way, options.folder, options.url, options.source)
-    for title, place in (("On disk", options.folder), ("In memory", options.memory)):
-        place.mkdir(parents=True, exist_ok=True)
+    if options.host is not None:
+        return run_host(options.folder, options.host, options.url)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    places = (("On disk", options.folder), ("In memory", options.memory)) if options.only in (None, "ways") else ()
+    for title, place in places:
         with tempfile.TemporaryDirectory(prefix="bench-weights-", dir=place) as folder:
             print(f"{title}, {options.gib:g} GiB in {SHARDS} shards, best of {options.rounds}:\n")
             compare(Path(folder), options.gib, options.rounds)
     with tempfile.TemporaryDirectory(prefix="bench-weights-", dir=options.folder) as folder:
-        seconds = recheck(Path(folder))
-    print(f"Re-check of {RECHECK_BYTES / 1e9:g} GB of good files: {seconds:.3f} s (goal {RECHECK_SECONDS:g} s)")
+        if options.only in (None, "recheck"):
+            seconds = recheck(Path(folder))
+            print(f"Re-check of {RECHECK_BYTES / 1e9:g} GB of good files: {seconds:.3f} s (goal {RECHECK_SECONDS:g} s)")
+        if options.only in (None, "fleet"):
+            one, all_hosts, sent = share(Path(folder))
+            print(
+                f"{FLEET_MIB} MiB from a hub that gives {FLEET_RATE / 1e6:g} MB/s: one host {one:.1f} s, "
+                f"{HOSTS} hosts {all_hosts:.1f} s, {all_hosts / one:.2f} times as long (goal {FLEET_GOAL:g}); "
+                f"the hub sent the files {sent:.2f} times"
+            )
     return 0
 
 
 def compare(folder: Path, gib: float, rounds: int) -> None:
     """Measure all ways in one folder and print the table."""
-    source = folder / "hub" / REPOSITORY
-    source.mkdir(parents=True)
-    for shard in range(SHARDS):
-        with (source / f"model-{shard}.safetensors").open("wb") as file:
-            for _ in range(int(gib * GIB / SHARDS / MIB)):
-                file.write(os.urandom(MIB))
+    source = write_shards(folder / "hub" / REPOSITORY, int(gib * GIB / SHARDS / MIB))
     (folder / "hub.json").write_text(json.dumps({"address": "127.0.0.1", "port": 0, "root": "hub"}))
     best: dict[str, tuple[float, float]] = {}
     with subprocess.Popen(  # noqa: S603 - this project's own program
-        [sys.executable, "-u", HUB, "--config", folder / "hub.json"],
+        [sys.executable, "-u", HUB_FILE, "--config", folder / "hub.json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -99,6 +116,16 @@ def compare(folder: Path, gib: float, rounds: int) -> None:
         speed = gib * 1024 / seconds
         print(f"{way:<20}  {seconds:>8.2f}  {speed:>6.0f}  {peak:>8.0f}  {to_copy:>6.2f}  {to_stream:>6.2f}")
     print(f"goals of verified: at least {GOAL} of the raw copy's speed, at most {PEAK_MIB} MiB\n")
+
+
+def write_shards(folder: Path, mib: int) -> Path:
+    """Make a model of random bytes, each shard of so many MiB. Returns its folder."""
+    folder.mkdir(parents=True)
+    for shard in range(SHARDS):
+        with (folder / f"model-{shard}.safetensors").open("wb") as file:
+            for _ in range(mib):
+                file.write(os.urandom(MIB))
+    return folder
 
 
 def measure(way: str, out: Path, url: str, source: Path) -> tuple[float, float]:
@@ -223,6 +250,88 @@ def recheck(folder: Path) -> float:
     if outcome.fetched:
         raise RuntimeError("files that are as they were count as missing")
     return seconds
+
+
+def share(folder: Path) -> tuple[float, float, float]:
+    """Seconds of one host alone, of all hosts at once, and how often the hub sent the files to all hosts together."""
+    write_shards(folder / "hub" / REPOSITORY, FLEET_MIB // SHARDS)
+    with serving(FaultyHub(folder / "hub")) as hub:
+        lock, _ = write_lock(Want(REPOSITORY, folder / "none", endpoint=hub.url))
+        (folder / "lock.json").write_text(json.dumps(lock.as_dict()))
+        hub.pace = Pace(FLEET_RATE)
+        one = deploy(folder / "one", 1, hub.url)
+        hub.sent = 0
+        return one, deploy(folder / "all", HOSTS, hub.url), hub.sent / (FLEET_MIB * MIB)
+
+
+def deploy(folder: Path, hosts: int, url: str) -> float:
+    """Seconds until so many hosts that begin together have the model."""
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                subprocess.Popen(  # noqa: S603 - itself
+                    [
+                        sys.executable,
+                        __file__,
+                        "--host",
+                        str(number),
+                        "--folder",
+                        str(folder / str(hosts)),
+                        "--url",
+                        url,
+                    ],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+            )
+            for number in range(hosts)
+        ]
+        said = [process.stdout for process in processes if process.stdout is not None]
+        told = [process.stdin for process in processes if process.stdin is not None]
+        ready = [lines.readline() for lines in said]
+        begin = time.monotonic()
+        for line in told:
+            line.write("go\n")
+            line.flush()
+        done = [lines.readline() for lines in said]
+        seconds = time.monotonic() - begin
+        for line in told:  # until here each gives files to the others
+            line.close()
+    if set(ready + done) != {"ready\n", "done\n"}:
+        raise RuntimeError("a host failed")
+    shutil.rmtree(folder)
+    return seconds
+
+
+def run_host(folder: Path, number: int, url: str) -> int:
+    """One host: starts its server, waits for the word, and deploys. The folder's name says how many there are."""
+    os.environ.update(HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1", NO_PROXY="127.0.0.1")
+    import huggingface_hub
+
+    _ = huggingface_hub.HfApi
+    addresses = [f"127.0.0.{each + 11}" for each in range(int(folder.name))]
+    urls = [f"http://{address}:{PEER_PORT}" for address in addresses]
+    home = folder / str(number)
+    (home / "models").mkdir(parents=True)
+    for file in (HUB_FILE, PEER_FILE):
+        shutil.copy(file, home)
+    settings = {"address": addresses[number], "port": PEER_PORT, "models": str(home / "models"), "user": ""}
+    settings |= {"token": PEER_TOKEN, "uploads": 2, "idle": 600, "allow_public": False}
+    program = [sys.executable, "-Es", str(home / PEER_FILE.name)]
+    subprocess.run([*program, "start"], input=json.dumps(settings), text=True, check=True)  # noqa: S603
+    try:
+        lock = parse_lock(json.loads((folder.parents[1] / "lock.json").read_text()), "the bench's lock")
+        fleet = Fleet(urls[number], urls, PEER_TOKEN) if len(urls) > 1 else Fleet()
+        want = Want(REPOSITORY, home / "models", lock=lock, endpoint=url, fleet=fleet, show_progress=True)
+        print("ready", flush=True)
+        sys.stdin.readline()
+        ensure(want)
+        print("done", flush=True)
+        sys.stdin.read()
+    finally:
+        subprocess.run([*program, "stop"], check=True)  # noqa: S603
+    return 0
 
 
 if __name__ == "__main__":
