@@ -455,8 +455,8 @@ class _Run:
                     if not running:
                         if not peers.worth_waiting(rest.values()):
                             break
-                        time.sleep(want.fleet.pause)
-                    for future in wait(running, want.fleet.pause, FIRST_COMPLETED).done:
+                        time.sleep(peers.pause(rest.values()))
+                    for future in wait(running, peers.pause(rest.values()), FIRST_COMPLETED).done:
                         spec = running.pop(future)
                         if not future.result():
                             rest[spec.path] = spec

@@ -31,6 +31,7 @@ LOST_SURVEYS = 3  # in a row, after which a host counts as dead
 # Hosts that lose the one before them at the same time do not all turn to the hub: each gives the one before it time to
 # begin, and to be seen at it. In looks at the others.
 STAGGER = 5.0
+BUSY_PART = 4  # one that is busy now is asked again after this part of a pause: files are short, or many wait for it
 NOT_NOW = frozenset({"rate_limited", "file_not_found"})  # a host that has enough to do, or has just moved the file
 
 
@@ -172,6 +173,11 @@ class Peers:
         since = self._clock() - self._patience
         return any(peer.usable and not peer.complete and peer.changed_at > since for peer in self._before)
 
+    def pause(self, specs: Collection[FileSpec]) -> float:
+        """Seconds until the next look: few when a host that has one of these files is only busy."""
+        busy = any(self._holding(spec) for spec in specs)
+        return self._fleet.pause / (BUSY_PART if busy else 1)
+
     def follow_all(self) -> None:
         """From now on wait for hosts behind this one too: no hub answers this one, and may answer them."""
         self._before = self._peers
@@ -210,7 +216,7 @@ class Peers:
             hub.download(self._commit, spec, sink, stop, counted)
         except RefusalError as error:
             if error.refusals[0].code in NOT_NOW:
-                peer.busy_until = self._clock() + self._fleet.pause
+                peer.busy_until = self._clock() + self._fleet.pause / BUSY_PART
             else:
                 self._give_up(peer, error.refusals[0].message)
             return False
