@@ -65,7 +65,7 @@ def test_engine_has_the_proxy(host, systemd):
     # Without an init system nobody collects those that have ended.
     (engine,) = [found for found in host.process.filter(comm="dockerd") if not found.stat.startswith("Z")]
     environment = host.file(f"/proc/{engine.pid}/environ").content_string.split("\0")
-    assert "HTTP_PROXY=http://user:p%40ss@proxy.example:3128" in environment
+    assert "HTTP_PROXY=http://user:s%40ap@proxy.example:3128" in environment
     assert "NO_PROXY=localhost,127.0.0.1" in environment
     if systemd:
         file = host.file("/etc/systemd/system/docker.service.d/ansible-proxy.conf")

@@ -16,7 +16,7 @@ from ansible.template import Templar
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
-from support.role_paths import LOADER, load, walk  # noqa: E402
+from support.role_paths import LOADER, settings, walk  # noqa: E402
 
 ROLE = ROOT / "roles" / "nvidia_driver"
 
@@ -37,9 +37,7 @@ LISTING = {
 def host(system: str, *, secure_boot: bool = False) -> dict[str, Any]:
     """Variables of a fresh host with two H100 and NVSwitches."""
     distribution, major, family, kernel = SYSTEMS[system]
-    variables: dict[str, Any] = load(ROLE / "defaults" / "main.yml")
-    for path in sorted((ROLE / "vars" / "main").glob("*.yml")):
-        variables |= load(path)
+    variables = settings(ROLE)
     modules = dict.fromkeys(("nvidia", "nvidia_uvm", "nouveau", "nova_core"), False)
     around = {"kernel_module": {"version": None}, "userspace_version": None, "modules": modules, "nvswitches": 4}
     return variables | {
@@ -48,6 +46,7 @@ def host(system: str, *, secure_boot: bool = False) -> dict[str, Any]:
             "distribution": distribution,
             "distribution_major_version": major,
             "os_family": family,
+            "pkg_mgr": "apt" if family == "Debian" else "dnf",
             "kernel": kernel,
             "architecture": "x86_64",
         },
@@ -55,10 +54,10 @@ def host(system: str, *, secure_boot: bool = False) -> dict[str, Any]:
         "__nvidia_driver_running": {"gpus": [], "host": around | {"secure_boot": secure_boot}},
         "__nvidia_driver_before": {
             "installed": {}, "held": [], "unfinished": [], "managed_version": "", "runfile": False,
-            "gpu_containers": ["vllm-engine-1"],
+            "gpu_containers": ["vllm-engine-1"], "offered": {},
         },
         "__nvidia_driver_listing": {"stdout": LISTING[family], "stderr": "", "rc": 0},
-        "__nvidia_driver_python_debian": {"changed": True},
+        "__nvidia_repository_python_debian": {"changed": True},
         "__nvidia_driver_stream": {"stdout": ""},
         "__nvidia_driver_installed": {
             "installed": {"nvidia-driver-cuda": "580.126.20-1", "libcuda1": "580.126.20-1"}, "held": [],

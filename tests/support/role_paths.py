@@ -2,9 +2,9 @@
 
 Reads a JSON object of cases from standard input, each with `role`, `tasks` (a file of the role's tasks) and `variables`
 (facts, what the inventory sets, what tasks registered). Prints one of the same names: a list of [module, arguments], or
-a text where the role refuses. Ansible's own loader and templates are used; `when`, `loop`, `vars` and `include_tasks`
-are followed, and nothing is run. A process of its own, because Ansible's loader of collections must come before
-anything else imports them.
+a text where the role refuses. Ansible's own loader and templates are used; `when`, `loop`, `vars`, `include_tasks` and
+`include_role` are followed, and nothing is run. A process of its own, because Ansible's loader of collections must come
+before anything else imports them.
 """
 
 from __future__ import annotations
@@ -35,6 +35,15 @@ def paths(cases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 def load(path: Path) -> Any:
     """A YAML file whose texts Ansible may template."""
     return LOADER.load_from_file(str(path), trusted_as_template=True)
+
+
+def settings(role: Path) -> dict[str, Any]:
+    """A role's defaults and variables."""
+    found: dict[str, Any] = {}
+    for part in ("defaults", "vars"):
+        for path in sorted((role / part).rglob("*.yml")):
+            found |= load(path)
+    return found
 
 
 class Step(NamedTuple):
@@ -68,7 +77,11 @@ def walk_list(path: Path, tasks: Any, variables: Mapping[str, Any]) -> Iterator[
             if module == "block":
                 yield from walk_list(path, task["block"] + task.get("always", []), here)
             elif module == "ansible.builtin.include_tasks":
-                yield from walk(path.parent / templar.template(task[module]), here)
+                file = templar.template(task[module])
+                yield from walk(path.parent / (file["file"] if isinstance(file, dict) else file), here)
+            elif module == "ansible.builtin.include_role":
+                role = ROOT / "roles" / templar.template(task[module]["name"])
+                yield from walk(role / "tasks" / "main.yml", {**settings(role), **here})
             else:
                 passed = module != ASSERT or templar.evaluate_conditional(task[module]["that"])
                 yield Step(task["name"], module, templar.template(task[module]), passed)
@@ -77,7 +90,7 @@ def walk_list(path: Path, tasks: Any, variables: Mapping[str, Any]) -> Iterator[
 def answer(case: Mapping[str, Any]) -> Any:
     """What one case comes to."""
     role = ROOT / "roles" / case["role"]
-    variables = {**load(role / "defaults" / "main.yml"), **load(role / "vars" / "main.yml"), **case["variables"]}
+    variables = {**settings(role), **case["variables"]}
     found = []
     for step in walk(role / "tasks" / case["tasks"], {**variables, "ansible_check_mode": False}):
         if not step.passed:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -296,8 +298,9 @@ def docker(programs: Path, tmp_path: Path, folder: Path, monkeypatch: pytest.Mon
     program(
         programs,
         "systemctl",
-        f"""echo "$1" >> {state}/calls
+        f"""[ "$1" = show ] || echo "$1" >> {state}/calls
 case $1 in
+  show) cat {state}/pid;;
   restart) rm -f {state}/up; grep -qs -e bad -e worse {file} && exit 1; touch {state}/up;;
   reload) rm -f {state}/reloaded; grep -qs bad {file} || touch {state}/reloaded;;
 esac
@@ -352,6 +355,58 @@ def test_an_engine_that_is_down_is_started(run: Any, folder: Path, docker: Path)
 def test_a_changed_unit_is_read_again(run: Any, path: Path, docker: Path) -> None:
     assert apply(run, restart=True)["action"] == "restart"
     assert calls(docker) == ["reload", "daemon-reload", "reset-failed", "restart"]
+
+
+@pytest.fixture
+def engine(docker: Path) -> Iterator[int]:
+    """A process that systemctl gives for Docker's, started with a proxy."""
+    environment = {"HTTP_PROXY": "http://u:p%40@h:1", "PROXY_SET_BY": "us", "OTHER": "x"}
+    with subprocess.Popen(["/bin/sleep", "600"], env=environment) as process:
+        (docker / "pid").write_text(f"{process.pid}\n")
+        yield process.pid
+        process.kill()
+
+
+OUTDATED = ["reload", "daemon-reload", "reset-failed", "restart"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "told"),
+    [
+        ({"HTTP_PROXY": "http://u:p%40@h:1", "PROXY_SET_BY": "us"}, []),
+        ({}, []),
+        ({"HTTP_PROXY": "http://u:other@h:1", "PROXY_SET_BY": "us"}, OUTDATED),
+        ({"HTTPS_PROXY": "http://h:1"}, OUTDATED),
+        ({"PROXY_SET_BY": ""}, OUTDATED),
+        ({"NOBODY_SET": ""}, []),
+    ],
+)
+@pytest.mark.usefixtures("engine", "path")
+def test_docker_that_runs_with_another_environment_is_restarted(
+    run: Any, docker: Path, wanted: dict[str, str], told: list[str]
+) -> None:
+    result = apply(run, environment=wanted, _ansible_check_mode=True)
+    assert (result["changed"], calls(docker)) == (bool(told), [])
+    assert apply(run, environment=wanted)["changed"] is bool(told)
+    assert calls(docker) == told
+    assert "p%40" not in json.dumps(result)
+
+
+@pytest.mark.usefixtures("path")
+@pytest.mark.parametrize("pid", ["0", "", "4194305"])
+def test_docker_that_does_not_run_has_no_other_environment(run: Any, docker: Path, pid: str) -> None:
+    (docker / "pid").write_text(pid)
+    assert apply(run, environment={"HTTP_PROXY": "http://h:1"})["action"] == "none"
+
+
+@pytest.mark.usefixtures("path")
+def test_a_number_that_another_process_has_now_is_not_dockers(
+    run: Any, docker: Path, engine: int, tmp_path: Path
+) -> None:
+    pidfile = tmp_path / "pid"
+    pidfile.write_text(f"{engine}")
+    assert apply(run, environment={"HTTP_PROXY": "http://h:1"}, pidfile=str(pidfile))["action"] == "none"
+    assert calls(docker) == []
 
 
 def test_check_mode_says_what_and_does_nothing(run: Any, path: Path, docker: Path) -> None:

@@ -148,6 +148,7 @@ def test_planners_gpus_are_in_the_same_generation_by_name_and_by_pci() -> None:
         ("secure_boot", {"system": "Ubuntu 24", "source": "nvidia", "runs": running(secure_boot=True)}),
         ("held_packages", {"installed": packages("535.261.03", held=True)}),
         ("runfile_driver", {"installed": packages(runfile=True)}),
+        ("kernel_headers_missing", {"installed": packages(offered={"linux-headers-6.1.0-1-amd64": False})}),
     ],
 )
 def test_refusals(expected: str, arguments: dict[str, Any]) -> None:
@@ -155,6 +156,21 @@ def test_refusals(expected: str, arguments: dict[str, Any]) -> None:
     assert codes(choice) == [expected]
     assert all(choice.refusals[0].values())
     assert f"[{expected}]" in choice.as_dict()["refused"]
+
+
+@pytest.mark.parametrize(
+    ("installed", "runs"),
+    [
+        (packages(offered={"linux-headers-6.1.0-1-amd64": None}), running()),
+        (packages("580.95.05", managed=True, offered={"linux-headers-6.1.0-1-amd64": False}), running()),
+        (packages("580.95.05", offered={"linux-headers-6.1.0-1-amd64": False}), running("580.95.05")),
+    ],
+    ids=["no lists that could tell", "installed before", "not this role's"],
+)
+def test_headers_count_only_where_they_are_needed_and_known_to_be_missing(
+    installed: dict[str, Any], runs: dict[str, Any]
+) -> None:
+    assert codes(choose(installed=installed, runs=runs)) == []
 
 
 def test_unknown_architecture() -> None:

@@ -70,6 +70,22 @@ def test_audit_names_what_is_unfinished() -> None:
     assert driver_state.unfinished("") == []
 
 
+def test_what_apt_could_install() -> None:
+    policy = """\
+linux-headers-6.1.0-41-amd64:
+  Installed: (none)
+  Candidate: 6.1.158-1
+  Version table:
+     6.1.158-1 500
+linux-headers-6.1.0-9-amd64:
+  Installed: (none)
+  Candidate: (none)
+  Version table:
+"""
+    assert driver_state.candidates(policy) == {"linux-headers-6.1.0-41-amd64"}
+    assert driver_state.candidates("") == set()
+
+
 def test_pins() -> None:
     assert driver_state.pinned_version(PREFERENCES, "apt") == "580.126.20"
     assert driver_state.pinned_version(LOCKS, "dnf") == "580.126.20"
@@ -124,8 +140,8 @@ def program(root: Path, name: str, script: str) -> None:
     path.chmod(0o755)
 
 
-def run(capsys: pytest.CaptureFixture[str], manager: str = "apt") -> dict[str, Any]:
-    return run_module(module, capsys, {"manager": manager, "pin_file": "/etc/pins"})
+def run(capsys: pytest.CaptureFixture[str], manager: str = "apt", **more: Any) -> dict[str, Any]:
+    return run_module(module, capsys, {"manager": manager, "pin_file": "/etc/pins", **more})
 
 
 def test_module_reads_all(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,3 +169,31 @@ def test_module_on_rpm(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = run(capsys, "dnf")
     assert found["installed"]["nvidia-driver-cuda"] == "3:580.126.20-1.el9"
     assert found["managed_version"] == "580.126.20"
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_packages_that_apt_offers(root: Path, capsys: pytest.CaptureFixture[str], listed: bool) -> None:
+    known = "linux-headers-2:\n  Installed: (none)\n  Candidate: 2-1\n"
+    program(
+        root,
+        "apt-cache",
+        f'[ "$LC_ALL" = C.UTF-8 ] && [ "$*" = "policy linux-headers-1 linux-headers-2" ] && printf {known!r}',
+    )
+    lists = root / "var/lib/apt/lists"
+    lists.mkdir(parents=True)
+    if listed:
+        (lists / "mirror_debian_dists_bookworm_main_binary-amd64_Packages.lz4").touch()
+    found = run(capsys, packages=["linux-headers-1", "linux-headers-2"])["offered"]
+    assert found == {"linux-headers-1": False if listed else None, "linux-headers-2": True}
+    assert run(capsys)["offered"] == {}
+
+
+def test_packages_that_dnf_offers(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    script = """case $4 in
+kernel-devel-1) exit 0;;
+kernel-devel-2) echo "Error: No matching Packages to list" >&2; exit 1;;
+*) echo "Cache-only enabled but no cache for 'baseos'" >&2; exit 1;;
+esac"""
+    program(root, "dnf", f'[ "$1 $2 $3" = "--cacheonly --quiet list" ] || exit 9\n{script}')
+    names = ["kernel-devel-1", "kernel-devel-2", "kernel-devel-3"]
+    assert run(capsys, "dnf", packages=names)["offered"] == dict(zip(names, (True, False, None), strict=True))

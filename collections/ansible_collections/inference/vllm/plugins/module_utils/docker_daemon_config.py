@@ -130,6 +130,12 @@ def reason_in(log: str, limit: int = 3) -> str:
     return "\n".join(list(dict.fromkeys(telling or lines))[-limit:])
 
 
+def environment_of(environ: bytes) -> dict[str, str]:
+    """Variables of a process, from its /proc/PID/environ."""
+    pairs = (entry.partition("=") for entry in environ.decode(errors="surrogateescape").split("\0"))
+    return {name: value for name, sign, value in pairs if sign}
+
+
 class ConfigFile:
     """A daemon.json with what is kept beside it."""
 

@@ -502,6 +502,17 @@ def _in_the_way(host: Host) -> list[Refusal]:
                 "Remove it with nvidia-uninstall.",
             )
         )
+    missing = [name for name, there in host.packages.get("offered", {}).items() if there is False]
+    if missing:
+        refusals.append(
+            Refusal(
+                "kernel_headers_missing",
+                f"The driver's module is built for kernel {host.kernel}, which runs, but {', '.join(missing)} is "
+                "neither installed nor in a repository that this host knows.",
+                "Update the kernel and boot it, or add a repository that has its headers; where they come from "
+                "elsewhere, set nvidia_driver_kernel_headers: [].",
+            )
+        )
     return refusals
 
 

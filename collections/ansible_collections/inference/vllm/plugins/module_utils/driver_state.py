@@ -51,6 +51,11 @@ def from_rpm(output: str) -> Packages:
     return Packages(installed, [])
 
 
+def candidates(policy: str) -> set[str]:
+    """Packages that apt could install or has installed, from what ``apt-cache policy`` printed in English."""
+    return set(re.findall(r"^(\S+):\n  Installed: .*\n  Candidate: (?!\(none\))", policy, re.MULTILINE))
+
+
 def unfinished(audit: str) -> list[str]:
     """Packages that ``dpkg --audit`` names as half installed or not configured."""
     return sorted({match[1] for match in re.finditer(r"^ (\S+)", audit, re.MULTILINE)})

@@ -16,6 +16,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.docker_daemon_confi
     ConfigFile,
     action,
     changed_keys,
+    environment_of,
     reason_in,
 )
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
@@ -31,7 +32,7 @@ description:
     C(live-restore), and a file that it cannot read costs no restart.
   - When Docker refuses the file or does not answer in time, the former file is put back, Docker is started with it,
     and the module fails with what Docker's log says.
-  - Does nothing where no change is pending.
+  - Does nothing where no change is pending. In check mode it tells whether one is.
 options:
   path:
     description: The file.
@@ -41,6 +42,15 @@ options:
     description: Restart in any case, with the service manager's settings read again; for a changed unit of systemd.
     type: bool
     default: false
+  environment:
+    description:
+      - Variables that Docker must have been started with; one that is empty must not be there. Where the one that runs
+        differs, it is restarted, with the service manager's settings read again. Others are not looked at.
+    type: dict
+    default: {}
+  pidfile:
+    description: Process id of the Docker that O(start) starts. Without it systemd is asked.
+    type: path
   service:
     description: Name of systemd's unit. Not used with O(start).
     type: str
@@ -123,6 +133,18 @@ class Engine:
         self.log_size = Path(self.given["logfile"]).stat().st_size if self._has_log() else 0
         self.since = time.time()
         self.stranger = False
+        self.reread = self.given["restart"] or self.outdated()
+
+    def outdated(self) -> bool:
+        """Does it run, and with another environment than it must have?"""
+        wanted = self.given["environment"]
+        if not wanted:
+            return False
+        try:
+            running = environment_of(Path(f"/proc/{self._pid()}/environ").read_bytes())
+        except (OSError, ValueError):
+            return False
+        return any(running.get(name, "") != str(value) for name, value in wanted.items())
 
     def answers(self) -> bool:
         """Does it answer now?"""
@@ -149,7 +171,7 @@ class Engine:
         else:
             unit = self.given["service"]
             # Failed starts of a moment ago count towards systemd's limit of starts.
-            commands = [["systemctl", "daemon-reload"]] if self.given["restart"] else []
+            commands = [["systemctl", "daemon-reload"]] if self.reread else []
             commands += [["systemctl", "reset-failed", unit], ["systemctl", "restart", unit]]
         self.since = time.time()
         if self.given["start"] and self._ok(self.given["stop"]) and self.answers():
@@ -179,6 +201,14 @@ class Engine:
         journal = ["journalctl", f"--unit={unit}", f"--since=@{int(self.since)}", "--output=cat", "--no-pager"]
         return reason_in(self.run(journal)[1])
 
+    def _pid(self) -> int:
+        """Its process; ValueError or OSError where there is none."""
+        if self.given["pidfile"]:
+            pid = int(Path(self.given["pidfile"]).read_text(encoding="utf-8"))
+            # The number outlives its process in the file; whoever has it now need not be Docker.
+            return pid if Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip() == "dockerd" else 0
+        return int(self.run(["systemctl", "show", "--property=MainPID", "--value", self.given["service"]])[1])
+
     def _has_log(self) -> bool:
         return bool(self.given["start"] and self.given["logfile"]) and Path(self.given["logfile"]).exists()
 
@@ -191,7 +221,7 @@ def apply(engine: Engine, todo: str) -> bool:
     if engine.answers():
         told = engine.reload()
         # What it does not read while it runs it would not start with either. A changed unit may be what mends that.
-        if todo == RELOAD or not (told or engine.given["restart"]):
+        if todo == RELOAD or not (told or engine.reread):
             return told
     return engine.restart()
 
@@ -219,6 +249,9 @@ def main() -> None:
         argument_spec={
             "path": {"type": "path", "default": "/etc/docker/daemon.json"},
             "restart": {"type": "bool", "default": False},
+            # A proxy's URL may carry a password.
+            "environment": {"type": "dict", "default": {}, "no_log": True},
+            "pidfile": {"type": "path"},
             "service": {"type": "str", "default": "docker"},
             "start": {"type": "list", "elements": "str", "default": []},
             "stop": {"type": "list", "elements": "str", "default": []},
@@ -233,10 +266,10 @@ def main() -> None:
     result: dict[str, Any] = {}
     try:
         before, after = file.proven(), file.read()
-        todo = RESTART if module.params["restart"] else action(before, after)
+        engine = Engine(module)
+        todo = RESTART if engine.reread else action(before, after)
         keys = changed_keys(before, after)
         if not module.check_mode:
-            engine = Engine(module)
             if todo != NOTHING and not apply(engine, todo):
                 raise RefusalError(go_back(engine, file, keys))
             file.accept()

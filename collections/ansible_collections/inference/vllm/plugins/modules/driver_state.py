@@ -27,6 +27,11 @@ options:
     description: File with the version that the driver's packages are pinned to.
     type: path
     required: true
+  packages:
+    description: Packages to look for among those that are installed or in a repository.
+    type: list
+    elements: str
+    default: []
 attributes:
   check_mode:
     description: Runs the same in check mode.
@@ -64,6 +69,12 @@ unfinished:
 managed_version:
   description: Driver version that O(pin_file) pins; empty where it does not.
   type: str
+  returned: always
+offered:
+  description: >-
+    By name in O(packages), whether it is installed or in a repository; null where the package manager's lists are
+    missing. They are read as they are.
+  type: dict
   returned: always
 runfile:
   description: Whether a driver of NVIDIA's .run file is installed.
@@ -110,6 +121,24 @@ def packages(module: AnsibleModule) -> dict[str, Any]:
     return {"installed": found.installed, "held": found.held, "unfinished": unfinished}
 
 
+def offered(module: AnsibleModule) -> dict[str, bool | None]:
+    """Whether each package that was asked for is installed or in a repository."""
+    names = module.params["packages"]
+    if module.params["manager"] == "dnf":
+        return {name: _in_dnf(module, name) for name in names}
+    if not names:
+        return {}
+    found = driver_state.candidates(output(module, "apt-cache", "policy", *names))
+    listed = any((ROOT / "var/lib/apt/lists").glob("*_Packages*"))
+    return {name: True if name in found else False if listed else None for name in names}
+
+
+def _in_dnf(module: AnsibleModule, name: str) -> bool | None:
+    program = module.get_bin_path("dnf", required=True)
+    code, _, error = module.run_command([program, "--cacheonly", "--quiet", "list", name])
+    return True if code == 0 else False if "No matching Packages" in error else None
+
+
 def gpu_containers(module: AnsibleModule) -> list[str]:
     """Running containers that use GPUs; none where Docker does not answer."""
     running = output(module, "docker", "ps", "--quiet", "--no-trunc").split()
@@ -122,15 +151,18 @@ def main() -> None:
         argument_spec={
             "manager": {"type": "str", "choices": ["apt", "dnf"], "required": True},
             "pin_file": {"type": "path", "required": True},
+            "packages": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
+    module.run_command_environ_update = {"LC_ALL": "C.UTF-8"}
     pins = read(module.params["pin_file"].lstrip("/"))
     module.exit_json(
         changed=False,
         failed=False,
         **packages(module),
         managed_version=driver_state.pinned_version(pins, module.params["manager"]),
+        offered=offered(module),
         runfile=(ROOT / "usr/bin/nvidia-uninstall").exists(),
         gpu_containers=gpu_containers(module),
     )

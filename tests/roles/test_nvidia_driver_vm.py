@@ -1,0 +1,63 @@
+"""What only a kernel of its own can show of role nvidia_driver, after three reboots and a change of the version."""
+
+from __future__ import annotations
+
+import pytest
+
+VERSION = "580.126.20"
+#: An H100 as the kernel names it to udev.
+GPU = "pci:v000010DEd00002330sv000010DEsd000016C1bc03sc02i00"
+
+
+@pytest.fixture(scope="module")
+def kernel(host):
+    return host.check_output("uname -r")
+
+
+@pytest.fixture(scope="module")
+def initramfs(host, kernel):
+    """Its files, unpacked."""
+    host.check_output("rm -rf /tmp/initramfs && unmkinitramfs /boot/initrd.img-%s /tmp/initramfs", kernel)
+    return "/tmp/initramfs"
+
+
+@pytest.mark.parametrize("name", ["nouveau", "nova_core", "nova_drm"])
+def test_the_running_kernels_initramfs_blacklists(host, initramfs, name):
+    settings = host.check_output(f"modprobe --config {initramfs}/etc/modprobe.d --showconfig").splitlines()
+    assert f"blacklist {name}" in settings
+
+
+def test_the_machine_booted_with_that_initramfs(host, kernel):
+    made = int(host.check_output("stat --format %Y /boot/initrd.img-%s", kernel))
+    booted = int(host.check_output("sed -n 's/^btime //p' /proc/stat"))
+    assert made < booted
+
+
+def test_nouveau_was_asked_for_at_the_boot_and_left_out(host):
+    assert "nouveau" in host.file("/etc/modules-load.d/gpu.conf").content_string.split()
+    assert not host.file("/sys/module/nouveau").exists
+    said = host.check_output("journalctl --boot --unit systemd-modules-load --output cat")
+    assert "Module 'nouveau' is deny-listed" in said
+
+
+def test_a_gpu_on_the_bus_would_not_load_nouveau(host):
+    resolve = f"modprobe --dry-run --show-depends {{}} {GPU}"
+    assert "nouveau.ko" in host.check_output(resolve.format(""))
+    assert "nouveau.ko" not in host.run(resolve.format("--use-blacklist")).stdout
+
+
+def test_kernel_nvml_and_packages_agree(host):
+    assert host.file("/sys/module/nvidia/version").content_string.strip() == VERSION
+    assert f"  {VERSION}  " in host.file("/proc/driver/nvidia/version").content_string
+    assert f"<driver_version>{VERSION}<" in host.check_output("nvidia-smi -q -x")
+    assert host.package("libcuda1").version == f"{VERSION}-1"
+
+
+def test_persistence_daemon_came_with_the_boot(host):
+    service = host.service("nvidia-persistenced")
+    assert service.is_enabled
+    assert service.is_running
+
+
+def test_the_driver_is_still_held(host):
+    assert {"libcuda1", "nvidia-kernel-open-dkms"} <= set(host.check_output("apt-mark showhold").split())
