@@ -80,7 +80,7 @@ def test_persistence_daemon(host, loaded):
 
 
 def test_fabric_manager_only_where_it_was_asked_for(host, loaded):
-    package = host.package("nvidia-fabricmanager-580")
+    package = host.package("nvidia-fabricmanager")
     assert package.is_installed == loaded
     if loaded:
         assert package.version == f"{VERSION}-1"

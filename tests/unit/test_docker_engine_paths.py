@@ -10,7 +10,12 @@ import yaml
 from ansible.errors import AnsibleFilterError
 from jinja2 import Environment, StrictUndefined
 
-from ansible_collections.inference.vllm.plugins.filter.host import for_system, key_fingerprints, package_specs
+from ansible_collections.inference.vllm.plugins.filter.host import (
+    docker_support_table,
+    for_system,
+    key_fingerprints,
+    package_specs,
+)
 from support.role_paths import ROOT, paths
 
 ROLE = ROOT / "roles" / "docker_engine"
@@ -199,6 +204,19 @@ def test_entries_are_merged_the_narrowest_last() -> None:
     assert for_system(table, SYSTEMS["Debian 12"]) == {"a": 2, "m": {"x": 1, "y": 2}}
     assert for_system(table, SYSTEMS["Ubuntu 22.04"]) == {"a": 1, "m": {"x": 1, "y": 1}}
     assert table["Debian"]["m"] == {"x": 1, "y": 1}
+
+
+def test_documented_table_is_that_of_the_data() -> None:
+    data = yaml.safe_load((ROLE / "vars" / "main.yml").read_text())
+    names = ("__docker_engine_table", "__docker_engine_upstream", "__docker_engine_evidence")
+    assert docker_support_table(*(data[name] for name in names)) in (ROOT / "docs" / "host.md").read_text()
+
+
+def test_every_system_of_the_documented_table_is_rendered() -> None:
+    rendered = {f"{facts['distribution']} {facts['distribution_major_version']}" for facts in SYSTEMS.values()}
+    kin = {"Rocky 9": "RedHat 9", "AlmaLinux 10": "RedHat 10"}
+    evidence = yaml.safe_load((ROLE / "vars" / "main.yml").read_text())["__docker_engine_evidence"]
+    assert {kin.get(name, name) for name in rendered} == set(evidence)
 
 
 def test_package_specs() -> None:

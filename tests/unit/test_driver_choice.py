@@ -208,10 +208,33 @@ def test_module_stream_only_where_there_are_streams() -> None:
 
 
 def test_fabric_manager_follows_the_switches_or_the_variable() -> None:
-    assert "nvidia-fabricmanager-580" in choose(runs=running(nvswitches=4)).packages
+    assert "nvidia-fabricmanager" in choose(runs=running(nvswitches=4)).packages
     assert "nvidia-fabricmanager" in choose(fabric_manager="always").services
     assert choose(runs=running(nvswitches=4), fabric_manager="never").services == ["nvidia-persistenced"]
     assert choose(runs=running(nvswitches=None)).services == ["nvidia-persistenced"]
+
+
+@pytest.mark.parametrize(
+    ("system", "branch", "name"),
+    [
+        ("Debian 12", 575, "nvidia-fabricmanager-575"),
+        ("Debian 13", 580, "nvidia-fabricmanager"),
+        ("Debian 13", 590, "nvidia-fabricmanager"),
+        ("Ubuntu 24", 570, "nvidia-fabricmanager-570"),
+        ("Ubuntu 24", 580, "nvidia-fabricmanager"),
+        ("RedHat 9", 575, "nvidia-fabric-manager"),
+        ("RedHat 9", 580, "nvidia-fabricmanager"),
+        ("RedHat 10", 590, "nvidia-fabricmanager"),
+    ],
+)
+def test_fabric_manager_changed_its_name_with_580(system: str, branch: int, name: str) -> None:
+    choice = choose(system, branch=branch, cuda_version="12.9", fabric_manager="always")
+    assert [package for package in choice.packages if "fabric" in package] == [name]
+
+
+def test_fabric_manager_of_ubuntus_own_archive_carries_the_branch() -> None:
+    choice = choose("Ubuntu 24", runs=running(secure_boot=True, nvswitches=4))
+    assert "nvidia-fabricmanager-580" in choice.packages
 
 
 def test_display_software_only_when_asked_for() -> None:
@@ -271,7 +294,7 @@ def test_own_driver_is_changed_when_another_is_named_or_needed() -> None:
 def test_missing_part_is_added_in_the_version_that_is_there() -> None:
     choice = choose(installed=packages("580.95.05", managed=True), fabric_manager="always")
     assert (choice.action, choice.version) == ("change", "580.95.05")
-    assert "nvidia-fabricmanager-580" in choice.reason
+    assert "nvidia-fabricmanager" in choice.reason
 
 
 MADISON = """\

@@ -310,6 +310,12 @@ def _secure_boot_refusals(signed: bool, host: Host, wishes: Wishes, *, own_signe
     ]
 
 
+def _part(names: Table, part: str, branch: int) -> Sequence[str]:
+    """Templates of the names of one part of the driver in a branch."""
+    former = names.get(f"{part}_before")
+    return list(former["names"] if former and branch < former["branch"] else names[part])
+
+
 def _names(templates: Iterable[str], values: Mapping[str, str]) -> list[str]:
     return [template.format(**values) for template in templates]
 
@@ -425,7 +431,7 @@ def _fill(choice: Choice, table: Table, host: Host, wishes: Wishes, rows: Sequen
     )
     parts = ["compute", choice.modules, "persistence", *(["fabric"] if fabric else [])]
     parts += [] if wishes.headless else ["desktop"]
-    choice.packages = [name for part in parts for name in _names(names[part], values)]
+    choice.packages = [name for part in parts for name in _names(_part(names, part, choice.branch), values)]
     choice.version_of = names["version_of"].format(**values)
     choice.pinned = list(names["pinned"])
     headers = system["headers"] if wishes.kernel_headers is None else wishes.kernel_headers
