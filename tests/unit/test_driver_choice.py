@@ -196,6 +196,33 @@ def test_secure_boot_on_ubuntu_takes_the_signed_modules_of_the_kernel_kind() -> 
     assert "linux-modules-nvidia-580-server-open-generic" in older.packages
 
 
+#: Debian 12 with its security archive, which has newer libraries than modules.
+DEBIAN_OWN = """\
+nvidia-smi | 535.309.01-0+deb12u1 | http://deb.debian.org/debian-security bookworm-security/non-free amd64 Packages
+nvidia-smi | 535.261.03-1 | http://deb.debian.org/debian bookworm/non-free amd64 Packages
+  libcuda1 | 535.309.01-0+deb12u1 | http://deb.debian.org/debian-security bookworm-security/non-free amd64 Packages
+  libcuda1 | 535.261.03-1 | http://deb.debian.org/debian bookworm/non-free amd64 Packages
+nvidia-open-kernel-dkms | 535.261.03-1 | http://deb.debian.org/debian bookworm/contrib amd64 Packages
+"""
+
+
+def test_the_version_is_one_that_libraries_and_modules_have() -> None:
+    assert driver_choice.pick_version(DEBIAN_OWN, 535) == "535.261.03"
+    with pytest.raises(RefusalError, match=r"no driver 535\.309\.01; it has: 535\.261\.03"):
+        driver_choice.pick_version(DEBIAN_OWN, 535, "535.309.01")
+
+
+def test_what_debian_numbers_apart_is_installed_by_name_only() -> None:
+    choice = choose(source="distribution", cuda_version="12.4")
+    assert choice.packages == [
+        "nvidia-smi", "libcuda1", "libnvidia-ml1", "nvidia-driver-bin", "nvidia-open-kernel-dkms",
+    ]  # fmt: skip
+    names = driver_choice.install_names(choice.as_dict(), "535.261.03")
+    assert "nvidia-persistenced" in names
+    assert "nvidia-smi=535.261.03*" in names
+    assert choice.services == ["nvidia-persistenced"]
+
+
 def test_ubuntus_names_lose_the_branch_from_590() -> None:
     assert "nvidia-dkms-580-open" in choose("Ubuntu 24").packages
     assert "nvidia-dkms-open" in choose("Ubuntu 24", branch=590).packages

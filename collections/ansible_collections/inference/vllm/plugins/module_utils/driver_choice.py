@@ -431,11 +431,13 @@ def _fill(choice: Choice, table: Table, host: Host, wishes: Wishes, rows: Sequen
     )
     parts = ["compute", choice.modules, "persistence", *(["fabric"] if fabric else [])]
     parts += [] if wishes.headless else ["desktop"]
-    choice.packages = [name for part in parts for name in _names(_part(names, part, choice.branch), values)]
+    parts_of = [name for part in parts for name in _names(_part(names, part, choice.branch), values)]
+    apart = [name for name in parts_of if name in names.get("own_version", [])]
+    choice.packages = [name for name in parts_of if name not in apart]
     choice.version_of = names["version_of"].format(**values)
     choice.pinned = list(names["pinned"])
     headers = system["headers"] if wishes.kernel_headers is None else wishes.kernel_headers
-    choice.prerequisites = _names(headers, values)
+    choice.prerequisites = [*_names(headers, values), *apart]
     choice.services = ["nvidia-persistenced", *(["nvidia-fabricmanager"] if fabric else [])]
     choice.module_stream = system.get("module_streams", {}).get(choice.modules, "").format(**values)
     if choice.source == "nvidia":
@@ -532,15 +534,21 @@ def _repository(table: Table, system: Mapping[str, Any], host: Host, wishes: Wis
 def pick_version(listing: str, branch: int, wanted: str = "") -> str:
     """The version to install, from what ``apt-cache madison`` or ``dnf list --showduplicates`` printed.
 
+    It is one that all packages of the driver in the listing have: an archive may carry newer libraries than modules.
+
     Args:
-        listing: The command's output.
+        listing: The command's output, a line for each version of each package, with its name first.
         branch: Branch to stay in.
         wanted: Exact version; empty takes the newest of the branch.
 
     Raises:
         RefusalError: the repository does not have it.
     """
-    found = {match[1] for match in _PACKAGED.finditer(listing)}
+    by_name: dict[str, set[str]] = {}
+    for line in listing.splitlines():
+        name = line.split(maxsplit=1)[0] if line.strip() else ""
+        by_name.setdefault(name, set()).update(match[1] for match in _PACKAGED.finditer(line))
+    found = set.intersection(*versions) if (versions := [known for known in by_name.values() if known]) else set()
     fitting = {version for version in found if version == wanted or (not wanted and branch_of(version) == branch)}
     if fitting:
         return newest(fitting)
