@@ -181,6 +181,8 @@ def test_dnf(done: dict[str, Any], name: str) -> None:
     repository = arguments(steps, "yum_repository")[0]
     assert repository["baseurl"] == "https://nvidia.github.io/libnvidia-container/stable/rpm/$basearch"
     assert (repository["gpgcheck"], repository["repo_gpgcheck"]) == (False, True)
+    asked = ["dnf", "--quiet", "--assumeyes", "makecache", "--refresh", "--repo=nvidia-container-toolkit"]
+    assert {"argv": asked} in arguments(steps, "command")
     install = arguments(steps, "dnf")[-1]
     assert install["name"] == [f"{package}-{VERSION}" for package in PACKAGES]
     locked = {"name": [f"{package}-*:{VERSION}.*" for package in PACKAGES], "state": "present", "raw": True}
@@ -196,6 +198,7 @@ def test_what_is_in_place_needs_no_repository(done: dict[str, Any], name: str) -
     steps = done[f"{name}, present"]
     assert not arguments(steps, "apt")
     assert not arguments(steps, "deb822_repository")
+    assert not arguments(steps, "yum_repository")
     assert not any("nvidia-container-toolkit" in str(given["name"]) for given in arguments(steps, "dnf"))
     assert not any(given["argv"][0] == "apt-mark" for given in arguments(steps, "command"))
 
