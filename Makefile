@@ -6,7 +6,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export ANSIBLE_FORCE_COLOR ?= $(shell [ -t 1 ] && echo 1 || echo 0)
 # Scenarios of `make test`, and those of `make test-slow`.
 SCENARIOS ?= deploy_lock deploy_report gateway host_python local_hub nvidia_container_toolkit nvidia_driver preflight teardown vram_plan
-SLOW_SCENARIOS ?= docker_engine engine_image model_weights nvidia_driver_dkms nvidia_driver_vm smoke_test vllm_service vram_check watchdog
+SLOW_SCENARIOS ?= docker_engine engine_image model_weights smoke_test vllm_service vram_check watchdog
 INVENTORY ?= inventories/embedded
 # More arguments for ansible-playbook, e.g. ARGS="-e vllm_port=18001".
 ARGS ?=
