@@ -281,19 +281,25 @@ def test_a_slow_receiver_takes_no_place_from_others(hosts: MakeHosts) -> None:
     ensure(alone(fleet.wants[0]))
     server = fleet.servers[0]
     server._most = 1
-    slow = server.begin_upload()
+    slow = server.begin_upload("slow")
     assert slow is not None
-    assert server.begin_upload() is None
-    slow.begin -= peer.SLOW_SECONDS + 1
-    assert server.begin_upload() is not None
+    assert server.begin_upload("other") is None
+    assert server.begin_upload("slow") is not None  # another file to the same host takes no place
+    server._uploads = {slow}
+    slow.begin -= 10
+    slow.sent = 50 * 10**6
+    assert server.begin_upload("other") is None
+    server._fastest = 10**9  # bytes per second, to a host that is done
+    assert server.begin_upload("other") is not None
 
 
-def test_a_busy_host_is_waited_for(hub: FaultyHub, hosts: MakeHosts) -> None:
+def test_a_busy_host_is_waited_for(hub: FaultyHub, hosts: MakeHosts, monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = hosts(2)
     ensure(alone(fleet.wants[0]))
     hub.sent = 0
     fleet.servers[0]._most = 1
-    taken = fleet.servers[0].begin_upload()
+    monkeypatch.setattr(peer, "SLOW_SECONDS", 60.0)
+    taken = fleet.servers[0].begin_upload("another")
     assert taken is not None
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(ensure, fleet.wants[1])

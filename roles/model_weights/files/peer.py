@@ -12,7 +12,7 @@ It never says what the files of a commit must be: whoever receives them knows th
 by itself when nobody asked for some time, so that a run that was killed leaves no open port.
 
 Settings, as JSON: ``address`` and ``port`` to listen at, ``models`` (the folder of all models), ``user`` to become,
-``token``, ``uploads`` (files that are sent at once), ``idle`` (seconds without a request after which it ends),
+``token``, ``uploads`` (hosts that are sent files at once), ``idle`` (seconds without a request after which it ends),
 ``allow_public`` (listen at an address of the Internet).
 """
 
@@ -42,20 +42,23 @@ TOKEN_BYTES = 32  # fewer could be guessed
 PID_FILE = Path(__file__).with_name("peer.pid")
 STOP_SECONDS = 10.0
 SPAN_BYTES = 4 << 20
-SLOW_SECONDS, LEAST_RATE = 10.0, 1e6  # a receiver that takes less than so many bytes per second after so long is slow
+# A receiver that after so many seconds takes less than so many bytes per second, or than this part of what the fastest
+# took, is slow.
+SLOW_SECONDS, LEAST_RATE, LEAST_PART = 2.0, 1e6, 0.1
 
 
 @dataclass(eq=False)
 class Upload:
-    """A file that is being sent: since when, and how many bytes of it."""
+    """A file that is being sent: to whom, since when, and how many bytes of it."""
 
+    receiver: str
     begin: float
     sent: int = 0
 
-    def counts(self, now: float) -> bool:
+    def counts(self, now: float, fastest: float) -> bool:
         """Whether it takes a place from others; a receiver that is slow does not."""
         seconds = now - self.begin
-        return seconds < SLOW_SECONDS or self.sent >= LEAST_RATE * seconds
+        return seconds < SLOW_SECONDS or self.sent >= seconds * max(LEAST_RATE, LEAST_PART * fastest)
 
 
 class PeerHandler(HubHandler):
@@ -89,7 +92,7 @@ class PeerHandler(HubHandler):
         file = self.server.held(name, commit).get(path)
         if file is None:
             raise RequestRefusedError(404, "EntryNotFound", "This host does not hold that file")
-        self.upload = self.server.begin_upload()
+        self.upload = self.server.begin_upload(self.headers.get("X-Peer", ""))
         if self.upload is None:
             self.send_json({"error": "Busy"}, 429, {"Retry-After": "1"})
             return
@@ -133,12 +136,14 @@ class PeerServer(HubServer):
         self.asked_at = time.monotonic()
         self._mutex = threading.Lock()
         self._most, self._uploads = uploads, set[Upload]()
+        self._fastest = 0.0
 
-    def begin_upload(self) -> Upload | None:
-        """Take one of the places for files that are sent at once; None when none is free."""
-        upload = Upload(time.monotonic())
+    def begin_upload(self, receiver: str) -> Upload | None:
+        """Take one of the places for hosts that are sent files at once; None when none is free."""
+        upload = Upload(receiver, time.monotonic())
         with self._mutex:
-            if sum(each.counts(upload.begin) for each in self._uploads) >= self._most:
+            served = {each.receiver for each in self._uploads if each.counts(upload.begin, self._fastest)}
+            if len(served - {receiver}) >= self._most:
                 return None
             self._uploads.add(upload)
         return upload
@@ -148,6 +153,8 @@ class PeerServer(HubServer):
         with self._mutex:
             self._uploads.remove(upload)
             self.asked_at = time.monotonic()
+            if upload.sent >= SPAN_BYTES:
+                self._fastest = max(self._fastest, upload.sent / (self.asked_at - upload.begin))
 
     def report(self, name: str, commit: str) -> dict[str, Any]:
         """What this host holds of a commit, and how far it is with the rest."""

@@ -158,6 +158,7 @@ class Hub:
         timeout: float,
         retry: Retry,
         direct: bool = False,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Prepare the session; nothing is sent yet.
 
@@ -169,6 +170,7 @@ class Hub:
             timeout: Seconds without a byte after which a connection counts as dead.
             retry: Patience.
             direct: Use no proxy for the bytes of files.
+            headers: More headers for these.
 
         Raises:
             RefusalError: ``library_missing`` or ``bad_endpoint``.
@@ -189,7 +191,7 @@ class Hub:
         self._withheld = token is not None and self._token is None
         self._repository, self._timeout, self._retry = repository, timeout, retry
         self._context = self._http.create_ssl_context()
-        self._direct = direct
+        self._direct, self._headers = direct, headers
 
     @property
     def is_protected(self) -> bool:
@@ -207,7 +209,7 @@ class Hub:
         """The headers that an address may see, by the same two rules."""
         self._check_way(url)
         token = self._token if self._is_tokens_own(url) else None
-        return {**self._utils.build_hf_headers(token=token or False), "Accept-Encoding": "identity"}
+        return {**self._utils.build_hf_headers(token=token or False), "Accept-Encoding": "identity", **self._headers}
 
     def stream(
         self, url: str, headers: Mapping[str, str] = MappingProxyType({}), timeout: float = 0

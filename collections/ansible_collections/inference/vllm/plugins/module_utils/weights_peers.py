@@ -245,6 +245,7 @@ class Peers:
                     timeout=self._timeout,
                     retry=Retry(0),
                     direct=True,
+                    headers={"X-Peer": self._fleet.own},
                 )
             return self._hubs[peer.url]
 
