@@ -4,6 +4,8 @@ One run, one machine, one hub on loopback: 2 GiB of random bytes in 8 shards, ea
 of each. A way that only writes into memory is not compared with one that waits for the disk: all of them end with the
 bytes on disk (fsync), and a second table leaves the disk out by working in a file system in memory.
 
+"cpu s" are seconds of the processor of the way itself, without those of the hub, which shares the machine.
+
 * copy + sha256: the shards copied from the hub's folder with the kernel's help, then read and hashed; four at a time.
 * stream + sha256: the same over HTTP from the hub, without checks.
 * verified: the module's way, four files at once, hashed, made durable and recorded.
@@ -92,7 +94,7 @@ def compare(folder: Path, gib: float, rounds: int) -> None:
     """Measure all ways in one folder and print the table."""
     source = write_shards(folder / "hub" / REPOSITORY, int(gib * GIB / SHARDS / MIB))
     (folder / "hub.json").write_text(json.dumps({"address": "127.0.0.1", "port": 0, "root": "hub"}))
-    best: dict[str, tuple[float, float]] = {}
+    best: dict[str, tuple[float, ...]] = {}
     with subprocess.Popen(  # noqa: S603 - this project's own program
         [sys.executable, "-u", HUB_FILE, "--config", folder / "hub.json"],
         stdout=subprocess.PIPE,
@@ -105,16 +107,19 @@ def compare(folder: Path, gib: float, rounds: int) -> None:
             urlopen(f"{url}/api/models/{REPOSITORY}").close()  # noqa: S310 - the hub hashes its files once
             for _ in range(rounds):
                 for way in WAYS:
-                    seconds, peak = measure(way, folder / "out", url, source)
-                    if way not in best or seconds < best[way][0]:
-                        best[way] = (seconds, peak)
+                    figures = measure(way, folder / "out", url, source)
+                    if way not in best or figures[0] < best[way][0]:
+                        best[way] = figures
         finally:
             hub.terminate()
-    print(f"{'speed, relative to':<20}  {'seconds':>8}  {'MiB/s':>6}  {'peak MiB':>8}  {'copy':>6}  {'stream':>6}")
-    for way, (seconds, peak) in best.items():
+    heads = f"{'seconds':>8}  {'MiB/s':>6}  {'cpu s':>6}  {'peak MiB':>8}  {'copy':>6}  {'stream':>6}"
+    print(f"{'speed, relative to':<20}  {heads}")
+    for way, (seconds, cpu, peak) in best.items():
         to_copy, to_stream = (best[base][0] / seconds for base in ("copy + sha256", "stream + sha256"))
         speed = gib * 1024 / seconds
-        print(f"{way:<20}  {seconds:>8.2f}  {speed:>6.0f}  {peak:>8.0f}  {to_copy:>6.2f}  {to_stream:>6.2f}")
+        print(
+            f"{way:<20}  {seconds:>8.2f}  {speed:>6.0f}  {cpu:>6.2f}  {peak:>8.0f}  {to_copy:>6.2f}  {to_stream:>6.2f}"
+        )
     print(f"goals of verified: at least {GOAL} of the raw copy's speed, at most {PEAK_MIB} MiB\n")
 
 
@@ -128,30 +133,33 @@ def write_shards(folder: Path, mib: int) -> Path:
     return folder
 
 
-def measure(way: str, out: Path, url: str, source: Path) -> tuple[float, float]:
-    """Run one way in a process of its own. Returns its seconds, without the start of Python, and its peak in MiB."""
+def measure(way: str, out: Path, url: str, source: Path) -> tuple[float, ...]:
+    """Run one way in a process of its own. Returns its seconds and its processor's, and its peak in MiB.
+
+    The start of Python does not count.
+    """
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
     os.sync()
     command = [sys.executable, __file__, "--way", way, "--folder", str(out), "--url", url, "--source", str(source)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - itself
     shutil.rmtree(out)
-    seconds, peak = map(float, done.stdout.split()[-2:])
-    return seconds, peak
+    return tuple(map(float, done.stdout.split()[-3:]))
 
 
 def run_way(way: str, out: Path, url: str, source: Path) -> int:
-    """Do it once; prints seconds and the peak of memory in MiB."""
+    """Do it once; prints seconds, those of the processor, and the peak of memory in MiB."""
     os.environ.update(HF_ENDPOINT=url, HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1", NO_PROXY="127.0.0.1")
     os.environ.update(HF_HOME=str(out / "home"), HF_HUB_DISABLE_PROGRESS_BARS="1")
     import huggingface_hub  # the start of Python and its imports are not what is measured
 
     _ = huggingface_hub.snapshot_download, huggingface_hub.HfApi
-    begin = time.monotonic()
-    WAYS[way](out, url, source)
-    seconds = time.monotonic() - begin
     who = resource.RUSAGE_CHILDREN if way == "hf download" else resource.RUSAGE_SELF
-    print(seconds, resource.getrusage(who).ru_maxrss / 1024)
+    before, begin = resource.getrusage(who), time.monotonic()
+    WAYS[way](out, url, source)
+    seconds, after = time.monotonic() - begin, resource.getrusage(who)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    print(seconds, cpu, after.ru_maxrss / 1024)
     return 0
 
 
@@ -252,16 +260,33 @@ def recheck(folder: Path) -> float:
     return seconds
 
 
+class Average(Pace):
+    """A rate that is kept on the whole: what a busy machine sends late, it sends faster then."""
+
+    def __init__(self, bytes_per_second: float) -> None:
+        """Begin with the first byte."""
+        super().__init__(bytes_per_second)
+        self._sent, self._begin = 0, 0.0
+
+    def wait(self, count: int) -> float:
+        """Seconds to wait before the next bytes; the first ones start the clock."""
+        with self._mutex:
+            self._begin = self._begin or self._clock()
+            self._sent += count
+            return max(0.0, self._begin + self._sent / self._rate - self._clock())
+
+
 def share(folder: Path) -> tuple[float, float, float]:
     """Seconds of one host alone, of all hosts at once, and how often the hub sent the files to all hosts together."""
     write_shards(folder / "hub" / REPOSITORY, FLEET_MIB // SHARDS)
     with serving(FaultyHub(folder / "hub")) as hub:
         lock, _ = write_lock(Want(REPOSITORY, folder / "none", endpoint=hub.url))
         (folder / "lock.json").write_text(json.dumps(lock.as_dict()))
-        hub.pace = Pace(FLEET_RATE)
-        one = deploy(folder / "one", 1, hub.url)
-        hub.sent = 0
-        return one, deploy(folder / "all", HOSTS, hub.url), hub.sent / (FLEET_MIB * MIB)
+        seconds = []
+        for hosts in (1, HOSTS):
+            hub.sent, hub.pace = 0, Average(FLEET_RATE)
+            seconds.append(deploy(folder / "hosts", hosts, hub.url))
+        return seconds[0], seconds[1], hub.sent / (FLEET_MIB * MIB)
 
 
 def deploy(folder: Path, hosts: int, url: str) -> float:
