@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -36,6 +36,7 @@ from support.faulty_hub import (
     serving,
     write_model,
 )
+from support.faulty_hub import hub as hub_program
 
 TOKEN = "0123456789abcdef" * 4
 FILES = {
@@ -423,6 +424,32 @@ def test_started_again_and_stopped(program: Path, tmp_path: Path) -> None:
     assert run(program, "stop").returncode == 0
     assert not answers(second["port"])
     assert run(program, "stop").returncode == 0
+
+
+def test_it_gives_files_as_a_user_that_owns_nothing(program: Path, tmp_path: Path, lock: Lock) -> None:
+    given = settings(tmp_path)
+    ensure(Want("org/tiny", tmp_path / "models", lock=lock, folders=[tmp_path / "hub/org/tiny"]))
+    tmp_path.chmod(0o700)  # no way for others through the folders above
+    assert run(program, "start", **given).returncode == 0
+    url = f"http://127.0.0.1:{given['port']}/org/tiny/resolve/{lock.commit}/{BIG}"
+    headers = {"Authorization": f"Bearer {TOKEN}", "Range": "bytes=100-"}
+    with urlopen(Request(url, headers=headers)) as answer:
+        assert (answer.status, answer.read()) == (206, FILES[BIG][100:])
+
+
+def test_a_file_that_is_moved_while_it_is_sent(hosts: MakeHosts, lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
+    fleet = hosts(1)
+    folder = ensure(alone(fleet.wants[0])).path
+    send = hub_program.HubHandler.send_file
+
+    def move_and_send(*arguments: Any) -> None:
+        folder.rename(folder.with_name("elsewhere"))
+        send(*arguments)
+
+    monkeypatch.setattr(hub_program.HubHandler, "send_file", move_and_send)
+    url = f"{fleet.servers[0].url}/org/tiny/resolve/{lock.commit}/{BIG}"
+    with urlopen(Request(url, headers={"Authorization": f"Bearer {TOKEN}"})) as answer:
+        assert answer.read() == FILES[BIG]
 
 
 def test_it_ends_by_itself_when_nobody_asks(program: Path, tmp_path: Path) -> None:

@@ -97,9 +97,12 @@ class PeerHandler(HubHandler):
             self.send_json({"error": "Busy"}, 429, {"Retry-After": "1"})
             return
         try:
-            seen = file.stat()
-            blob = Blob(path, file, seen.st_size, "", f"{seen.st_size:x}-{seen.st_mtime_ns:x}", lfs=False)
-            self.send_file(Snapshot(name, commit, {}), blob)
+            with file.open("rb") as content:
+                seen = os.fstat(content.fileno())
+                # By its number: the file may get another name while it is sent, when the last one of its commit came.
+                opened = Path(f"/proc/self/fd/{content.fileno()}")
+                blob = Blob(path, opened, seen.st_size, "", f"{seen.st_size:x}-{seen.st_mtime_ns:x}", lfs=False)
+                self.send_file(Snapshot(name, commit, {}), blob)
         except FileNotFoundError:
             raise RequestRefusedError(404, "EntryNotFound", "This host does not hold that file any more") from None
         finally:
