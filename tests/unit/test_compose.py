@@ -27,7 +27,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.planner.solve impor
 from ansible_collections.inference.vllm.plugins.module_utils.planner.verdict import Case
 from ansible_collections.inference.vllm.plugins.module_utils.planner.wishes import Wishes
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
-from ansible_collections.inference.vllm.plugins.module_utils.service import NO_MEDIA_DOMAIN, design, parse
+from ansible_collections.inference.vllm.plugins.module_utils.service import NO_MEDIA_DOMAIN, design, parse, spare
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
@@ -104,7 +104,7 @@ def case(name: str, **given: Any) -> tuple[dict[str, Any], ...]:
     return model, plan, image, lock, settings(**{**own, **given})
 
 
-def compose_text(values: dict[str, Any]) -> str:
+def compose_text(values: dict[str, Any], template: str = "compose.yaml.j2") -> str:
     # As Ansible sets its template engine up.
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ROOT / "templates"),
@@ -112,7 +112,7 @@ def compose_text(values: dict[str, Any]) -> str:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("compose.yaml.j2").render(values)
+    return environment.get_template(template).render(values)
 
 
 def rendered(name: str, **given: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -158,6 +158,44 @@ def test_compose_itself_accepts_the_golden_file(name: str) -> None:
         assert devices is None
     else:
         assert devices[0]["device_ids"] == [gpu["uuid"] for gpu in GPU_PLAN["gpus"]]
+
+
+def four_gpus() -> dict[str, Any]:
+    """A plan for two GPUs on a host that has four."""
+    uuids = [f"GPU-00000000-0000-0000-0000-00000000000{letter}" for letter in "abcd"]
+    return {**GPU_PLAN, "gpus": [{"name": "RTX 4090", "uuid": uuid, "peer_to_peer": False} for uuid in uuids]}
+
+
+@pytest.mark.parametrize(("name", "plan"), [("embedded", CPU_PLAN), ("rtx4090x2", four_gpus())])
+def test_a_spare_engine_has_a_port_and_gpus_of_its_own(name: str, plan: dict[str, Any]) -> None:
+    text = compose_text(spare({"plan": plan}, "127.0.0.1", 18001), "compose_spare.yaml.j2")
+    golden = GOLDEN / f"service_{name}_compose_spare.yaml"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(text)
+    assert text == golden.read_text(), f"{golden} differs"
+    release_file = GOLDEN / f"service_{name}_compose.yaml"
+    command = ["docker", "compose", "--project-name=spare", f"--file={release_file}", f"--file={golden}"]
+    done = subprocess.run([*command, "config", "--format=json"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    both = json.loads(done.stdout)
+    alone = yaml.safe_load(release_file.read_text())["services"]["vllm"]
+    service = both["services"]["vllm"]
+    assert both["name"] == "spare"
+    assert [(port["host_ip"], port["published"], port["target"]) for port in service["ports"]] == [
+        ("127.0.0.1", "18001", 8000)
+    ]
+    if name == "rtx4090x2":
+        (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+        assert device["device_ids"] == [gpu["uuid"] for gpu in plan["gpus"][2:]]
+    assert service["command"] == alone["command"]
+    assert service["labels"] == alone["labels"]
+
+
+@pytest.mark.parametrize("gpus", [four_gpus()["gpus"][:3], [{"name": "RTX 4090", "count": 4}]])
+def test_a_host_without_gpus_to_spare_is_refused(gpus: list[dict[str, Any]]) -> None:
+    with pytest.raises(RefusalError) as caught:
+        spare({"plan": {**GPU_PLAN, "gpus": gpus}}, "127.0.0.1", 18001)
+    assert [refusal.code for refusal in caught.value.refusals] == ["no_spare_gpus"]
 
 
 @pytest.mark.parametrize("name", INVENTORIES)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 FILES = Path(__file__).parents[2] / "roles" / "vllm_service" / "files"
 KEY = "a-key-of-sixteen-letters"
@@ -117,20 +119,35 @@ def test_a_proxy_of_the_environment_is_not_asked(engine: Any, key_file: Path) ->
     assert probe(engine.server_port, key_file, http_proxy="http://127.0.0.1:1")[0] == 0
 
 
-def start(tmp_path: Path, key_file: Path) -> subprocess.CompletedProcess[str]:
+def start(
+    tmp_path: Path, key_file: Path, config: str = "/etc/vllm/vllm.yaml", former: str = ""
+) -> subprocess.CompletedProcess[str]:
     """Run the entry point with a `vllm` that shows its arguments and its key."""
     fake = tmp_path / "bin" / "vllm"
     fake.parent.mkdir()
-    fake.write_text('#!/bin/sh\necho "$@"\necho "$VLLM_API_KEY"\n')
+    fake.write_text('#!/bin/sh\necho "$@"\necho "${VLLM_API_KEY-none}"\n')
     fake.chmod(0o755)
-    environment = {"PATH": f"{fake.parent}:/usr/bin:/bin"}
-    command = ["/bin/sh", str(FILES / "entrypoint.sh"), "/etc/vllm/vllm.yaml", str(key_file)]
+    (tmp_path / "former").write_text(former)
+    environment = {"PATH": f"{fake.parent}:/usr/bin:/bin", "TMPDIR": str(tmp_path)}
+    command = ["/bin/sh", str(FILES / "entrypoint.sh"), config, str(key_file), str(tmp_path / "former")]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
 def test_the_key_reaches_vllm_by_its_environment_only(tmp_path: Path, key_file: Path) -> None:
     done = start(tmp_path, key_file)
     assert done.stdout == f"serve --config /etc/vllm/vllm.yaml\n{KEY}\n"
+
+
+def test_two_keys_reach_vllm_by_a_file_that_others_cannot_read(tmp_path: Path, key_file: Path) -> None:
+    config = tmp_path / "vllm.yaml"
+    config.write_text("model: /models/tiny\n")
+    odd = "it's:#a{key}\\of\"odd'letters"
+    done = start(tmp_path, key_file, str(config), odd)
+    assert done.stderr == ""
+    both = tmp_path / "vllm-with-keys.yaml"
+    assert done.stdout == f"serve --config {both}\nnone\n"
+    assert yaml.safe_load(both.read_text()) == {"model": "/models/tiny", "api-key": [KEY, odd]}
+    assert stat.S_IMODE(both.stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize("content", [None, ""])

@@ -11,7 +11,7 @@ from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.release_history import status_text
-from ansible_collections.inference.vllm.plugins.module_utils.service import design, parse
+from ansible_collections.inference.vllm.plugins.module_utils.service import design, parse, spare
 
 
 def service_design(
@@ -40,6 +40,21 @@ def service_design(
     return {**result, "refusals": []}
 
 
+def spare_design(read: Mapping[str, Any], address: str, port: int) -> dict[str, Any]:
+    """How a release runs beside the engine that serves; see :func:`spare`.
+
+    Args:
+        read: Result of ansible.builtin.slurp on the release's manifest.json.
+        address: Where the spare engine is published.
+        port: At which port.
+    """
+    try:
+        manifest = parse(read["source"], base64.b64decode(read["content"]).decode())
+        return {**spare(manifest, address, int(port)), "refusals": []}
+    except RefusalError as error:
+        return {"refusals": [str(refusal) for refusal in error.refusals]}
+
+
 def as_plain(data: Mapping[str, Any]) -> dict[str, Any]:
     """The same data without the types by which Ansible remembers where a value came from; YAML cannot write those."""
     return dict(json.loads(json.dumps(data)))
@@ -59,4 +74,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Map each filter's name to its function."""
-        return {"service_design": service_design, "status_text": status_text}
+        return {"service_design": service_design, "spare_design": spare_design, "status_text": status_text}

@@ -183,7 +183,12 @@ def _config(settings: Mapping[str, Any]) -> dict[str, Any]:
         "routes": [{"method": method, "path": path} for method, path in routes],
         "health": HEALTH,
         "servers": [
-            {"name": backend["name"], "address": _joined(backend["address"], backend["port"])}
+            {
+                "name": backend["name"],
+                "address": _joined(backend["address"], backend["port"]),
+                # It gets nothing, not even a health check, until it is told to serve.
+                "standby": bool(backend.get("standby")),
+            }
             for backend in settings["gateway_backends"]
         ],
         "errors": [
@@ -282,8 +287,9 @@ def _wrong_endpoints(endpoints: Sequence[str]) -> Iterator[Refusal]:
 
 def _wrong_backends(settings: Mapping[str, Any]) -> Iterator[Refusal]:
     backends = settings["gateway_backends"]
-    if not backends:
-        yield Refusal("no_backends", "gateway_backends is empty.", "Name at least one engine.")
+    if all(backend.get("standby") for backend in backends):
+        message = "gateway_backends holds no engine that is to serve."
+        yield Refusal("no_backends", message, "Name at least one engine without standby.")
     for number, backend in enumerate(backends, 1):
         name, address, port = (backend.get(field) for field in ("name", "address", "port"))
         where = f"gateway_backends, entry {number}"

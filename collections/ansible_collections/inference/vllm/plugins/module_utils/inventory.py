@@ -17,6 +17,7 @@ SIMILAR = 0.86
 #: Whole numbers that argument_specs cannot bound: variable -> (least, most), most None where only the host can tell.
 RANGES: Mapping[str, tuple[int, int | None]] = {
     "vllm_port": (1, 65535),
+    "vllm_spare_port": (0, 65535),
     "vllm_uid": (1, 2**31 - 1),
     "vllm_gid": (0, 2**31 - 1),
     "local_hub_port": (1, 65535),

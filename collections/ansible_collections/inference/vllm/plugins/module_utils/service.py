@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils import api_keys
 from ansible_collections.inference.vllm.plugins.module_utils import flags as vllm_flags
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
@@ -22,9 +23,9 @@ HOME = "/home/vllm"
 CACHE = f"{HOME}/.cache"
 CONFIG = "/etc/vllm"
 MODELS = "/models"
-#: Where Compose shows the secret of that name inside the container.
-KEY_NAME = "vllm_api_key"
-KEY_FILE = f"/run/secrets/{KEY_NAME}"
+#: Secrets of the container by name: the file in ``secrets/`` of the host. Compose shows each below /run/secrets.
+SECRETS = {"vllm_api_key": api_keys.CURRENT, "vllm_former_api_key": api_keys.FORMER}
+KEY_FILE, FORMER_KEY_FILE = (f"/run/secrets/{name}" for name in SECRETS)
 
 #: A host name that no server can have (RFC 2606). vLLM takes an empty list for "all hosts", so that this is what
 #: leaves data: URLs as the only source of images.
@@ -277,10 +278,9 @@ def _compose(
         "release_source": str(home / "releases" / "@RELEASE_ID@"),
         "config_target": CONFIG,
         "cache_target": CACHE,
-        "command": [f"{CONFIG}/vllm.yaml", KEY_FILE],
+        "command": [f"{CONFIG}/vllm.yaml", KEY_FILE, FORMER_KEY_FILE],
         "entrypoint": ["/bin/sh", f"{CONFIG}/entrypoint.sh"],
-        "secret_name": KEY_NAME,
-        "secret_source": str(home / "secrets" / "api_key"),
+        "secrets": {name: str(home / "secrets" / file) for name, file in SECRETS.items()},
         "health": [
             # Isolated and without site-packages: the probe needs neither, and starts in a tenth of the time.
             *("python3", "-IS", f"{CONFIG}/healthcheck.py"),
@@ -318,9 +318,41 @@ def _gpus(plan: Mapping[str, Any]) -> dict[str, Any] | None:
     if plan["accelerator"] != "nvidia":
         return None
     count = _gpu_count(plan)
-    uuids = [gpu["uuid"] for gpu in plan["gpus"] if gpu.get("uuid")][:count]
+    uuids = _uuids(plan)[:count]
     # By UUID a container keeps its GPUs when their numbers change at a boot.
     return {"uuids": uuids} if len(uuids) == count else {"count": count}
+
+
+def _uuids(plan: Mapping[str, Any]) -> list[str]:
+    return [gpu["uuid"] for gpu in plan["gpus"] if gpu.get("uuid")]
+
+
+def spare(manifest: Mapping[str, Any], address: str, port: int) -> dict[str, Any]:
+    """How a release runs a second time on its host, beside the engine that serves.
+
+    Args:
+        manifest: Content of the release's ``manifest.json``.
+        address: Where it is published.
+        port: At which port.
+
+    Returns:
+        Values for the template of the Compose file that is laid over the release's own.
+
+    Raises:
+        RefusalError: The host has no GPUs left for it.
+    """
+    plan = manifest["plan"]
+    values = {"publish": publish(address, port), "gpus": None}
+    if plan["accelerator"] != "nvidia":
+        return values
+    count, uuids = _gpu_count(plan), _uuids(plan)
+    if len(uuids) < 2 * count:
+        message = (
+            f"vllm_spare_port is {port}, but an engine takes {count} GPUs and the plan knows {len(uuids)} by UUID."
+        )
+        fix = "Set vllm_spare_port to 0: the engine is then stopped before the new one starts."
+        raise RefusalError(Refusal("no_spare_gpus", message, fix))
+    return values | {"gpus": {"uuids": uuids[count : 2 * count]}}
 
 
 def _without_peers(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
