@@ -47,11 +47,12 @@ test-unit: test-host ## Run the unit tests
 	pytest -n 2 tests/unit
 
 test-e2e: test-host ## Deploy the demo, break it, heal it
-	pytest -v --capture=no tests/e2e
+	pytest -v --capture=no -m "not slow" tests/e2e
 
 test-slow: test-host ## Run the scenarios that take long
 	ansible-playbook tests/support/engine.yml -i inventories/embedded
 	tests/roles/run $(SLOW_SCENARIOS)
+	pytest -v --capture=no -m slow tests/e2e
 
 test-roles: test-host ## Run one molecule scenario per role, or those of SCENARIOS="a b"
 	tests/roles/run $(SCENARIOS)

@@ -78,22 +78,22 @@ def test_a_run_that_was_cut_off_between_the_files_has_lost_nothing(run: Any, tmp
 
 
 @pytest.mark.parametrize(
-    ("there", "state", "key", "code"),
+    ("there", "asked", "code"),
     [
-        (("", ""), "rotated", "", "no_key"),
-        ((GIVEN, ""), "rotated", GIVEN, "same_key"),
-        ((OTHER, GIVEN), "rotated", "a-third-key-is-too-much", "rotation_open"),
-        (("", ""), "present", "short", "bad_key"),
-        (("", ""), "present", "-begins-like-a-flag-of-vllm", "bad_key"),
-        (("", ""), "present", "two words of sixteen", "bad_key"),
+        (("", ""), ("rotated", ""), "no_key"),
+        ((GIVEN, ""), ("rotated", GIVEN), "same_key"),
+        ((OTHER, GIVEN), ("rotated", "a-third-key-is-too-much"), "rotation_open"),
+        (("", ""), ("present", "short"), "bad_key"),
+        (("", ""), ("present", "-begins-like-a-flag-of-vllm"), "bad_key"),
+        (("", ""), ("present", "two words of sixteen"), "bad_key"),
     ],
 )
 def test_what_cannot_be_is_refused_and_changes_nothing(
-    run: Any, tmp_path: Path, there: tuple[str, str], state: str, key: str, code: str
+    run: Any, tmp_path: Path, there: tuple[str, str], asked: tuple[str, str], code: str
 ) -> None:
     for name, text in zip(("api_key", "former_api_key"), there, strict=True):
         (tmp_path / name).write_text(text)
-    result = run(state, key)
+    result = run(*asked)
     assert result["failed"] is True
     assert f"[{code}]" in result["msg"]
     assert texts(tmp_path) == there

@@ -101,9 +101,9 @@ def write(module: AnsibleModule, path: Path, text: str) -> bool:
         module.atomic_move(draft.name, str(path))
     if not path.exists():
         return True
-    attributes = {"path": str(path), "owner": str(module.params["owner"]), "group": str(module.params["group"])}
-    attributes |= {"mode": "0400", "secontext": None, "attributes": None}
-    return bool(module.set_fs_attributes_if_different(attributes, not same))
+    changed = module.set_owner_if_different(str(path), module.params["owner"], not same)
+    changed = module.set_group_if_different(str(path), module.params["group"], changed)
+    return bool(module.set_mode_if_different(str(path), "0400", changed))
 
 
 def main() -> None:
