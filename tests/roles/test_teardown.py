@@ -5,8 +5,15 @@ from __future__ import annotations
 
 def test_no_container_network_or_volume_of_the_project(host):
     for kind in ("ps --all", "network ls", "volume ls"):
-        listed = host.check_output(f"docker {kind} --quiet --filter label=com.docker.compose.project=vllm")
-        assert listed == "", kind
+        for project in ("vllm", "vllm-spare"):
+            listed = host.check_output(f"docker {kind} --quiet --filter label=com.docker.compose.project={project}")
+            assert listed == "", (kind, project)
+
+
+def test_systemd_has_forgotten_the_service(host):
+    assert not host.file("/etc/systemd/system/vllm.service").exists
+    assert host.run("systemctl cat vllm.service").rc != 0
+    assert host.check_output("systemctl list-units --all --plain --no-legend 'vllm*'") == ""
 
 
 def test_data_is_gone_as_asked(host):

@@ -15,12 +15,17 @@ CONTAINER = "vllm-vllm-1"
 
 def red_png() -> str:
     """A red picture of 32 x 32 pixels as a data: URL."""
+    return png(32, 32)
+
+
+def png(width: int, height: int) -> str:
+    """A red picture as a data: URL; a large one has its rows missing but for a few megabytes of zeros."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    rows = (b"\0" + b"\xff\0\0" * 32) * 32
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 32, 32, 8, 2, 0, 0, 0))
+    rows = (b"\0" + b"\xff\0\0" * width) * height if width * height < 2**20 else b"\0" * 2**22
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     png = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
@@ -69,10 +74,18 @@ def test_the_proven_release_runs_and_is_current(host, inspected):
     assert manifest["image"]["id"] == inspected["Image"]
 
 
-def test_the_release_that_failed_is_kept_for_those_who_ask_why(host):
+def test_the_releases_that_were_not_proven_are_kept_for_those_who_ask_why(host):
     releases = host.check_output(f"ls -A {HOME}/releases").split()
-    assert len(releases) == 2
+    assert len(releases) == 3
     assert not [name for name in releases if name.startswith(".")]
+
+
+def test_it_starts_with_the_host(host):
+    unit = host.service("vllm")
+    assert unit.is_enabled
+    assert unit.is_running
+    verified = host.run("systemd-analyze verify vllm.service")
+    assert "vllm.service" not in verified.stderr, verified.stderr
 
 
 def test_it_answers_with_the_key_only(ask):
@@ -86,6 +99,53 @@ def test_it_reads_images_from_the_request_but_fetches_none(ask):
     assert status in (400, 422)
     assert "allowed domains" in json.dumps(answer)
     assert ask(image("file:///etc/passwd"))[0] >= 400
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://169.254.169.254/latest/meta-data/",
+        "http://[::1]:8000/metrics",
+        "http://127.0.0.1.nip.io:8000/metrics",
+        "http://media.invalid@127.0.0.1:8000/metrics",
+        "http://media.invalid:8000@127.0.0.1/",
+        "ftp://127.0.0.1/x",
+        "file://media.invalid/etc/passwd",
+        "/etc/passwd",
+    ],
+)
+def test_no_address_makes_it_look_elsewhere(ask, url):
+    status, answer = ask(image(url))
+    assert 400 <= status < 500, answer
+    assert "root:" not in json.dumps(answer)
+    assert ask("Hello")[0] == 200
+
+
+@pytest.mark.parametrize(("width", "height"), [(50000, 50000), (50000, 1), (8193, 8192)])
+def test_a_picture_that_is_a_bomb_is_refused_and_costs_no_memory(host, ask, width, height):
+    """Some kilobytes that would be gigabytes of pixels."""
+    before = memory(host)
+    status, answer = ask(image(png(width, height)))
+    assert 400 <= status < 500, answer
+    assert memory(host) - before < 2**30
+    assert ask(image(red_png()))[0] == 200
+
+
+@pytest.mark.parametrize(
+    "data", ["data:image/png;base64,AAAA", "data:image/png;base64,!!", "data:,", "data:text/html,x"]
+)
+def test_data_that_is_no_picture_is_refused(ask, data):
+    status, answer = ask(image(data))
+    assert 400 <= status < 500, answer
+
+
+def memory(host):
+    """Bytes that the engine's container has used at most."""
+    shown = host.check_output(
+        f"docker exec {CONTAINER} sh -c 'cat /sys/fs/cgroup/memory.peak 2>/dev/null || "
+        "cat /sys/fs/cgroup/memory/memory.max_usage_in_bytes'"
+    )
+    return int(shown)
 
 
 def test_it_listens_on_loopback_only(host, inspected):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm_watchdog import Limits, Memory, Seen, Watchdog, deploying, judge, metrics, reason
+from vllm_watchdog import Limits, Memory, Seen, Watchdog, deploying, judge, metrics, patience, reason
 
 LIMITS = Limits(stall=30, max_restarts=3, window=3600, pause=30)
 GOOD = Seen("c1", running=True, started_at="t1", health="healthy", restarts=0, tokens=100, pending=0)
@@ -176,6 +176,7 @@ class _Container:
         self.did: list[str] = []
         self.attrs: dict[str, Any] = {
             "RestartCount": 0,
+            "Config": {"StopTimeout": 7},
             "State": {"Running": True, "Restarting": False, "StartedAt": "t1", "Health": {"Status": health}},
         }
 
@@ -183,9 +184,11 @@ class _Container:
         return b"torch.OutOfMemoryError: CUDA out of memory."
 
     def restart(self, timeout: int) -> None:
+        assert timeout == 7
         self.did.append("restart")
 
     def stop(self, timeout: int) -> None:
+        assert timeout == 7
         self.did.append("stop")
 
 
@@ -203,9 +206,15 @@ def watchdog(home: Path, *found: _Container) -> Watchdog:
         "label": "x",
         "metrics_url": "http://127.0.0.1:1/metrics",
         "lock_file": str(home / "lock"),
-        "stop_timeout": 1,
     }
     return Watchdog(config, LIMITS, _Docker(*found))
+
+
+def test_a_container_has_the_time_to_stop_that_it_was_made_with() -> None:
+    container = _Container("healthy")
+    assert patience(container) == 7
+    container.attrs["Config"] = {}
+    assert patience(container) == 10
 
 
 def test_events_are_kept_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

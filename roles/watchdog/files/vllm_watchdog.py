@@ -31,6 +31,7 @@ RUNBOOK = "crash_loop"
 _LOG_LINES = 300
 _LARGEST_LOG = 1 << 20
 _OLD_LOCK_S = 3600
+_DOCKERS_PATIENCE_S = 10
 
 
 @dataclass(frozen=True)
@@ -191,9 +192,9 @@ class Watchdog:
         # Remembered before it acts: one that is killed in between does not act twice.
         self._remember(verdict.memory)
         if verdict.action == "restart":
-            container.restart(timeout=self.config["stop_timeout"])
+            container.restart(timeout=patience(container))
         elif verdict.action == "stop":
-            container.stop(timeout=self.config["stop_timeout"])
+            container.stop(timeout=patience(container))
 
     def recall(self) -> None:
         """Read what an earlier process remembered; a file that was cut off is nothing."""
@@ -260,6 +261,11 @@ class Watchdog:
 
     def _file(self, name: str) -> Path:
         return Path(self.config["home"]) / name
+
+
+def patience(container: Any) -> int:
+    """Seconds that a container has between the request to stop and the kill: its own, else Docker's ten."""
+    return int(container.attrs["Config"].get("StopTimeout") or _DOCKERS_PATIENCE_S)
 
 
 def deploying(lock: Path, now: float) -> bool:
