@@ -13,7 +13,7 @@ ARGS ?=
 # Linted and type-checked Python.
 PYTHON_CODE := collections roles tests bench bin
 
-.PHONY: help deploy-deps dev-deps demo demo-down test lint test-host test-unit test-roles test-e2e test-slow bench-demo bench-plan bench-roles bench-weights clean
+.PHONY: help deploy-deps dev-deps demo demo-down test lint test-host test-unit test-roles test-e2e test-slow bench-demo bench-plan bench-roles bench-service bench-weights clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ bench-roles: test-host ## Time the host roles with nothing to do, beside tasks t
 
 bench-weights: dev-deps ## Time a verified download, beside a plain copy and huggingface_hub
 	python bench/weights.py
+
+bench-service: test-host ## Time the gateway, restarts and deploys of the demo
+	python bench/service.py
 
 bench-demo: dev-deps ## Time the demo, from nothing and again
 	python bench/demo.py

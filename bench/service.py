@@ -1,0 +1,174 @@
+"""`make bench-service`: what the gateway costs, and how long starts and deploys take, as a table with the goals.
+
+Deploys the demo with a gateway, from nothing but its image. vLLM's own `vllm bench serve`, out of the engine's image,
+then asks the engine and the gateway in turns; the medians over the rounds are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "collections")]
+
+from bench.demo import task_seconds, timed  # noqa: E402
+from e2e.conftest import HOME, PORT, Run  # noqa: E402
+
+MODEL = ROOT / "tests" / "tiny_model" / "model"
+CLIENTS_KEY = "sk-bench-0123456789abcdefghijklmnop"
+GATEWAY_PORT = 18443
+SETTINGS: dict[str, Any] = {
+    "gateway_enabled": True,
+    "gateway_bind_address": "127.0.0.1",
+    "gateway_tls": "disabled",
+    "gateway_port": GATEWAY_PORT,
+    "gateway_metrics_port": 18405,
+    "gateway_config_dir": "/etc/vllm-gateway-bench",
+    "gateway_run_dir": "/run/vllm-gateway-bench",
+    "gateway_log_file": "/var/log/vllm-gateway-bench.log",
+    "gateway_requests_per_minute": 10**6,
+    "gateway_keys": [{"name": "bench", "key": CLIENTS_KEY}],
+}
+WAYS = {"direct": PORT, "gateway": GATEWAY_PORT}
+#: One request at a time for the time to the first token, as many as the plan allows for the throughput.
+LOADS = {"one": (1, 40), "many": (4, 80)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; ``most`` tells whether the goal is an upper or a lower limit."""
+
+    name: str
+    value: float
+    unit: str
+    goal: float | None = None
+    most: bool = True
+
+    @property
+    def met(self) -> bool:
+        """Whether the goal is reached; true where there is none."""
+        return self.goal is None or (self.value <= self.goal if self.most else self.value >= self.goal)
+
+
+def main() -> int:
+    """Print the table; 1 where a goal is missed or a deployment failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="how often each way is asked")
+    parser.add_argument("--keep", action="store_true", help="leave the deployment there")
+    options = parser.parse_args()
+    timed("playbooks/teardown.yml", **SETTINGS, teardown_remove_data=True, teardown_stop_docker=False)
+    try:
+        rows = [*starts(), *gateway(options.rounds), *deploys()]
+    finally:
+        if not options.keep:
+            timed("playbooks/teardown.yml", **SETTINGS, teardown_remove_data=True, teardown_stop_docker=False)
+    print(table(rows))
+    return int(not all(row.met for row in rows))
+
+
+def starts() -> list[Row]:
+    """A start without caches beside a restart."""
+    cold = green(timed("deploy.yml", **SETTINGS)[0])
+    warm = green(timed("playbooks/restart.yml", **SETTINGS)[0])
+    cold_s = task_seconds(cold.seconds, "Start | Start the service")
+    warm_s = task_seconds(warm.seconds, "Restart | Restart the engine and wait")
+    return [
+        Row("start until the first token, cold", cold_s, "s"),
+        Row("restart until the first token, warm", warm_s, "s"),
+        Row("  warm to cold", warm_s / cold_s, "x", 0.6),
+    ]
+
+
+def deploys() -> list[Row]:
+    """A deploy with nothing to do, and the most expensive of its steps."""
+    again, seconds = timed("deploy.yml", **SETTINGS)
+    if again.changed:
+        raise RuntimeError("the second deploy changed something")
+    dearest = sorted(green(again).seconds.items(), key=lambda item: -item[1])[:6]
+    rows = [Row("deploy.yml without a change, one host", seconds, "s", 25)]
+    return rows + [Row(f"  of it: {name}", value, "s") for name, value in dearest]
+
+
+def gateway(rounds: int) -> list[Row]:
+    """The engine asked directly and through the gateway, in turns."""
+    seen: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        # The image's user writes the results.
+        folder.chmod(0o777)
+        ask("direct", "many", folder)
+        for number in range(rounds):
+            for load in LOADS:
+                # Who comes first changes, for a machine that warms up or tires.
+                for way in sorted(WAYS, reverse=bool(number % 2)):
+                    seen.setdefault((way, load), []).append(ask(way, load, folder))
+    ttft = {way: median(result["median_ttft_ms"] for result in seen[way, "one"]) for way in WAYS}
+    tokens = {way: median(result["output_throughput"] for result in seen[way, "many"]) for way in WAYS}
+    return [
+        Row("first token, direct, median", ttft["direct"], "ms"),
+        Row("first token, gateway, median", ttft["gateway"], "ms"),
+        Row("  added by the gateway", ttft["gateway"] - ttft["direct"], "ms", 3),
+        Row("throughput, direct", tokens["direct"], "tok/s"),
+        Row("throughput, gateway", tokens["gateway"], "tok/s"),
+        Row("  gateway to direct", tokens["gateway"] / tokens["direct"], "x", 0.98, most=False),
+    ]
+
+
+def ask(way: str, load: str, folder: Path) -> dict[str, Any]:
+    """One run of `vllm bench serve`; its result."""
+    key = CLIENTS_KEY if way == "gateway" else (HOME / "secrets" / "api_key").read_text(encoding="utf-8").strip()
+    secret = folder / "environment"
+    secret.write_text(f"OPENAI_API_KEY={key}\nHF_HUB_OFFLINE=1\n", encoding="utf-8")
+    concurrency, requests = LOADS[load]
+    image = json.loads((HOME / "image.json").read_text(encoding="utf-8"))["reference"]
+    command = [
+        *("docker", "run", "--rm", "--network=host", f"--env-file={secret}", "--entrypoint=vllm"),
+        *(f"--volume={MODEL}:/model:ro", f"--volume={folder}:/results", image),
+        *(
+            "bench",
+            "serve",
+            "--backend=openai",
+            f"--base-url=http://127.0.0.1:{WAYS[way]}",
+            "--endpoint=/v1/completions",
+        ),
+        *("--model=tiny-qwen3-vl", "--tokenizer=/model", "--dataset-name=random", "--input-len=128", "--output-len=64"),
+        *("--ignore-eos", f"--num-prompts={requests}", f"--max-concurrency={concurrency}", "--num-warmups=4"),
+        *("--disable-tqdm", "--save-result", "--result-dir=/results", "--result-filename=result.json"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if done.returncode:
+        raise RuntimeError(f"vllm bench serve failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
+    result = dict(json.loads((folder / "result.json").read_text(encoding="utf-8")))
+    if result["completed"] != requests:
+        raise RuntimeError(f"{way}: {result['completed']} of {requests} requests were answered")
+    print(f"{way}, {load}: {result['median_ttft_ms']:.1f} ms, {result['output_throughput']:.1f} tok/s", flush=True)
+    return result
+
+
+def green(run: Run) -> Run:
+    """The run, if it succeeded."""
+    if run.rc:
+        raise RuntimeError(run.text)
+    return run
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as aligned text."""
+    width = max(len(row.name) for row in rows)
+    lines = [f"{'what':<{width}}  {'value':>9}  {'unit':<5}  goal"]
+    for row in rows:
+        goal = "" if row.goal is None else f"{'<=' if row.most else '>='} {row.goal:g}{'' if row.met else '  missed'}"
+        lines.append(f"{row.name:<{width}}  {row.value:>9.2f}  {row.unit:<5}  {goal}".rstrip())
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
