@@ -32,7 +32,7 @@ TWO_ENGINES = [
 CASES: dict[str, dict[str, Any]] = {
     "default": {},
     "two_engines": {
-        "gateway_backends": TWO_ENGINES,
+        "gateway_backends": [TWO_ENGINES[0], {**TWO_ENGINES[1], "standby": True}],
         "gateway_bind_address": "::1",
         "gateway_tls": "disabled",
         "gateway_endpoints": ["embeddings", "models"],
@@ -98,6 +98,7 @@ def refused(**given_settings: Any) -> list[str]:
         ({"gateway_endpoints": ["models", "metrics"]}, "unknown_endpoint"),
         ({"gateway_endpoints": ["/metrics"]}, "unknown_endpoint"),
         ({"gateway_backends": []}, "no_backends"),
+        ({"gateway_backends": [{**TWO_ENGINES[0], "standby": True}]}, "no_backends"),
         ({"gateway_backends": [{**TWO_ENGINES[0], "name": "Blue Engine"}]}, "bad_backend"),
         ({"gateway_backends": [{**TWO_ENGINES[0], "port": "8001"}]}, "bad_backend"),
         ({"gateway_backends": [{**TWO_ENGINES[0], "address": "gpu2"}]}, "bad_backend"),

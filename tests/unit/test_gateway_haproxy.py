@@ -643,6 +643,31 @@ def test_the_module_says_what_it_would_do_and_refuses_the_last_one(gateway_of_tw
     assert "[gateway_not_running]" in backend(name="blue", state="drain", socket="/no/such/socket")["msg"]
 
 
+def test_an_engine_on_standby_gets_nothing_until_it_is_told_to_serve(
+    gateway_of_two: Gateway, two: tuple[Engine, Engine], backend: Any
+) -> None:
+    """As role gateway shifts requests to the spare engine and back; a reload forgets that it was to serve."""
+    blue, green = two
+    servers = [{"name": e.name, "address": "127.0.0.1", "port": e.port} for e in two]
+    gateway_of_two.reload(gateway_backends=[servers[0], {**servers[1], "standby": True}])
+
+    def answers() -> set[str]:
+        return {read(ask(gateway_of_two, "POST", CHAT, {}))["engine"] for _ in range(6)}
+
+    assert (answers(), green.paths) == ({"blue"}, [])
+    assert "[last_backend]" in backend(name="blue", state="maint")["msg"]
+    assert backend(name="green", state="ready")["changed"] is True
+    assert backend(name="blue", state="maint")["changed"] is True
+    assert answers() == {"green"}
+    assert backend(name="blue", state="ready")["changed"] is True
+    assert backend(name="green", state="maint")["changed"] is True
+    assert answers() == {"blue"}
+    backend(name="green", state="ready")
+    gateway_of_two.reload()
+    gateway_of_two.reload(gateway_requests_per_minute=10**5)
+    assert answers() == {"blue"}
+
+
 def test_an_engine_that_does_not_come_up_is_told(
     gateway_of_two: Gateway, two: tuple[Engine, Engine], backend: Any
 ) -> None:

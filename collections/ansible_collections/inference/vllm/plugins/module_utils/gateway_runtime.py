@@ -16,8 +16,9 @@ GROUP = "engines"
 #: What a server can be told; HAProxy's own words.
 STATES = ("ready", "drain", "maint")
 
-# Bits of srv_admin_state, and the values of srv_op_state at which a server's health checks pass.
-_MAINT = 0x01 | 0x02 | 0x04
+# Bits of srv_admin_state, and the values of srv_op_state at which a server's health checks pass. 0x04 only remembers
+# that the configuration has the server disabled; it stays when the server was told to serve.
+_MAINT = 0x01 | 0x02 | 0x20
 _DRAIN = 0x08 | 0x10
 _UP = (1, 2)
 
