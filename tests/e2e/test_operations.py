@@ -70,10 +70,10 @@ class Stream:
         self._threads: list[threading.Thread] = []
 
     def ask(self, name: str, url: str, key: str) -> None:
-        """Ask until the end, every second time for a stream."""
+        """Ask once a second until the end, every second time for a stream; two engines share few cores here."""
         client = openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=120)
         for number in itertools.count():
-            if self._end.wait(0.05):
+            if self._end.wait(1):
                 return
             try:
                 self._one(client, stream=bool(number % 2))
@@ -155,7 +155,7 @@ def test_upgrade_loses_no_request() -> None:
     assert containers(SPARE) == []
     print(f"requests: {dict(stream.seen)}")
     assert stream.failed == {}
-    assert sum(stream.seen.values()) > 100
+    assert sum(stream.seen.values()) > 50
 
 
 def test_upgrade_without_a_change_replaces_nothing() -> None:
