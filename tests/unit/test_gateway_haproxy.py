@@ -647,7 +647,7 @@ def test_an_engine_on_standby_gets_nothing_until_it_is_told_to_serve(
     gateway_of_two: Gateway, two: tuple[Engine, Engine], backend: Any
 ) -> None:
     """As role gateway shifts requests to the spare engine and back; a reload forgets that it was to serve."""
-    blue, green = two
+    _blue, green = two
     servers = [{"name": e.name, "address": "127.0.0.1", "port": e.port} for e in two]
     gateway_of_two.reload(gateway_backends=[servers[0], {**servers[1], "standby": True}])
 
