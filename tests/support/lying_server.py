@@ -80,6 +80,13 @@ MEMORY_LIES = {
     "truncates": "cuts long prompts without a word",
 }
 
+# Lies that only the stability check can notice.
+STABILITY_LIES = {
+    "preempts": "begins requests again",
+    "forgets": "counts from the beginning again after some requests, as an engine that was restarted",
+    "fails_at_times": "every seventh completion is HTTP 500",
+}
+
 
 def question_of(messages: Any) -> tuple[str, tuple[str, ...], bool]:
     """Text, image URLs, and whether there is a video, of a request's last message."""
@@ -156,7 +163,7 @@ class _Handler(BaseHTTPRequestHandler):
             blocks = KV_CACHE_TOKENS // 16 // (2 if lie == "small_cache" else 1)
             name = "node_cpu_info" if lie == "odd_metrics" else "vllm:cache_config_info"
             labels = f'block_size="16",cache_dtype="auto",kv_cache_size_tokens="None",num_gpu_blocks="{blocks}"'
-            self._send(200, f"# TYPE {name} gauge\n{name}{{{labels}}} 1.0\n", "text/plain")
+            self._send(200, f"# TYPE {name} gauge\n{name}{{{labels}}} 1.0\n{self._counters(name)}", "text/plain")
         elif self.path != "/v1/models":
             self._error(404, "Not Found")
         elif not self._authorised():
@@ -171,6 +178,18 @@ class _Handler(BaseHTTPRequestHandler):
                 {"id": name, "object": "model", "max_model_len": MAX_MODEL_LEN, "root": "/model"} for name in names
             ]
             self._send(200, json.dumps({"object": "list", "data": models}))
+
+    def _counters(self, name: str) -> str:
+        """Counters of the engine, on its page of metrics."""
+        lie, count = self.lie.name, self.lie.completions
+        if name == "node_cpu_info":
+            return ""
+        preempted = count if lie == "preempts" else 0
+        tokens = 3 * count if lie != "forgets" else 1000 - 3 * count
+        return "".join(
+            f'vllm:{name}_total{{engine="0",model_name="{MODEL}"}} {value:.1f}\n'
+            for name, value in (("num_preemptions", preempted), ("generation_tokens", tokens))
+        )
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -226,6 +245,8 @@ class _Handler(BaseHTTPRequestHandler):
         statuses = {"error_500": 500, "refuses_all": 400, "busy": 429}
         if lie in statuses:
             self._error(statuses[lie], "EngineCore encountered an issue.")
+        elif lie == "fails_at_times" and count % 7 == 0:
+            self._error(500, "EngineCore encountered an issue.")
         elif lie == "echoes_key":
             self._error(500, f"request was {self.headers.get('Authorization')}")
         elif lie == "html":
@@ -341,7 +362,7 @@ class _Handler(BaseHTTPRequestHandler):
 def lying_server(name: str = "") -> Iterator[str]:
     """Serve on a free port of the loopback; yields the base URL, which ends in ``/v1``."""
     lie = Lie(name)
-    assert name in LIES | MEMORY_LIES, name
+    assert name in LIES | MEMORY_LIES | STABILITY_LIES, name
     handler = type("Handler", (_Handler,), {"lie": lie, "cases": _answers(name == "blind")})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True

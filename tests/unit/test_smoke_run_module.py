@@ -74,7 +74,7 @@ def test_all_bad_input_is_refused_at_once(capsys: pytest.CaptureFixture[str], tm
         base_url="localhost:8000",
         api_key_file=str(tmp_path / "none"),
         timeout=-1,
-        max_images=-1,
+        max_images=-2,
         release=" ",
         report_path=str(tmp_path / "none" / "smoke.json"),
     )

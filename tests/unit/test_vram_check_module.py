@@ -103,3 +103,11 @@ def test_check_mode_sends_and_writes_nothing(
     result = run(capsys, arguments | {"base_url": "http://127.0.0.1:9/v1", "_ansible_check_mode": True})
     assert (result["changed"], result.get("failed", False)) == (False, False)
     assert (tmp_path / "vram.json").read_text() == "of another day"
+
+
+def test_without_a_manifest_the_arguments_tell(capsys: pytest.CaptureFixture[str], arguments: dict[str, Any]) -> None:
+    bare = {name: value for name, value in arguments.items() if name != "manifest_path"}
+    result = run(capsys, bare | {"accelerator": "cpu", "images": 2, "concurrency": 3})
+    assert result["failures"] == []
+    load = json.loads(Path(arguments["report_path"]).read_text())["load"]
+    assert (load["concurrency"], load["images"]) == (3, 2)

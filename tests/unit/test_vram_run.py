@@ -14,7 +14,7 @@ from ansible_collections.inference.vllm.plugins.module_utils import vram_run
 from ansible_collections.inference.vllm.plugins.module_utils.memory_sampler import Sampler, Window
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import Target
 from ansible_collections.inference.vllm.plugins.module_utils.verdict import Check, Verdict
-from ansible_collections.inference.vllm.plugins.module_utils.vram_judge import Expected, expected_of
+from ansible_collections.inference.vllm.plugins.module_utils.vram_judge import Expected, expected_of, unplanned
 from ansible_collections.inference.vllm.plugins.module_utils.vram_load import Load
 from ansible_collections.inference.vllm.plugins.module_utils.vram_run import Result, Settings
 from support import boots, fake_nvml
@@ -339,3 +339,17 @@ def test_the_result_is_json_with_the_documented_keys() -> None:
         *("source", "limit_gib", "limit_is", "headroom_gib", "terms", "moments", "load", "sampling", "samples"),
     ]
     assert data["sampling"]["readings"] == len(data["samples"][NAME])
+
+
+def test_without_a_plan_memory_is_held_against_the_card_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 21.0)
+    result = checked(expected=unplanned("nvidia", 64.0, 4, 8))
+    assert failed(result) == {}
+    assert check(result, "vram_ready").limit == check(result, "vram_under_load").limit == 23.58
+    assert check(result, "kv_cache_tokens").value == KV_CACHE_TOKENS
+    assert result.row is None
+    assert {term["predicted"] for term in result.detail["terms"]} == {None}
+    gpus(monkeypatch, 23.9)
+    assert failed(checked(expected=unplanned("nvidia", 64.0, 4, 8)))["vram_under_load"] == "memory_over_limit"
+    on_cpu = checked(expected=unplanned("cpu", 64.0, 4, 8), container=FakeContainer(limit=0))
+    assert check(on_cpu, "vram_ready").limit == 64.0

@@ -122,6 +122,8 @@ class Container:
             self.used_gib()
 
     def _ask(self, function: str, **arguments: Any) -> Mapping[str, Any]:
+        if not self.name:
+            raise ContainerError("no container is named")
         import docker  # a library of the host's venv, not of the controller
 
         try:

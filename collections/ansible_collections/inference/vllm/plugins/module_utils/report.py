@@ -19,6 +19,7 @@ from ansible_collections.inference.vllm.plugins.module_utils import (
     smoke_cases,
     smoke_images,
     smoke_run,
+    stability_run,
     vram_judge,
 )
 from ansible_collections.inference.vllm.plugins.module_utils.columns import columns
@@ -29,7 +30,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.verdict import Chec
 # Part of the report, file that it comes from. The verdict's own files are not among them.
 SECTIONS = (("Release", "manifest.json"), ("Engine image", "image.json"), ("Plan", "plan.json"))
 # What to do about each failure that a check can have.
-FAILURES: Mapping[str, str] = {**smoke_run.FAILURES, **vram_judge.FAILURES}
+FAILURES: Mapping[str, str] = {**smoke_run.FAILURES, **vram_judge.FAILURES, **stability_run.FAILURES}
 NOTHING = "-"
 _PALETTE_COLOURS = 256
 _EXACT_BELOW = 10.0
@@ -103,8 +104,9 @@ def parse(name: str, text: str | None) -> dict[str, Any]:
 
 def verdict_of(release: str, files: Mapping[str, str]) -> Verdict:
     """The stored verdict; where there is none of this release, what the results say, if only that they are missing."""
-    # The memory check comes after the smoke test, and only where that was good.
-    results = {"smoke": files.get("smoke.json")} | ({"vram": files["vram.json"]} if "vram.json" in files else {})
+    # The other checks come after the smoke test, and only where that was good.
+    later = {stem: files[f"{stem}.json"] for stem in ("vram", "stability", "benchmark") if f"{stem}.json" in files}
+    results = {"smoke": files.get("smoke.json"), **later}
     try:
         stored = Verdict.from_json(files.get("verdict.json", ""))
     except VerdictError:

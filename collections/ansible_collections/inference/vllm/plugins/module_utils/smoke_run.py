@@ -17,7 +17,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any, TypeVar
@@ -59,7 +59,7 @@ FAILURES: Mapping[str, str] = {
 
 # The bits of a good answer that a refusal of a bad request must not be mistaken for.
 _REFUSED = (400, 413, 415, 422)
-_GONE = ("endpoint_unreachable", "connection_lost")
+GONE = ("endpoint_unreachable", "connection_lost")
 # A slow first request is possible; two in a row that do not finish are a hung engine.
 _HUNG_AFTER = 2
 _PROBE_SECONDS = 5.0
@@ -91,7 +91,9 @@ class Target:
         model: Served name that must be there; empty takes the only one.
         level: One of :data:`LEVELS`.
         timeout: Longest time for one request from start to last byte, seconds.
-        max_images: Images that one request may hold, as the server was started; one more must be refused.
+        max_images: Images that one request may hold, as the server was started; one more must be refused. -1 where that
+            is not known.
+        strict: Whether a server fails that answers what a release of this project refuses as a policy; else it is warned.
     """
 
     base_url: str
@@ -100,6 +102,7 @@ class Target:
     level: str = "semantic"
     timeout: float = 60.0
     max_images: int = 4
+    strict: bool = True
 
 
 @dataclass(frozen=True)
@@ -278,9 +281,11 @@ class Session:
 
     def stream(self, request: Mapping[str, Any]) -> Answer:
         """Send a request, read the answer event by event."""
-        return answer_of_stream(
-            [chunk.to_dict(warnings=False) for chunk in self._client.chat.completions.create(**request)]
-        )
+        return answer_of_stream(self.events(request))
+
+    def events(self, request: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+        """Send a request, read its stream to the end; every event as plain data."""
+        return [_mapping(chunk.to_dict(warnings=False)) for chunk in self._client.chat.completions.create(**request)]
 
     def models(self, timeout: float) -> list[Mapping[str, Any]]:
         """What the server serves."""
@@ -308,7 +313,7 @@ class Session:
         try:
             self.models(min(self.target.timeout, _PROBE_SECONDS))
         except Exception as error:
-            return classify(error).name not in (*_GONE, "timeout")
+            return classify(error).name not in (*GONE, "timeout")
         return True
 
 
@@ -473,8 +478,20 @@ def _image_part(url: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
-def refusal_steps(max_images: int) -> list[Step]:
-    """The requests that a well configured server refuses, each in a way that must not hurt it."""
+def refusal_steps(target: Target) -> list[Step]:
+    """The requests that a well configured server refuses, each in a way that must not hurt it.
+
+    What another server may permit, a video or more images, is a warning there.
+    """
+    policies = {"reject_video", "reject_too_many_images", *(() if target.api_key else ("reject_wrong_key",))}
+    return [
+        replace(step, severity="warning") if step.code in policies and not target.strict else step
+        for step in _refusals(target.max_images)
+        if target.max_images >= 0 or step.code != "reject_too_many_images"
+    ]
+
+
+def _refusals(max_images: int) -> list[Step]:
     picture = _image_part(smoke_images.data_url("red_circle"))
     corrupt = _image_part(f"data:image/png;base64,{base64.b64encode(b'not a PNG').decode()}")
     video = {"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AAAA"}}
@@ -518,7 +535,7 @@ def steps_for(target: Target, cases: Sequence[Case] = CASES) -> list[Step]:
         Step("endpoint_identity", identity, limit=target.model or None, gate=True),
         Step("engine_version", _version, severity="warning"),
         *(case_step(case, target.level) for case in cases if runs_at(case, target.level)),
-        *refusal_steps(target.max_images),
+        *refusal_steps(target),
         Step("alive_after_bad_requests", _still_answers),
     ]
 
@@ -613,7 +630,7 @@ def run_steps(session: Session, steps: Sequence[Step]) -> list[Check]:
         checks.append(_check(step, outcome, time.monotonic() - started, session.target.api_key))
         hung = hung + 1 if isinstance(outcome, Failure) and outcome.name == "timeout" else 0
         if isinstance(outcome, Failure) and (
-            step.gate or hung >= _HUNG_AFTER or (outcome.name in _GONE and not session.answers())
+            step.gate or hung >= _HUNG_AFTER or (outcome.name in GONE and not session.answers())
         ):
             name = outcome.name
             stop = Failure(name, f"not run, because {step.code} saw: {outcome}")

@@ -74,6 +74,17 @@ class Expected:
     plan: Mapping[str, Any] = field(default_factory=dict)
     engine: str = ""
 
+    @property
+    def planned(self) -> bool:
+        """Whether there is a plan; a service that this project did not deploy has none."""
+        return bool(self.plan)
+
+
+def unplanned(accelerator: str, host_gib: float, images: int, sequences: int) -> Expected:
+    """What is expected of a service without a plan: that it stays below the card, or the host's memory."""
+    card = host_gib if accelerator == "cpu" else float("inf")
+    return Expected(accelerator, 0.0, 0.0, card, 0.0, 0, sequences, images, 0)
+
 
 def expected_of(manifest: Mapping[str, Any]) -> Expected:
     """Read the manifest of a release, which holds its plan and flags.
@@ -224,12 +235,14 @@ def _ready(expected: Expected, measured: Measured, tolerance: float) -> Check:
     if unread := _unread("vram_ready", measured, levels, "before the load"):
         return unread
     who, value = _highest(levels)
-    if expected.accelerator == "cpu":
+    about = f"{who} holds {value:.2f} GiB before the load"
+    if expected.planned:
+        about += f"; planned for the idle engine are {expected.resident:.2f} GiB"
+    if expected.accelerator == "cpu" or not expected.planned:
         limit, allowed = measured.limit, measured.limit_is
     else:
         limit = min(expected.resident + expected.step + tolerance, measured.limit)
         allowed = "what the plan allows"
-    about = f"{who} holds {value:.2f} GiB before the load; planned for the idle engine are {expected.resident:.2f} GiB"
     over = Failure("memory_over_limit", f"{about}, {allowed} is at most {limit:.2f} GiB")
     return _judged("vram_ready", value, limit, about, over)
 
@@ -271,6 +284,8 @@ def cache_check(expected: Expected, tokens: int) -> tuple[str, int]:
     Raises:
         Failure: `plan_missed` if it is not the planned one.
     """
+    if not expected.planned:
+        return f"the KV cache holds {tokens} tokens; there is no plan to hold that against", tokens
     share = tokens / expected.kv_cache_tokens - 1 if expected.kv_cache_tokens else float("inf")
     about = f"the KV cache holds {tokens} tokens, planned are {expected.kv_cache_tokens} ({100 * share:+.1f} %)"
     if abs(tokens - expected.kv_cache_tokens) > KV_CACHE_TOLERANCE * expected.kv_cache_tokens:
@@ -285,16 +300,17 @@ def terms_of(expected: Expected, measured: Measured) -> list[dict[str, Any]]:
     """Predicted against measured, for what can be seen from outside the engine; null where there is no figure."""
     ready = _most(measured.level(measured.ready))
     peak = _most({} if measured.failure else measured.peak())
-    told = expected.accelerator == "nvidia"
+    planned = expected.planned
+    told = expected.accelerator == "nvidia" and planned
     per_token = expected.kv_cache / expected.kv_cache_tokens if expected.kv_cache_tokens else 0.0
     return [
-        _term("resident", expected.resident, ready),
+        _term("resident", expected.resident if planned else None, ready),
         _term(
             "step", expected.step if told else None, peak - ready if peak is not None and ready is not None else None
         ),
         _term("peak", expected.resident + expected.step if told else None, peak),
-        _term("kv_cache", expected.kv_cache, measured.cache_tokens * per_token or None),
-        _term("kv_cache_tokens", expected.kv_cache_tokens, measured.cache_tokens or None, "tokens"),
+        _term("kv_cache", expected.kv_cache if planned else None, measured.cache_tokens * per_token or None),
+        _term("kv_cache_tokens", expected.kv_cache_tokens if planned else None, measured.cache_tokens or None, "tokens"),
         _term("headroom", expected.card - expected.resident - expected.step if told else None, headroom_of(measured)),
     ]
 
@@ -336,10 +352,11 @@ def calibration_row(
 ) -> dict[str, Any] | None:
     """A row of catalogue/calibration.json, which bench/plan_fit.py and the planner's tests can read.
 
-    None on a CPU host, whose memory the planner does not calibrate, and where the idle engine was not seen.
+    None on a CPU host, whose memory the planner does not calibrate, without a plan, and where the idle engine was not
+    seen.
     """
     ready = _most(measured.level(measured.ready))
-    if expected.accelerator != "nvidia" or not gpus or ready is None:
+    if expected.accelerator != "nvidia" or not expected.planned or not gpus or ready is None:
         return None
     flags, gpu = expected.flags, gpus[0]
     planned = (expected.plan.get("gpus") or [{}])[0]

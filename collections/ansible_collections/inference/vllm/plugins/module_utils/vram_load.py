@@ -121,15 +121,15 @@ def picture(side: int) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def request_of(model: str, images: int, side: int, words: int) -> dict[str, Any]:
-    """A request whose answer is short; it begins with a word of its own, so that no cache knows the rest."""
+def request_of(model: str, images: int, side: int, words: int, answer: int = _ANSWER_TOKENS) -> dict[str, Any]:
+    """A request whose answer has so many tokens; it begins with a word of its own, so that no cache knows the rest."""
     content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": picture(side)}} for _ in range(images)]
     content.insert(0, {"type": "text", "text": f"{secrets.randbelow(10**8):08}"})
     content.append({"type": "text", "text": " word" * words})
     return {
         "model": model,
         "messages": [{"role": "user", "content": content}],
-        "max_tokens": _ANSWER_TOKENS,
+        "max_tokens": answer,
         "temperature": 0,
         # What weights say to this means nothing; tokens must come all the same.
         "extra_body": {"ignore_eos": True},
@@ -142,7 +142,15 @@ def tokens_of(session: Session, request: Mapping[str, Any]) -> int:
     Raises:
         Failure: `bad_response` if the server counts no prompt, `no_tokens` if no answer.
     """
-    usage = session.complete(request).get("usage")
+    return counted(session.complete(request).get("usage"))
+
+
+def counted(usage: object) -> int:
+    """Tokens of a prompt, from the `usage` of its answer.
+
+    Raises:
+        Failure: as `tokens_of`.
+    """
     counts = usage if isinstance(usage, Mapping) else {}
     prompt, answer = (count_of(counts.get(f"{part}_tokens")) for part in ("prompt", "completion"))
     if not prompt:

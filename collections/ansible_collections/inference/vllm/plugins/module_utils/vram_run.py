@@ -77,7 +77,7 @@ class Result:
 
 
 @dataclass
-class _Source:
+class Source:
     """Where memory is read: a function, what it reads, and what the figures are held against."""
 
     read: Read
@@ -96,18 +96,12 @@ def run(target: Target, release: str, expected: Expected, settings: Settings, py
     started = verdict.now()
     with contextlib.ExitStack() as stack:
         container = stack.enter_context(Container(settings.container, settings.docker_host))
-        before = _state(container)
-        source: _Source | Failure
-        try:
-            source = _source(stack, container, before, expected, pynvml)
-        except RefusalError as error:
-            source = Failure("gpu_unreadable", "; ".join(refusal.message for refusal in error.refusals))
-        except ContainerError as error:
-            source = Failure("container_unreadable", str(error))
+        before = state_now(container)
+        source = source_of(stack, container, before, expected, pynvml)
         session = Session(target)
         run = _Run(session, expected, settings, source)
         checks = run.checks()
-        checks.append(_restarts(before, _state_after(container, before, checks)))
+        checks.append(restarts_of(before, state_after(container, before, checks)))
     gpus = () if isinstance(source, Failure) else source.gpus
     engine = {key: smoke_run.own_words(value, target.api_key) for key, value in session.engine.items()}
     judged = Verdict(release, tuple(checks), engine, gpus, started, verdict.now())
@@ -118,22 +112,39 @@ def run(target: Target, release: str, expected: Expected, settings: Settings, py
     return Result(judged, run.detail(), row)
 
 
-def _state(container: Container) -> State | Failure:
+def state_now(container: Container) -> State | Failure:
+    """The container as Docker tells it, or why it does not."""
     try:
         return container.state()
     except ContainerError as error:
         return Failure("container_unreadable", str(error))
 
 
-def _state_after(container: Container, before: State | Failure, checks: Sequence[Check]) -> State | Failure:
+def state_after(container: Container, before: State | Failure, checks: Sequence[Check]) -> State | Failure:
     """The container after the load. Docker learns of a death later than a client does, so it gets time for that."""
     lost = any(check.runbook in ("connection_lost", "endpoint_unreachable", "server_error") for check in checks)
     end = time.monotonic() + (_DEATH_SECONDS if lost else 0.0)
-    state = _state(container)
+    state = state_now(container)
     while state == before and isinstance(state, State) and time.monotonic() < end:
         time.sleep(_DEATH_SECONDS / 40)
-        state = _state(container)
+        state = state_now(container)
     return state
+
+
+def source_of(
+    stack: contextlib.ExitStack,
+    container: Container,
+    state: State | Failure,
+    expected: Expected,
+    pynvml: ModuleType | None,
+) -> Source | Failure:
+    """Where memory is read, or why it cannot be."""
+    try:
+        return _source(stack, container, state, expected, pynvml)
+    except RefusalError as error:
+        return Failure("gpu_unreadable", "; ".join(refusal.message for refusal in error.refusals))
+    except ContainerError as error:
+        return Failure("container_unreadable", str(error))
 
 
 def _source(
@@ -142,7 +153,7 @@ def _source(
     state: State | Failure,
     expected: Expected,
     pynvml: ModuleType | None,
-) -> _Source:
+) -> Source:
     """The GPUs of the container; on a CPU host the container itself.
 
     Raises:
@@ -155,21 +166,21 @@ def _source(
         smallest = min(gpu["usable_gib"] for gpu in memory.gpus)
         # A plan for a smaller card than this one is held to that card.
         limit_is = "the card" if smallest <= expected.card else "the card of the plan"
-        return _Source(memory.used_gib, "nvml", min(smallest, expected.card), limit_is, memory.gpus)
+        return Source(memory.used_gib, "nvml", min(smallest, expected.card), limit_is, memory.gpus)
     if isinstance(state, Failure):
         raise ContainerError(str(state))
     limit = state.limit_gib or expected.card
     limit_is = "the container's memory limit" if state.limit_gib else "the host's memory"
     container.choose_figure()
     name = "processes" if container.by_processes else "container"
-    return _Source(lambda: {container.name: container.used_gib()}, name, limit, limit_is)
+    return Source(lambda: {container.name: container.used_gib()}, name, limit, limit_is)
 
 
-def _restarts(before: State | Failure, after: State | Failure) -> Check:
+def restarts_of(before: State | Failure, after: State | Failure, code: str = "restarts") -> Check:
     """Whether the container is still the one that it was, by Docker's count and by the time of its start."""
     for state in (before, after):
         if isinstance(state, Failure):
-            return vram_judge.failed("restarts", state, 0, "restarts")
+            return vram_judge.failed(code, state, 0, "restarts")
     assert isinstance(before, State) and isinstance(after, State)  # noqa: S101 - for the type checker
     count = after.restarts - before.restarts
     if not after.running:
@@ -177,14 +188,14 @@ def _restarts(before: State | Failure, after: State | Failure) -> Check:
     elif count or after.started != before.started:
         failure = Failure("engine_restarted", f"the container was started again at {after.started}", count)
     else:
-        return Check("restarts", True, message=f"runs since {after.started}", value=0, limit=0, unit="restarts")
-    return vram_judge.failed("restarts", failure, 0, "restarts")
+        return Check(code, True, message=f"runs since {after.started}", value=0, limit=0, unit="restarts")
+    return vram_judge.failed(code, failure, 0, "restarts")
 
 
 class _Run:
     """One check from its first reading to its last."""
 
-    def __init__(self, session: Session, expected: Expected, settings: Settings, source: _Source | Failure) -> None:
+    def __init__(self, session: Session, expected: Expected, settings: Settings, source: Source | Failure) -> None:
         self.session, self.expected, self.settings = session, expected, settings
         self.source = source
         self.measured = Measured()

@@ -55,9 +55,17 @@ options:
     type: float
     default: 60
   max_images:
-    description: Images that one request may hold, as the server was started. One more must be refused.
+    description:
+      - Images that one request may hold, as the server was started. One more must be refused.
+      - V(-1) where that is not known; then it is not tried.
     type: int
     default: 4
+  strict:
+    description:
+      - Whether a server fails that answers what a release of this project refuses as a policy, namely a video, too many
+        images, and a wrong key where O(api_key_file) is not set. Otherwise it is a warning.
+    type: bool
+    default: true
   release:
     description: Identifier of the release under test, written into the report.
     type: str
@@ -119,8 +127,9 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "level": {"type": "str", "choices": list(smoke_run.LEVELS), "default": "semantic"},
     "timeout": {"type": "float", "default": 60},
     "max_images": {"type": "int", "default": 4},
+    "strict": {"type": "bool", "default": True},
 }
-LEAST = {"timeout": 0.1, "max_images": 0}
+LEAST = {"timeout": 0.1, "max_images": -1}
 
 
 def target_of(params: dict[str, Any]) -> smoke_run.Target:
@@ -130,7 +139,7 @@ def target_of(params: dict[str, Any]) -> smoke_run.Target:
         RefusalError: The arguments or the key file cannot be used; names all reasons.
     """
     key = endpoint.key_of(params, LEAST)
-    wanted = {name: params[name] for name in ("base_url", "model", "level", "timeout", "max_images")}
+    wanted = {name: params[name] for name in ("base_url", "model", "level", "timeout", "max_images", "strict")}
     return replace(smoke_run.Target(api_key=key, **wanted), base_url=params["base_url"].rstrip("/"))
 
 

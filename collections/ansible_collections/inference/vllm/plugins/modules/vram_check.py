@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read impo
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError, join
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import Target
 from ansible_collections.inference.vllm.plugins.module_utils.verdict import write_atomic
-from ansible_collections.inference.vllm.plugins.module_utils.vram_judge import Expected, expected_of
+from ansible_collections.inference.vllm.plugins.module_utils.vram_judge import Expected, expected_of, unplanned
 from ansible_collections.inference.vllm.plugins.module_utils.vram_load import Load
 
 DOCUMENTATION = r"""
@@ -57,9 +58,19 @@ options:
     type: str
     default: ""
   manifest_path:
-    description: The C(manifest.json) of the release, which holds its plan and flags.
+    description:
+      - The C(manifest.json) of the release, which holds its plan and flags.
+      - Without it memory is held against the card alone, or on a CPU host against the container's limit.
     type: path
-    required: true
+  accelerator:
+    description: What the memory is that of, where there is no manifest that tells it.
+    type: str
+    choices: [nvidia, cpu]
+    default: nvidia
+  images:
+    description: Images that one request may hold, where there is no manifest that tells it.
+    type: int
+    default: 1
   container:
     description: Name of the engine's container.
     type: str
@@ -163,7 +174,9 @@ refusals:
 ARGUMENTS: dict[str, dict[str, Any]] = {
     **endpoint.ARGUMENTS,
     "metrics_url": {"type": "str", "required": True},
-    "manifest_path": {"type": "path", "required": True},
+    "manifest_path": {"type": "path"},
+    "accelerator": {"type": "str", "choices": ["nvidia", "cpu"], "default": "nvidia"},
+    "images": {"type": "int", "default": 1},
     "container": {"type": "str", "required": True},
     "docker_host": {"type": "str", "default": "unix:///var/run/docker.sock"},
     "max_pixels": {"type": "int", "required": True},
@@ -179,6 +192,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 LEAST = {
     "max_pixels": 1024,
     "concurrency": 1,
+    "images": 0,
     "rounds": 2,
     "interval": 0.01,
     "settle": 0.0,
@@ -187,12 +201,16 @@ LEAST = {
 }
 
 
-def expected_from(path: str) -> Expected:
-    """What the manifest of the release foretells.
+def expected_from(params: dict[str, Any]) -> Expected:
+    """What the manifest of the release foretells, or what can be said without one.
 
     Raises:
         RefusalError: It is missing, unreadable, or no manifest.
     """
+    path = params["manifest_path"]
+    if not path:
+        host_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+        return unplanned(params["accelerator"], host_gib, params["images"], params["concurrency"])
     try:
         return expected_of(json.loads(Path(path).read_text(encoding="utf-8")))
     except OSError as error:
@@ -239,7 +257,7 @@ def main() -> None:
             for path in filter(None, paths.values()):
                 path.unlink(missing_ok=True)
         key = endpoint.key_of(params, LEAST)
-        expected = expected_from(params["manifest_path"])
+        expected = expected_from(params)
     except RefusalError as error:
         module.fail_json(join(error.refusals), refusals=[refusal.as_dict() for refusal in error.refusals])
     except OSError as error:
