@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +14,27 @@ from typing import Any
 
 GIB = 2**30
 NAME = "vllm-vllm-1"
+IMAGE = "sha256:0123"
+TOOL = "the-tool"
+
+
+@dataclass
+class FakeTool:
+    """What a container does that is made of the engine's image: a tool that leaves a result and a log.
+
+    Attributes:
+        result: Text of the file that it leaves; None for no file.
+        code: Its exit code; None where it never ends.
+        image: Whether its image is there.
+    """
+
+    result: str | None = "{}"
+    code: int | None = 0
+    log: str = "done"
+    image: bool = True
+    made: list[dict[str, Any]] = field(default_factory=list)
+    archives: list[bytes] = field(default_factory=list)
+    removed: int = 0
 
 
 @dataclass
@@ -36,11 +59,16 @@ class FakeContainer:
     restarts_after: int | None = None
     stops_after: int | None = None
     readings: int = 0
+    mounts: tuple[tuple[str, str], ...] = (("/opt/vllm/models/a", "/model"),)
+    tool: FakeTool | None = None
     paths: list[str] = field(default_factory=list)
 
     def inspected(self) -> dict[str, Any]:
         requests = [{"Driver": "nvidia", "DeviceIDs": list(self.devices)}] if self.devices else None
         return {
+            "Image": IMAGE,
+            "Config": {"User": "2000:0"},
+            "Mounts": [{"Type": "bind", "Source": source, "Destination": target} for source, target in self.mounts],
             "RestartCount": self.restarts,
             "State": {"Running": self.running, "StartedAt": self.started},
             "HostConfig": {"Memory": int(self.limit * GIB), "DeviceRequests": requests},
@@ -79,8 +107,53 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, self.container.stats())
         elif path.endswith(f"/containers/{NAME}/top"):
             self._send(200, self.container.top())
+        elif path.endswith(f"/images/{IMAGE}/json") and self.container.tool and self.container.tool.image:
+            self._send(200, {"Id": IMAGE})
+        elif path.endswith(f"/containers/{TOOL}/json") and (tool := self.container.tool):
+            ended = tool.code is not None
+            self._send(200, {"State": {"Status": "exited" if ended else "running", "ExitCode": tool.code or 0},
+                             "Config": {"Tty": True}})  # fmt: skip
+        elif path.endswith(f"/containers/{TOOL}/logs") and (tool := self.container.tool):
+            self._send_bytes(tool.log.encode())
+        elif path.endswith(f"/containers/{TOOL}/archive") and (tool := self.container.tool) and tool.result is not None:
+            buffer = io.BytesIO()
+            with tarfile.open(fileobj=buffer, mode="w") as archive:
+                entry = tarfile.TarInfo("vllm-bench.json")
+                entry.size = len(tool.result.encode())
+                archive.addfile(entry, io.BytesIO(tool.result.encode()))
+            self._send_bytes(buffer.getvalue(), stat="eyJuYW1lIjoiYSJ9")
         else:
             self._send(404, {"message": "No such container"})
+
+    def do_POST(self) -> None:
+        tool = self.container.tool
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if tool and "/containers/create" in self.path:
+            tool.made.append(json.loads(body))
+            self._send(201, {"Id": TOOL})
+        elif tool and self.path.endswith("/start"):
+            self._send(200, {})
+        else:
+            self._send(404, {"message": "No such container"})
+
+    def do_PUT(self) -> None:
+        assert self.container.tool
+        self.container.tool.archives.append(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
+        self._send(200, {})
+
+    def do_DELETE(self) -> None:
+        assert self.container.tool
+        self.container.tool.removed += 1
+        self._send(200, {})
+
+    def _send_bytes(self, data: bytes, stat: str = "") -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/octet-stream")
+        self.send_header("Content-Length", str(len(data)))
+        if stat:
+            self.send_header("X-Docker-Container-Path-Stat", stat)
+        self.end_headers()
+        self.wfile.write(data)
 
     def _send(self, status: int, body: Mapping[str, Any]) -> None:
         data = json.dumps(body).encode()

@@ -75,7 +75,9 @@ def test_where_ansible_runs(deploy_group: set[str]) -> None:
 
 
 def test_where_ansible_runs_an_address_can_be_verified(deploy_group: set[str]) -> None:
-    files = reached([PLUGINS / "modules" / f"{name}.py" for name in ("smoke_test", "vram_check", "stability", "benchmark")])
+    files = reached(
+        [PLUGINS / "modules" / f"{name}.py" for name in ("smoke_test", "vram_check", "stability", "benchmark")]
+    )
     # The one that openai itself brings.
     assert needed(files) - {"httpx2"} <= deploy_group | {"pillow"}
 

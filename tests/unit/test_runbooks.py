@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ansible_collections.inference.vllm.plugins.module_utils import smoke_run, stability_run, verdict, vram_judge
+from ansible_collections.inference.vllm.plugins.module_utils import (
+    benchmark_run,
+    smoke_run,
+    stability_run,
+    verdict,
+    vram_judge,
+)
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "runbooks"
@@ -32,7 +38,9 @@ def text_of(name: str) -> str:
     return (FOLDER / f"{name}.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("failures", [smoke_run.FAILURES, vram_judge.FAILURES, stability_run.FAILURES])
+@pytest.mark.parametrize(
+    "failures", [smoke_run.FAILURES, vram_judge.FAILURES, stability_run.FAILURES, benchmark_run.FAILURES]
+)
 def test_every_failure_of_a_check_has_one(failures: dict[str, str]) -> None:
     assert set(failures) <= set(NAMES)
 

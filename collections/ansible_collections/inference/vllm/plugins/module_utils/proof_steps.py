@@ -31,8 +31,8 @@ def results_of(chosen: Sequence[str], skipped: Sequence[str], chain: Sequence[st
     steps = [step for step in STEPS if step in asked and step not in skipped]
     if not steps:
         raise ValueError(
-            f"[no_check] tags {', '.join(chosen)} without {', '.join(skipped) or 'any skipped'} choose no check, so that"
-            f" nothing would be proven. Fix: choose of {', '.join(STEPS)}."
+            f"[no_check] tags {', '.join(chosen)} without {', '.join(skipped) or 'any skipped'} choose no check, so"
+            f" that nothing would be proven. Fix: choose of {', '.join(STEPS)}."
         )
     kept = [step for step in chain if step not in steps]
     return {step: [f"{name}.json" for name in (*kept, *steps[: place + 1])] for place, step in enumerate(steps)}

@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils import (
+    benchmark_run,
     report_memory,
     smoke_cases,
     smoke_images,
@@ -30,7 +31,12 @@ from ansible_collections.inference.vllm.plugins.module_utils.verdict import Chec
 # Part of the report, file that it comes from. The verdict's own files are not among them.
 SECTIONS = (("Release", "manifest.json"), ("Engine image", "image.json"), ("Plan", "plan.json"))
 # What to do about each failure that a check can have.
-FAILURES: Mapping[str, str] = {**smoke_run.FAILURES, **vram_judge.FAILURES, **stability_run.FAILURES}
+FAILURES: Mapping[str, str] = {
+    **smoke_run.FAILURES,
+    **vram_judge.FAILURES,
+    **stability_run.FAILURES,
+    **benchmark_run.FAILURES,
+}
 NOTHING = "-"
 _PALETTE_COLOURS = 256
 _EXACT_BELOW = 10.0

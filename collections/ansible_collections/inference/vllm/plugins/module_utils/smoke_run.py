@@ -93,7 +93,8 @@ class Target:
         timeout: Longest time for one request from start to last byte, seconds.
         max_images: Images that one request may hold, as the server was started; one more must be refused. -1 where that
             is not known.
-        strict: Whether a server fails that answers what a release of this project refuses as a policy; else it is warned.
+        strict: Whether a server fails that answers what a release of this project refuses as a policy; else it is a
+            warning.
     """
 
     base_url: str

@@ -310,7 +310,9 @@ def terms_of(expected: Expected, measured: Measured) -> list[dict[str, Any]]:
         ),
         _term("peak", expected.resident + expected.step if told else None, peak),
         _term("kv_cache", expected.kv_cache if planned else None, measured.cache_tokens * per_token or None),
-        _term("kv_cache_tokens", expected.kv_cache_tokens if planned else None, measured.cache_tokens or None, "tokens"),
+        _term(
+            "kv_cache_tokens", expected.kv_cache_tokens if planned else None, measured.cache_tokens or None, "tokens"
+        ),
         _term("headroom", expected.card - expected.resident - expected.step if told else None, headroom_of(measured)),
     ]
 

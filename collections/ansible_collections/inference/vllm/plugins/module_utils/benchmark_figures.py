@@ -1,0 +1,271 @@
+"""What `vllm bench serve` is told, what it answers in one shape, and what is better or worse: pure functions.
+
+One **point** is one run of the tool: a workload at one number of requests at once, with new prompts or with the same
+ones again. Times are milliseconds, rates are per second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+# Figures of a point that are compared: path, whether more is better, unit.
+FIGURES: Mapping[str, tuple[bool, str]] = {
+    "output_tokens_per_s": (True, "tokens/s"),
+    "goodput_per_s": (True, "requests/s"),
+    "ttft_ms.median": (False, "ms"),
+    "tpot_ms.median": (False, "ms"),
+    "itl_ms.p95": (False, "ms"),
+}
+_TIMES = ("ttft", "tpot", "itl", "e2el")
+_QUANTILES = ("mean", "median", "p95", "p99")
+# Below this many milliseconds a difference is the clock's, not the server's.
+_CLOCK_MS = 1.0
+_LEAST_REQUESTS = 8
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One kind of request.
+
+    Attributes:
+        name: What it is called in results and comparisons.
+        input_tokens: Tokens of text in a prompt.
+        output_tokens: Tokens of an answer, always so many.
+        concurrency: Numbers of requests at once, each measured by itself.
+        images: Images in a request.
+        side: Side of an image in pixels.
+        rounds: How often as many requests as are sent at once are sent, at least eight in all.
+    """
+
+    name: str
+    input_tokens: int
+    output_tokens: int
+    concurrency: tuple[int, ...]
+    images: int = 0
+    side: int = 0
+    rounds: int = 4
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Workload:
+        """Read a workload of the inventory.
+
+        Raises:
+            ValueError: A key is missing, unknown or of a wrong value; the message names it.
+        """
+        whole = ("input_tokens", "output_tokens", "images", "side", "rounds")
+        unknown = set(data) - {"name", "concurrency", *whole}
+        missing = {"name", "input_tokens", "output_tokens", "concurrency"} - set(data)
+        if unknown or missing:
+            raise ValueError(f"keys {', '.join(sorted(unknown | missing))} are {'unknown' if unknown else 'missing'}")
+        name = str(data["name"])
+        if not name.replace("_", "").isalnum():
+            raise ValueError(f"name is {name!r}; letters, digits and underscores are wanted")
+        try:
+            numbers = {key: int(data[key]) for key in whole if key in data}
+            concurrency = tuple(int(number) for number in data["concurrency"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"a value of {name} is no whole number: {error}") from None
+        if not concurrency or min(*concurrency, 1) < 1 or min(numbers["input_tokens"], numbers["output_tokens"]) < 1:
+            raise ValueError(f"concurrency, input_tokens and output_tokens of {name} are at least 1")
+        if numbers.get("images", 0) > 0 and numbers.get("side", 0) < 1:
+            raise ValueError(f"{name} has images without a side")
+        return cls(name=name, concurrency=concurrency, **numbers)
+
+    def requests(self, concurrency: int) -> int:
+        """How many requests are sent at this number at once."""
+        return max(self.rounds * concurrency, _LEAST_REQUESTS)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of the tool: which workload, how many at once, with which seed, and whether the prompts are known."""
+
+    workload: Workload
+    concurrency: int
+    seed: int
+    again: bool = False
+
+    @property
+    def code(self) -> str:
+        """Name of its check."""
+        return f"bench_{self.workload.name}_{self.concurrency}{'_again' if self.again else ''}"
+
+
+@dataclass(frozen=True)
+class Goals:
+    """The service level: a request is good if its first token and the mean time per further token are below these."""
+
+    ttft_ms: float
+    tpot_ms: float
+
+
+def points_of(workloads: Sequence[Workload], seed: int, again: bool) -> list[Point]:
+    """Every point, each with prompts that no other has; the largest of a workload once more with the same prompts."""
+    points: list[Point] = []
+    for workload in workloads:
+        for concurrency in workload.concurrency:
+            points.append(Point(workload, concurrency, seed + len(points)))
+        if again:
+            largest = max(points[-len(workload.concurrency) :], key=lambda point: point.concurrency)
+            points.append(Point(workload, largest.concurrency, largest.seed, again=True))
+    return points
+
+
+def arguments_of(
+    point: Point, goals: Goals, *, root_url: str, model: str, tokenizer: str, folder: str, name: str
+) -> list[str]:
+    """The command line of `vllm bench serve` for a point; the key is not on it."""
+    workload = point.workload
+    arguments = {
+        "--backend": "openai-chat",
+        "--base-url": root_url,
+        "--endpoint": "/v1/chat/completions",
+        "--model": model,
+        "--tokenizer": tokenizer,
+        "--dataset-name": "random-mm" if workload.images else "random",
+        "--random-input-len": str(workload.input_tokens),
+        "--random-output-len": str(workload.output_tokens),
+        "--num-prompts": str(workload.requests(point.concurrency)),
+        "--max-concurrency": str(point.concurrency),
+        "--seed": str(point.seed),
+        "--temperature": "0",
+        "--percentile-metrics": ",".join(_TIMES),
+        "--metric-percentiles": "50,95,99",
+        "--result-dir": folder,
+        "--result-filename": name,
+    }
+    if workload.images:
+        arguments |= {
+            "--random-mm-base-items-per-request": str(workload.images),
+            "--random-mm-limit-mm-per-prompt": json.dumps({"image": workload.images, "video": 0}),
+            "--random-mm-bucket-config": f"{{({workload.side},{workload.side},1):1.0}}",
+        }
+    flat = [word for pair in arguments.items() for word in pair]
+    return [
+        *("bench", "serve", *flat, "--ignore-eos", "--save-result", "--disable-tqdm"),
+        *("--goodput", f"ttft:{goals.ttft_ms:g}", f"tpot:{goals.tpot_ms:g}"),
+    ]
+
+
+def normalised(point: Point, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A result of the tool in the one shape that is kept.
+
+    Raises:
+        KeyError, TypeError, ValueError: It is not such a result.
+    """
+    workload = point.workload
+    return {
+        **{key: value for key, value in asdict(workload).items() if key not in ("name", "concurrency", "rounds")},
+        "workload": workload.name,
+        "concurrency": point.concurrency,
+        "again": point.again,
+        "seed": point.seed,
+        "requests": int(raw["completed"]) + int(raw["failed"]),
+        "failed": int(raw["failed"]),
+        "seconds": round(float(raw["duration"]), 3),
+        "requests_per_s": round(float(raw["request_throughput"]), 3),
+        "output_tokens_per_s": round(float(raw["output_throughput"]), 2),
+        "total_tokens_per_s": round(float(raw["total_token_throughput"]), 2),
+        "goodput_per_s": round(float(raw.get("request_goodput") or 0.0), 3),
+        **{f"{time}_ms": {name: round(_finite(raw[f"{name}_{time}_ms"]), 2) for name in _QUANTILES} for time in _TIMES},
+    }
+
+
+def _finite(value: Any) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is no figure")
+    return number
+
+
+# --- Comparison -----------------------------------------------------------------------------------------------------
+
+
+def key_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes two runs comparable without a word: GPUs, image, model and flags, from a release's manifest."""
+    plan, image, model = (manifest.get(name) or {} for name in ("plan", "image", "model"))
+    gpus = [f"{gpu.get('count', 1)}x {gpu.get('name')}" for gpu in plan.get("gpus") or ()]
+    return {
+        "gpus": gpus or [str(plan.get("accelerator") or manifest.get("accelerator") or "unknown")],
+        "image": image.get("digest") or image.get("id") or "",
+        "model": model.get("commit") or "",
+        "flags": dict(manifest.get("flags") or {}),
+    }
+
+
+def key_name(key: Mapping[str, Any]) -> str:
+    """Name of the file that keeps the baseline of a key."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def compare(
+    before: Mapping[str, Any], after: Mapping[str, Any], tolerance: float, workloads: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """Every figure that both results have, held against each other.
+
+    Args:
+        before: The content of one ``benchmark.json``.
+        after: That of another.
+        tolerance: Share by which a figure may be worse, e.g. 0.1.
+        workloads: Only these; empty for all.
+
+    Returns:
+        Rows of ``workload``, ``concurrency``, ``again``, ``figure``, ``unit``, ``before``, ``after``, ``change`` (a
+        share) and ``judged`` (``better``, ``worse`` or ``same``).
+    """
+    known = {_place(point): point for point in before.get("points") or ()}
+    rows = []
+    for point in after.get("points") or ():
+        former = known.get(_place(point))
+        if former is None or (workloads and point["workload"] not in workloads):
+            continue
+        for figure, (more_is_better, unit) in FIGURES.items():
+            old, new = _figure(former, figure), _figure(point, figure)
+            if old is None or new is None:
+                continue
+            rows.append(
+                {
+                    **{name: point[name] for name in ("workload", "concurrency", "again")},
+                    "figure": figure,
+                    "unit": unit,
+                    "before": old,
+                    "after": new,
+                    "change": round((new - old) / old, 4) if old else None,
+                    "judged": _judged(old, new, tolerance, more_is_better, unit),
+                }
+            )
+    return rows
+
+
+def _place(point: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What two points have in common that can be compared: the same work, at the same number at once."""
+    keys = ("workload", "input_tokens", "output_tokens", "images", "side", "concurrency", "again")
+    return tuple(point.get(key) for key in keys)
+
+
+def _figure(point: Mapping[str, Any], path: str) -> float | None:
+    value: Any = point
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _judged(old: float, new: float, tolerance: float, more_is_better: bool, unit: str) -> str:
+    if abs(new - old) <= tolerance * old or (unit == "ms" and abs(new - old) < _CLOCK_MS):
+        return "same"
+    return "better" if (new > old) is more_is_better else "worse"
+
+
+def told(row: Mapping[str, Any]) -> str:
+    """A row of a comparison in words."""
+    change = "" if row["change"] is None else f" ({100 * row['change']:+.0f} %)"
+    again = " again" if row["again"] else ""
+    return (
+        f"{row['workload']} at {row['concurrency']}{again}: {row['figure']} {row['before']:g} -> {row['after']:g}"
+        f" {row['unit']}{change}"
+    )

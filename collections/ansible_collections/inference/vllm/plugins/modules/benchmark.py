@@ -1,0 +1,411 @@
+#!/usr/bin/python
+"""Measure latency and throughput of a server with `vllm bench serve`, and hold them against former results."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+
+from ansible_collections.inference.vllm.plugins.module_utils import benchmark_figures, benchmark_run, endpoint
+from ansible_collections.inference.vllm.plugins.module_utils.benchmark_figures import Goals, Workload
+from ansible_collections.inference.vllm.plugins.module_utils.benchmark_run import Comparison, Settings
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError, join
+from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import Target
+from ansible_collections.inference.vllm.plugins.module_utils.verdict import write_atomic
+
+DOCUMENTATION = r"""
+module: benchmark
+short_description: Measure latency and throughput of a server with vllm bench serve, and compare
+version_added: 0.1.0
+author:
+  - The project's contributors
+description:
+  - Runs C(vllm bench serve) from the image of the engine's container, in a container beside it, once for each workload
+    and number of requests at once. Every run has new prompts; the largest of a workload is run once more with the same
+    ones, so that the prefix cache knows them.
+  - Brings time to first token, time per token, time between tokens, throughput and goodput into one JSON.
+  - Holds them against former results. What is worse by more than the tolerance is a warning, or with O(gate) a failure.
+  - Whatever goes wrong, of server, tool or Docker, ends as a named failure.
+  - C(failed) says what the verdict says, unless O(fail_on_verdict=false).
+  - A report tells about a run and is no state of the host, so the module never reports C(changed).
+requirements:
+  - openai >= 3
+  - docker
+options:
+  base_url:
+    description: Address of the API up to and including C(/v1), as O(network) reaches it.
+    type: str
+    required: true
+  api_key_file:
+    description:
+      - File on the host that holds the API key; the key itself appears in no argument, output or report.
+      - Without it the server is asked without a key.
+    type: path
+  model:
+    description: Served name of the model that must be there. Empty takes the only one that is served.
+    type: str
+    default: ""
+  workloads:
+    description: Kinds of requests that are measured.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: What it is called in results and comparisons.
+        type: str
+        required: true
+      input_tokens:
+        description: Tokens of text in a prompt.
+        type: int
+        required: true
+      output_tokens:
+        description: Tokens of an answer.
+        type: int
+        required: true
+      concurrency:
+        description: Numbers of requests at once, each measured by itself.
+        type: list
+        elements: int
+        required: true
+      images:
+        description: Images in a request.
+        type: int
+        default: 0
+      side:
+        description: Side of an image in pixels.
+        type: int
+        default: 0
+      rounds:
+        description: How often as many requests as are sent at once are sent; eight requests at least.
+        type: int
+        default: 4
+  goal_ttft_ms:
+    description: Milliseconds within which a good request has its first token.
+    type: float
+    default: 3500
+  goal_tpot_ms:
+    description: Milliseconds that a further token of a good request takes at most, on average.
+    type: float
+    default: 50
+  again:
+    description: Whether each workload is measured once more with the same prompts.
+    type: bool
+    default: true
+  seed:
+    description: Seed of the first run. Without it a new one is taken, so that no cache knows the prompts.
+    type: int
+  container:
+    description: Name of the engine's container, which names image, user and tokenizer.
+    type: str
+    default: ""
+  image:
+    description: Image that holds vLLM, in place of the container's.
+    type: str
+    default: ""
+  tokenizer:
+    description: Folder with the model's tokenizer on the host of Docker, in place of the one that the container mounts.
+    type: str
+    default: ""
+  network:
+    description: Docker network that the tool runs in.
+    type: str
+    default: host
+  docker_host:
+    description: Where the Docker engine listens.
+    type: str
+    default: unix:///var/run/docker.sock
+  timeout:
+    description: Longest time for one run, in seconds.
+    type: float
+    default: 900
+  manifest_path:
+    description: The C(manifest.json) of the release, which says what the result may be compared with.
+    type: path
+  home:
+    description: Folder that holds C(baselines/), C(reports/) and C(current).
+    type: path
+    required: true
+  comparisons:
+    description: Former results that this one is held against; one that is not there is passed over.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Name of the check, after C(benchmark_).
+        type: str
+        required: true
+      against:
+        description:
+          - V(same) is the first result with the same GPUs, image, model and flags; V(current) that of the release that
+            is current.
+          - Another name is a file of C(baselines/) without C(.json), and an absolute path that file.
+        type: str
+        required: true
+      workloads:
+        description: Only these workloads. All without it.
+        type: list
+        elements: str
+        default: []
+  tolerance:
+    description: Share by which a figure may be worse.
+    type: float
+    default: 0.1
+  gate:
+    description: Whether a result that is worse fails.
+    type: bool
+    default: false
+  save_as:
+    description: Name under which the result is kept in C(baselines/) as well.
+    type: str
+    default: ""
+  replace_same:
+    description: Whether the result takes the place of the first one with the same GPUs, image, model and flags.
+    type: bool
+    default: false
+  release:
+    description: Identifier of the release under test, written into the report.
+    type: str
+    required: true
+  report_path:
+    description:
+      - Where to write the result as JSON, mode 0640; the folder must exist. A former result is removed first.
+      - Without it nothing is written.
+    type: path
+  fail_on_verdict:
+    description: Whether a verdict that is not ok makes the task fail.
+    type: bool
+    default: true
+attributes:
+  check_mode:
+    description: Looks at the arguments, and sends nothing.
+    support: full
+  diff_mode:
+    description: Nothing on the host changes but the report and the baselines.
+    support: none
+"""
+
+EXAMPLES = r"""
+- name: Measure texts and images
+  inference.vllm.benchmark:
+    base_url: http://127.0.0.1:8000/v1
+    api_key_file: /opt/vllm/secrets/api_key
+    container: vllm-vllm-1
+    workloads:
+      - {name: text, input_tokens: 1024, output_tokens: 128, concurrency: [1, 16]}
+      - {name: image, input_tokens: 64, output_tokens: 64, images: 1, side: 1024, concurrency: [1, 8]}
+    manifest_path: /opt/vllm/releases/20260101-4f2c/manifest.json
+    home: /opt/vllm
+    comparisons:
+      - {name: baseline, against: same}
+    release: 20260101-4f2c
+    report_path: /opt/vllm/reports/20260101-4f2c/benchmark.json
+"""
+
+RETURN = r"""
+verdict:
+  description: The result in the shape of C(verdict.json), also where O(report_path) is not set.
+  returned: when the check ran and the task did not fail
+  type: dict
+  sample:
+    ok: true
+    release: 20260101-4f2c
+    checks:
+      - {code: bench_text_16, ok: true, severity: error, message: "64 requests: first token after 412 ms, then 21.3 ms
+         each", value: 397.0, limit: null, unit: tokens/s, seconds: 31.0, runbook: null}
+failures:
+  description: Codes of the checks that make the verdict not ok.
+  returned: when the check ran
+  type: list
+  elements: str
+refusals:
+  description: Why the input was refused, each with C(code), C(message) and C(fix).
+  returned: when the input was refused
+  type: list
+  elements: dict
+"""
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    **endpoint.ARGUMENTS,
+    "workloads": {
+        "type": "list",
+        "elements": "dict",
+        "required": True,
+        "options": {
+            "name": {"type": "str", "required": True},
+            "input_tokens": {"type": "int", "required": True},
+            "output_tokens": {"type": "int", "required": True},
+            "concurrency": {"type": "list", "elements": "int", "required": True},
+            "images": {"type": "int", "default": 0},
+            "side": {"type": "int", "default": 0},
+            "rounds": {"type": "int", "default": 4},
+        },
+    },
+    "goal_ttft_ms": {"type": "float", "default": 3500},
+    "goal_tpot_ms": {"type": "float", "default": 50},
+    "again": {"type": "bool", "default": True},
+    "seed": {"type": "int"},
+    "container": {"type": "str", "default": ""},
+    "image": {"type": "str", "default": ""},
+    "tokenizer": {"type": "str", "default": ""},
+    "network": {"type": "str", "default": "host"},
+    "docker_host": {"type": "str", "default": "unix:///var/run/docker.sock"},
+    "timeout": {"type": "float", "default": 900},
+    "manifest_path": {"type": "path"},
+    "home": {"type": "path", "required": True},
+    "comparisons": {
+        "type": "list",
+        "elements": "dict",
+        "default": [],
+        "options": {
+            "name": {"type": "str", "required": True},
+            "against": {"type": "str", "required": True},
+            "workloads": {"type": "list", "elements": "str", "default": []},
+        },
+    },
+    "tolerance": {"type": "float", "default": 0.1},
+    "gate": {"type": "bool", "default": False},
+    "save_as": {"type": "str", "default": ""},
+    "replace_same": {"type": "bool", "default": False},
+}
+LEAST = {"goal_ttft_ms": 1.0, "goal_tpot_ms": 0.1, "timeout": 1.0, "tolerance": 0.0}
+
+
+def workloads_of(params: dict[str, Any]) -> tuple[Workload, ...]:
+    """The workloads.
+
+    Raises:
+        RefusalError: One of them cannot be used, or there is none, or two have one name.
+    """
+    refusals, found = [], []
+    for number, entry in enumerate(params["workloads"]):
+        try:
+            found.append(Workload.from_dict(entry))
+        except ValueError as error:
+            refusals.append(
+                Refusal("bad_workload", f"workloads[{number}] cannot be used: {error}.", "Correct it in the inventory.")
+            )
+    names = [workload.name for workload in found]
+    if not params["workloads"] or len(set(names)) < len(names):
+        refusals.append(
+            Refusal("bad_workload", f"workloads are named {names}.", "Give at least one, each with a name of its own.")
+        )
+    if refusals:
+        raise RefusalError(*refusals)
+    return tuple(found)
+
+
+def key_from(params: dict[str, Any]) -> dict[str, Any]:
+    """What makes this result comparable: the manifest's facts, or the address where there is none.
+
+    Raises:
+        RefusalError: The manifest cannot be read.
+    """
+    path = params["manifest_path"]
+    if not path:
+        return {"address": params["base_url"], "model": params["model"]}
+    try:
+        return benchmark_figures.key_of(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise RefusalError(
+            Refusal(
+                "manifest_unusable",
+                f"manifest_path is {path!r}, and is no manifest: {error}.",
+                "Name the manifest.json of the release that runs; the serve step writes it.",
+            )
+        ) from None
+
+
+def path_of(against: str, home: Path, same: Path) -> Path:
+    """The file of a former result."""
+    if against == "same":
+        return same
+    if against == "current":
+        current = home / "current"
+        return home / "reports" / (current.resolve().name if current.exists() else "none") / "benchmark.json"
+    return Path(against) if against.startswith("/") else home / "baselines" / f"{against}.json"
+
+
+def settings_of(params: dict[str, Any], same: Path) -> Settings:
+    """How to measure, as the arguments say."""
+    named = (
+        "again",
+        "seed",
+        "container",
+        "image",
+        "tokenizer",
+        "network",
+        "docker_host",
+        "timeout",
+        "tolerance",
+        "gate",
+    )
+    return Settings(
+        workloads=workloads_of(params),
+        goals=Goals(params["goal_ttft_ms"], params["goal_tpot_ms"]),
+        comparisons=tuple(
+            Comparison(entry["name"], path_of(entry["against"], Path(params["home"]), same), tuple(entry["workloads"]))
+            for entry in params["comparisons"]
+        ),
+        key=key_from(params),
+        **{name: params[name] for name in named},
+    )
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
+    params = module.params if not module.check_mode else module.params | {"report_path": None}
+    report = Path(params["report_path"]) if params["report_path"] else None
+    baselines = Path(params["home"]) / "baselines"
+    try:
+        if report:
+            # An old result must never pass for a new one, however this run ends.
+            report.unlink(missing_ok=True)
+        key = endpoint.key_of(params, LEAST)
+        same = baselines / f"{benchmark_figures.key_name(key_from(params))}.json"
+        settings = settings_of(params, same)
+    except RefusalError as error:
+        module.fail_json(join(error.refusals), refusals=[refusal.as_dict() for refusal in error.refusals])
+    except OSError as error:
+        module.fail_json(f"cannot remove {error.filename}: {error.strerror}")
+    if module.check_mode:
+        module.exit_json(changed=False, msg="check mode: nothing was measured")
+    if key:
+        module.no_log_values.add(key)
+    target = Target(params["base_url"].rstrip("/"), key, params["model"], timeout=params["timeout"])
+    try:
+        result = benchmark_run.run(target, params["release"], settings)
+    except ImportError as error:
+        module.fail_json(missing_required_lib(error.name or "docker"))
+    try:
+        if report:
+            write_atomic(report, result.to_json())
+        keep(result, baselines, same, params)
+    except OSError as error:
+        module.fail_json(f"cannot write {error.filename}: {error.strerror}", verdict=result.verdict.as_dict())
+    module.exit_json(**endpoint.result_of(result.verdict, params["report_path"], params["fail_on_verdict"]))
+
+
+def keep(result: benchmark_run.Result, baselines: Path, same: Path, params: dict[str, Any]) -> None:
+    """Keep a good result for later comparisons: the first of its kind, and under the name that is given.
+
+    Raises:
+        OSError: The folder cannot be made or written.
+    """
+    if not result.verdict.ok:
+        return
+    wanted = [baselines / f"{params['save_as']}.json"] if params["save_as"] else []
+    if params["replace_same"] or not same.exists():
+        wanted.append(same)
+    for path in wanted:
+        baselines.mkdir(mode=0o750, exist_ok=True)
+        write_atomic(path, result.to_json())
+
+
+if __name__ == "__main__":
+    main()
