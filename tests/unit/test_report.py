@@ -25,6 +25,7 @@ from support.lying_server import KEY, MODEL, lying_server
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
 TEMPLATE = ROOT / "templates" / "report.html.j2"
+STYLE = ROOT / "templates" / "report.css"
 
 ENGINE = {"base_url": "http://127.0.0.1:8000/v1", "model": "tiny-qwen3-vl", "version": "0.32.0", "max_model_len": 4096}
 GOOD = Verdict(
@@ -69,7 +70,7 @@ def view(verdict: Verdict | None, **files: str) -> dict[str, Any]:
 
 
 def page(seen: dict[str, Any]) -> str:
-    return report.html(seen, TEMPLATE.read_text())
+    return report.html(seen, TEMPLATE.read_text(), STYLE.read_text())
 
 
 def golden(name: str, text: str) -> None:

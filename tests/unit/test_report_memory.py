@@ -19,6 +19,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.verdict import Chec
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
 TEMPLATE = (ROOT / "templates" / "report.html.j2").read_text(encoding="utf-8")
+STYLE = (ROOT / "templates" / "report.css").read_text(encoding="utf-8")
 
 CHECKS = (
     Check("vram_ready", True, message="GPU 0 holds 20.41 GiB before the load", value=20.41, limit=22.5, unit="GiB"),
@@ -58,7 +59,7 @@ VRAM: dict[str, Any] = VERDICT.as_dict() | {
 
 def page(**files: str) -> str:
     found = {"verdict.json": VERDICT.to_json(), "vram.json": json.dumps(VRAM), **files}
-    return report.html(report.view(found, "r1", "gpu1", "/k", "/r"), TEMPLATE)
+    return report.html(report.view(found, "r1", "gpu1", "/k", "/r"), TEMPLATE, STYLE)
 
 
 def test_what_is_rendered() -> None:

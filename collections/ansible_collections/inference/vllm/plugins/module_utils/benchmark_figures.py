@@ -236,7 +236,7 @@ def compare(
                     "before": old,
                     "after": new,
                     "change": round((new - old) / old, 4) if old else None,
-                    "judged": _judged(old, new, tolerance, more_is_better, unit),
+                    "judged": judged(old, new, tolerance, more_is_better, unit),
                 }
             )
     return rows
@@ -255,7 +255,8 @@ def _figure(point: Mapping[str, Any], path: str) -> float | None:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
-def _judged(old: float, new: float, tolerance: float, more_is_better: bool, unit: str) -> str:
+def judged(old: float, new: float, tolerance: float, more_is_better: bool, unit: str) -> str:
+    """`better`, `worse` or `same`, for two values of a figure."""
     if abs(new - old) <= tolerance * old or (unit == "ms" and abs(new - old) < _CLOCK_MS):
         return "same"
     return "better" if (new > old) is more_is_better else "worse"

@@ -16,6 +16,8 @@ from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils import (
     benchmark_run,
+    report_criteria,
+    report_load,
     report_memory,
     smoke_cases,
     smoke_images,
@@ -120,10 +122,10 @@ def verdict_of(release: str, files: Mapping[str, str]) -> Verdict:
     return stored if stored.release == release else combine(release, results)
 
 
-def memory_of(release: str, files: Mapping[str, str]) -> dict[str, Any] | None:
-    """The plot of memory; None where none was measured of this release."""
-    data = parse("vram.json", files.get("vram.json"))
-    return report_memory.view(data) if data.get("release") == release else None
+def result_of(release: str, files: Mapping[str, str], name: str) -> dict[str, Any]:
+    """A result file of this release; empty where there is none."""
+    data = parse(name, files.get(name))
+    return data if data.get("release") == release else {}
 
 
 def _headline(verdict: Verdict) -> str:
@@ -236,7 +238,9 @@ def files_of(slurped: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
-def view(files: Mapping[str, str], release: str, host: str, key_file: str, folder: str) -> dict[str, Any]:
+def view(
+    files: Mapping[str, str], release: str, host: str, key_file: str, folder: str, *, again: str = ""
+) -> dict[str, Any]:
     """All that the report shows.
 
     Args:
@@ -245,6 +249,7 @@ def view(files: Mapping[str, str], release: str, host: str, key_file: str, folde
         host: Name of the host in the inventory.
         key_file: File on the host that holds the API key; empty for a server without one.
         folder: Folder on the host that holds the report.
+        again: Command that runs the checks once more; empty for the one that does so for a host of the inventory.
 
     Returns:
         A mapping of strings, booleans, and lists and mappings of these.
@@ -253,6 +258,9 @@ def view(files: Mapping[str, str], release: str, host: str, key_file: str, folde
     parsed = {name: parse(name, files.get(name)) for _, name in SECTIONS}
     flags = parsed["manifest.json"].pop("flags", None) or parsed["plan.json"].get("flags") or {}
     parsed["plan.json"].pop("flags", None)
+    vram, stability, benchmark = (
+        result_of(release, files, f"{name}.json") for name in ("vram", "stability", "benchmark")
+    )
     slowest = max((check.seconds for check in verdict.checks), default=0.0)
     return {
         "release": release,
@@ -267,20 +275,23 @@ def view(files: Mapping[str, str], release: str, host: str, key_file: str, folde
         "version": text_of(verdict.engine.get("version")),
         "problems": _problems(verdict),
         "checks": [_check_view(check, slowest) for check in verdict.checks],
-        "memory": memory_of(release, files),
+        "criteria": report_criteria.criteria(verdict.checks, str(vram.get("source"))),
+        "memory": report_memory.view(vram),
+        "stability": report_load.stability(stability),
+        "benchmark": report_load.benchmark(benchmark),
         "sections": [
             {"title": "Engine", "file": "smoke.json", "rows": list(rows_of(verdict.engine))},
             {"title": "Flags", "file": "manifest.json", "rows": list(rows_of(flags) if flags else ())},
             *({"title": title, "file": name, "rows": list(rows_of(parsed[name]))} for title, name in SECTIONS),
         ],
         "curl": curl_of(verdict, key_file),
-        "again": f"ansible-playbook playbooks/verify.yml --limit {shlex.quote(host)}",
+        "again": again or f"ansible-playbook playbooks/verify.yml --limit {shlex.quote(host)}",
         "folder": folder,
         "path": f"{folder}/report.html",
     }
 
 
-def html(seen: Mapping[str, Any], template: str) -> str:
+def html(seen: Mapping[str, Any], template: str, style: str) -> str:
     """The view as a page. Everything that is put in is escaped: models, servers and files are not trusted.
 
     Ansible's own templating does not do this; there, even an autoescape block has no effect.
@@ -288,14 +299,16 @@ def html(seen: Mapping[str, Any], template: str) -> str:
     Args:
         seen: What `view` returns.
         template: Text of the page's Jinja template.
+        style: Text of its style sheet, which is trusted: it comes from this project.
 
     Raises:
         jinja2.UndefinedError: The template asks for something that the view does not hold.
     """
     import jinja2
+    import markupsafe
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(template).render(report=seen) + "\n"
+    return environment.from_string(template).render(report=seen, style=markupsafe.Markup(style)) + "\n"  # noqa: S704
 
 
 def _short(text: str, length: int) -> str:

@@ -1,23 +1,17 @@
 """The report's plot of memory over time: from ``vram.json`` to lines, marks and places on a page.
 
-Places are shares of the plot in percent, so that lines and labels stay together at every width. Lines are drawn in an
-SVG of 1000 x 1000 units that the page stretches; labels are text of the page and keep their size.
+How places are written is told in ``report_plot``.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
-_UNITS = 1000
-# Colours of lines that the page has.
-_COLOURS = 8
-_TICKS = 5
+from ansible_collections.inference.vllm.plugins.module_utils import report_plot
+
 # A limit that is so many times higher than the memory in use is told in words, or the lines would lie on the ground.
 _FAR = 3.0
-_STEPS = (1, 2, 5, 10)
 _WORDS = {
     "resident": "idle engine",
     "step": "largest images, on top",
@@ -80,10 +74,14 @@ def _plot(data: Mapping[str, Any]) -> dict[str, Any]:
     levels = [gib for points in series.values() for _, gib in points]
     rules = [rule for rule in _rules(data) if rule[0] <= _FAR * max(levels)]
     seconds = max(*(points[-1][0] for points in series.values()), 0.1)
-    scale = _scale([*levels, *(gib for gib, _, _ in rules)])
+    scale = report_plot.scale_of([*levels, *(gib for gib, _, _ in rules)])
     return {
         "lines": [
-            {"name": name, "colour": str(number % _COLOURS), "points": _points(points, seconds, scale)}
+            {
+                "name": name,
+                "colour": str(number % report_plot.COLOURS),
+                "points": report_plot.points_of(points, seconds, scale),
+            }
             for number, (name, points) in enumerate(series.items())
         ],
         "rules": [
@@ -91,40 +89,9 @@ def _plot(data: Mapping[str, Any]) -> dict[str, Any]:
             for gib, label, kind in rules
         ],
         "bands": _bands(data, seconds),
-        "heights": [{"at": f"{100 * scale.from_top(mark):.2f}", "label": f"{mark:g}"} for mark in scale.marks],
-        "times": _times(seconds),
+        "heights": scale.heights(),
+        "times": report_plot.times_of(seconds),
     }
-
-
-@dataclass(frozen=True)
-class _Scale:
-    """The heights of the plot, in GiB."""
-
-    bottom: float
-    top: float
-    marks: tuple[float, ...]
-
-    def from_top(self, gib: float) -> float:
-        """Where a level lies: 0 at the top, 1 at the bottom."""
-        return (self.top - gib) / (self.top - self.bottom)
-
-
-def _scale(levels: Sequence[float]) -> _Scale:
-    """Round heights around the levels: from zero only where they are near it, or a full card would hide its changes."""
-    lowest, highest = min(levels), max(levels)
-    room = max(highest - lowest, 0.1 * highest, 0.01) / _TICKS
-    step = _step(highest - lowest + 2 * room)
-    first, last = max(math.floor((lowest - room) / step), 0), math.ceil((highest + room) / step)
-    marks = tuple(round(step * number, 6) for number in range(first, last + 1))
-    return _Scale(marks[0], marks[-1], marks)
-
-
-def _times(seconds: float) -> list[dict[str, str]]:
-    step = _step(seconds)
-    return [
-        {"at": _share(place * step, seconds), "label": f"{place * step:g} s"}
-        for place in range(math.floor(seconds / step) + 1)
-    ]
 
 
 def _rules(data: Mapping[str, Any]) -> list[tuple[float, str, str]]:
@@ -142,25 +109,10 @@ def _bands(data: Mapping[str, Any], seconds: float) -> list[dict[str, str]]:
     """The moments that were judged: at rest, and under load."""
     return [
         {
-            "from": _share(moment["from"], seconds),
-            "width": _share(min(moment["to"], seconds) - moment["from"], seconds),
+            "from": report_plot.share(moment["from"], seconds),
+            "width": report_plot.share(min(moment["to"], seconds) - moment["from"], seconds),
             "kind": "load" if name == "under_load" else "rest",
         }
         # The rest after the first round lies on the load, so it comes last.
         for name, moment in sorted(data["moments"].items(), key=lambda item: item[0] != "under_load")
     ]
-
-
-def _points(points: Sequence[Sequence[float]], seconds: float, scale: _Scale) -> str:
-    return " ".join(f"{_UNITS * at / seconds:.1f},{_UNITS * scale.from_top(gib):.1f}" for at, gib in points)
-
-
-def _share(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.2f}"
-
-
-def _step(highest: float) -> float:
-    """A round distance between marks, so that about five of them reach the highest value."""
-    rough = max(highest, 1e-6) / _TICKS
-    size = 10.0 ** math.floor(math.log10(rough))
-    return next(step * size for step in _STEPS if step * size >= rough * 0.999)

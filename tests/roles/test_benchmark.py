@@ -1,0 +1,80 @@
+"""Role benchmark: what vLLM's own tool measured of a real engine, and what was said where it could not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+REPORTS = "/opt/vllm/reports"
+
+
+def result(host, release):
+    return json.loads(host.file(f"{REPORTS}/{release}/benchmark.json").content)
+
+
+def failures(host, release):
+    return {check["code"]: check["runbook"] for check in result(host, release)["checks"] if not check["ok"]}
+
+
+def test_good_engine_is_measured(host):
+    assert failures(host, "good") == {}
+    assert json.loads(host.file(f"{REPORTS}/good/verdict.json").content)["ok"] is True
+    points = {(point["workload"], point["again"]): point for point in result(host, "good")["points"]}
+    assert points.keys() == {("text", False), ("text", True), ("image", False), ("image", True)}
+    for point in points.values():
+        assert (point["requests"], point["failed"], point["concurrency"]) == (8, 0, 2)
+        assert point["output_tokens_per_s"] > 0
+        assert point["goodput_per_s"] == pytest.approx(point["requests_per_s"], rel=0.01)
+        assert 0 < point["ttft_ms"]["median"] <= point["e2el_ms"]["median"]
+
+
+def test_prompts_are_new_each_time_and_known_the_second(host):
+    points = result(host, "good")["points"]
+    assert points[0]["seed"] == points[1]["seed"] != points[2]["seed"]
+    assert result(host, "good")["seed"] != result(host, "warned")["seed"]
+
+
+def test_the_first_result_is_kept_and_compared_with(host):
+    assert host.file("/opt/vllm/baselines").mode == 0o750
+    assert len(host.file("/opt/vllm/baselines").listdir()) == 2
+    # Converged twice: the second was held against the first.
+    assert "baseline" in result(host, "good")["comparisons"]
+
+
+def test_a_slower_service_is_a_warning_or_a_failure(host):
+    assert failures(host, "warned") == {"benchmark_text_regression": "slower"}
+    assert result(host, "warned")["ok"] is True
+    assert failures(host, "gated") == {"benchmark_text_regression": "slower"}
+    assert result(host, "gated")["ok"] is False
+
+
+def test_two_releases_are_shown_side_by_side(host):
+    page = host.file(f"{REPORTS}/warned/compare-good.html")
+    assert page.mode == 0o640
+    assert "text, 2 at once: output" in page.content_string
+    assert "benchmark_text_regression" in page.content_string
+
+
+def test_report_shows_it(host):
+    page = host.file(f"{REPORTS}/good/report.html").content_string
+    assert "Speed: latency and throughput" in page
+    assert '<path class="dots' in page
+
+
+def test_missing_container_is_named(host):
+    assert set(failures(host, "no-container").values()) == {"bench_tool_missing"}
+
+
+def test_dead_engine_is_unreachable(host):
+    assert set(failures(host, "dead").values()) == {"endpoint_unreachable"}
+
+
+@pytest.mark.parametrize("release", ["good", "warned", "gated", "no-container", "dead"])
+def test_results_are_whole_closed_and_without_the_key(host, release):
+    key = host.file("/opt/vllm/secrets/api_key").content_string.strip()
+    assert key
+    for name in ("benchmark.json", "verdict.json", "junit.xml"):
+        report = host.file(f"{REPORTS}/{release}/{name}")
+        assert (report.user, report.mode) == ("root", 0o640)
+        assert key not in report.content_string
