@@ -239,3 +239,27 @@ def test_swapped_pictures_turn_every_question_about_a_picture_red(monkeypatch: p
 
 def test_every_failure_says_what_to_do() -> None:
     assert all(text.endswith(".") and len(text) > 20 for text in smoke_run.FAILURES.values())
+
+
+def elsewhere(lie: str = "", **changes: object) -> Verdict:
+    """A server that this project did not deploy: what it permits is not known."""
+    with lying_server(lie) as base_url:
+        target = Target(base_url, KEY, max_images=-1, strict=False)
+        return smoke_run.run(replace(target, **changes), "r1", FEW)  # type: ignore[arg-type]
+
+
+def test_a_server_of_others_may_permit_more_but_not_everything() -> None:
+    assert failed(elsewhere()) == {}
+    assert "reject_too_many_images" not in [item.code for item in elsewhere().checks]
+    open_handed = elsewhere("anything_goes")
+    assert check(open_handed, "reject_video").severity == "warning"
+    assert {"reject_overlong_prompt", "reject_local_file"} <= {item.code for item in open_handed.failures}
+    assert check(elsewhere("open"), "reject_wrong_key").severity == "error"
+    assert check(elsewhere("open", api_key=""), "reject_wrong_key").severity == "warning"
+    assert elsewhere("wrong").ok is False
+
+
+def test_a_model_without_eyes_is_shown_no_image() -> None:
+    asked = [item.code for item in elsewhere(max_images=0).checks]
+    assert {"greeting", "stream", "reject_too_many_images"} <= set(asked)
+    assert "colour_red" not in asked

@@ -400,6 +400,11 @@ def runs_at(case: Case, level: str) -> bool:
     return level == "semantic" or case.kind != "tool"
 
 
+def fits(case: Case, max_images: int) -> bool:
+    """Whether a server takes as many images as a case has; one of which that is not known is asked all the same."""
+    return max_images < 0 or len(case.images) <= max_images
+
+
 def _protocol(case: Case, answer: Answer) -> str:
     """What can be asked of any weights: a stream that streams, and JSON that the schema's grammar forced."""
     if case.kind == "stream" and answer.chunks < 2:  # noqa: PLR2004
@@ -535,7 +540,11 @@ def steps_for(target: Target, cases: Sequence[Case] = CASES) -> list[Step]:
     return [
         Step("endpoint_identity", identity, limit=target.model or None, gate=True),
         Step("engine_version", _version, severity="warning"),
-        *(case_step(case, target.level) for case in cases if runs_at(case, target.level)),
+        *(
+            case_step(case, target.level)
+            for case in cases
+            if runs_at(case, target.level) and fits(case, target.max_images)
+        ),
         *refusal_steps(target),
         Step("alive_after_bad_requests", _still_answers),
     ]
