@@ -34,6 +34,13 @@ def test_every_check_took_time_and_says_what_it_saw(host):
     assert all(check["seconds"] > 0 for check in checks)
 
 
+def test_every_form_of_request_is_served(host):
+    proof = verdict(host, "full")
+    assert failures(host, "full") == {}
+    codes = {check["code"] for check in proof["checks"]}
+    assert {"form_jpeg", "form_one_pixel", "tool_required", "logprobs", "seed", "long_prompt"} <= codes
+
+
 def test_hung_engine_is_a_timeout_though_it_looks_healthy(host):
     assert set(failures(host, "hung").values()) == {"timeout"}
     answered = {check["code"] for check in verdict(host, "hung")["checks"] if check["ok"]}
@@ -53,7 +60,7 @@ def test_blinded_engine_answers_everything_and_sees_nothing(host):
     assert not any(code.startswith("reject_") for code in red)
 
 
-@pytest.mark.parametrize("release", ["good", "hung", "healed", "killed", "blind"])
+@pytest.mark.parametrize("release", ["good", "full", "hung", "healed", "killed", "blind"])
 def test_reports_are_whole_closed_and_without_the_key(host, release):
     key = host.file("/opt/vllm/secrets/api_key").content_string.strip()
     assert key

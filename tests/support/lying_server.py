@@ -19,7 +19,7 @@ from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from ansible_collections.inference.vllm.plugins.module_utils import smoke_images
+from ansible_collections.inference.vllm.plugins.module_utils import smoke_more
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_cases import CASES, Case, ToolCall
 
 KEY = "sk-the-secret-of-the-test"
@@ -87,6 +87,19 @@ STABILITY_LIES = {
     "fails_at_times": "every seventh completion is HTTP 500",
 }
 
+# Lies that only the long list of the smoke test can notice.
+MORE_LIES = {
+    "ignores_tool_choice": "answers in words where a call was demanded",
+    "one_call": "makes one call where two were wanted",
+    "no_logprobs": "leaves log probabilities out",
+    "ignores_stop": "goes on after a stop word",
+    "dice": "answers differently each time",
+    "png_only": "refuses every image that is no PNG",
+    "dies_of_one_pixel": "stops listening when a picture has one pixel",
+    "swaps": "answers about the images of another question",
+}
+TALK = "1 2 3 4 5 6 7 8 9"
+
 
 def question_of(messages: Any) -> tuple[str, tuple[str, ...], bool]:
     """Text, image URLs, and whether there is a video, of a request's last message."""
@@ -111,9 +124,10 @@ def tokens_of(messages: Any) -> int:
 def _answers(blind: bool) -> dict[Any, Case]:
     """The case for each question; for a blind server, the first case with that text."""
     table: dict[Any, Case] = {}
-    for case in CASES:
-        urls = () if blind else tuple(map(smoke_images.data_url, case.images))
-        table.setdefault((case.prompt, urls), case)
+    for case in (*CASES, *smoke_more.MORE_CASES):
+        urls = () if blind else tuple(map(smoke_more.data_url, case.images))
+        before = tuple(text for _, text in case.turns) + ((case.system,) if case.system else ())
+        table.setdefault((case.prompt, urls, frozenset(before)), case)
     return table
 
 
@@ -209,9 +223,16 @@ class _Handler(BaseHTTPRequestHandler):
             return
         self.lie.completions += 1
         if not self._misbehaved():
+            *before, _ = request["messages"]
             text, images, _ = question_of(request["messages"])
-            key = (text, () if self.lie.name == "blind" else images)
-            self._answer(request, self.cases.get(key))
+            said = frozenset(message["content"] for message in before)
+            key = (text, () if self.lie.name == "blind" else images, said)
+            if self.lie.name == "swaps":
+                case = self.cases.get(key)
+                others = [other for other in self.cases.values() if case and other.group == case.group]
+                self._answer(request, next((other for other in others if other != case), case))
+            else:
+                self._answer(request, self.cases.get(key))
 
     def _refusal(self, request: Mapping[str, Any]) -> tuple[int, str] | None:
         """Status and message for what vLLM refuses."""
@@ -226,6 +247,13 @@ class _Handler(BaseHTTPRequestHandler):
             self.lie.stop_listening()
             self.close_connection = True
             raise ConnectionResetError
+        sizes = [base64.b64decode(url.partition(",")[2][:32])[16:24] for url in images]
+        if lie == "dies_of_one_pixel" and struct.pack(">II", 1, 1) in sizes:
+            self.lie.stop_listening()
+            self.close_connection = True
+            raise ConnectionResetError
+        if lie == "png_only" and any(not url.startswith("data:image/png") for url in images):
+            return 400, "cannot identify image file"
         found = {
             "At most 0 video(s) may be provided in one prompt.": video,
             f"At most {MAX_IMAGES} image(s) may be provided in one prompt.": len(images) > MAX_IMAGES,
@@ -288,6 +316,14 @@ class _Handler(BaseHTTPRequestHandler):
             call = case.expect
         elif case:
             text = case.example or json.dumps(case.expect)
+        question = question_of(request["messages"])[0]
+        if question == "Count from 1 to 9.":
+            text = TALK if lie != "dice" else f"{self.lie.completions} {TALK}"
+        if request.get("tool_choice") not in (None, "auto", "none") and lie != "ignores_tool_choice":
+            call = ToolCall("get_weather", {"city": "Paris"})
+        stop = (request.get("stop") or [None])[0]
+        if stop and lie != "ignores_stop":
+            text = text.partition(stop)[0]
         if lie == "wrong":
             text, call = "maybe", None
         elif lie == "surrogate":
@@ -300,7 +336,28 @@ class _Handler(BaseHTTPRequestHandler):
         if request.get("stream") and lie != "no_stream":
             self._stream(text)
         else:
-            self._send(200, json.dumps(self._completion(text, call, self._counted(request["messages"]))))
+            body = self._completion(text, call, self._counted(request["messages"]))
+            self._embellish(body, request, question)
+            self._send(200, json.dumps(body))
+
+    def _embellish(self, body: dict[str, Any], request: Mapping[str, Any], question: str) -> None:
+        """What only some requests ask for: log probabilities, and a second call."""
+        choice = body["choices"][0]
+        if request.get("logprobs") and self.lie.name != "no_logprobs":
+            top = [{"token": word, "logprob": -0.1} for word in ("Hello", "Hi")]
+            choice["logprobs"] = {"content": [{"token": "Hello", "logprob": -0.1, "top_logprobs": top}]}
+        if "both at once" in question:
+            cities = ("Paris",) if self.lie.name == "one_call" else ("Tokyo", "Paris")
+            choice["message"] = {"role": "assistant", "content": None} | {
+                "tool_calls": [
+                    {
+                        "id": city,
+                        "type": "function",
+                        "function": {"name": "get_weather", "arguments": f'{{"city": "{city}"}}'},
+                    }
+                    for city in cities
+                ]
+            }
 
     def _counted(self, messages: Any) -> int:
         """Tokens of the prompt, as the server says."""
@@ -362,7 +419,7 @@ class _Handler(BaseHTTPRequestHandler):
 def lying_server(name: str = "") -> Iterator[str]:
     """Serve on a free port of the loopback; yields the base URL, which ends in ``/v1``."""
     lie = Lie(name)
-    assert name in LIES | MEMORY_LIES | STABILITY_LIES, name
+    assert name in LIES | MEMORY_LIES | STABILITY_LIES | MORE_LIES, name
     handler = type("Handler", (_Handler,), {"lie": lie, "cases": _answers(name == "blind")})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True

@@ -53,6 +53,7 @@ class Case:
         max_tokens: Most tokens to generate.
         tools: OpenAI tool definitions.
         schema: JSON schema of the answer, or None.
+        turns: What was said before the question: pairs of role and text.
     """
 
     code: str
@@ -67,6 +68,7 @@ class Case:
     max_tokens: int = 32
     tools: tuple[Mapping[str, Any], ...] = ()
     schema: Mapping[str, Any] | None = None
+    turns: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -256,7 +258,8 @@ def messages(case: Case, image_url: Callable[[str], str]) -> list[dict[str, Any]
     parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": image_url(name)}} for name in case.images]
     parts.append({"type": "text", "text": case.prompt})
     system = [{"role": "system", "content": case.system}] if case.system else []
-    return [*system, {"role": "user", "content": parts}]
+    before = [{"role": role, "content": text} for role, text in case.turns]
+    return [*system, *before, {"role": "user", "content": parts}]
 
 
 def request(case: Case, model: str, image_url: Callable[[str], str]) -> dict[str, Any]:

@@ -420,11 +420,11 @@ def _protocol(case: Case, answer: Answer) -> str:
     return "answered; what it says is not judged at level protocol"
 
 
-def case_step(case: Case, level: str) -> Step:
+def case_step(case: Case, level: str, image_url: Callable[[str], str] = smoke_images.data_url) -> Step:
     """The step that asks a case. At level `protocol` the answer needs a shape, at level `semantic` it must be right."""
 
     def ask(session: Session) -> Seen:
-        request = smoke_cases.request(case, session.model, smoke_images.data_url)
+        request = smoke_cases.request(case, session.model, image_url)
         answer = session.stream(request) if case.kind == "stream" else session.chat(request)
         if level == "protocol":
             return Seen(_protocol(case, answer), shown(answer))
@@ -535,8 +535,14 @@ def _still_answers(session: Session) -> Seen:
     return Seen("answers after the bad requests", shown(answer))
 
 
-def steps_for(target: Target, cases: Sequence[Case] = CASES) -> list[Step]:
-    """The whole list: who is there, what it answers, what it refuses, and whether it lived through that."""
+def steps_for(target: Target, cases: Sequence[Case] = CASES, more: Sequence[Step] = ()) -> list[Step]:
+    """The whole list: who is there, what it answers, what it refuses, and whether it lived through that.
+
+    Args:
+        target: The server.
+        cases: Questions with their answers.
+        more: Steps that come after these, as those of ``smoke_more``.
+    """
     return [
         Step("endpoint_identity", identity, limit=target.model or None, gate=True),
         Step("engine_version", _version, severity="warning"),
@@ -545,6 +551,7 @@ def steps_for(target: Target, cases: Sequence[Case] = CASES) -> list[Step]:
             for case in cases
             if runs_at(case, target.level) and fits(case, target.max_images)
         ),
+        *more,
         *refusal_steps(target),
         Step("alive_after_bad_requests", _still_answers),
     ]
@@ -647,7 +654,7 @@ def run_steps(session: Session, steps: Sequence[Step]) -> list[Check]:
     return checks
 
 
-def run(target: Target, release: str, cases: Sequence[Case] = CASES) -> Verdict:
+def run(target: Target, release: str, cases: Sequence[Case] = CASES, more: Sequence[Step] = ()) -> Verdict:
     """Run the smoke test against a server.
 
     Raises:
@@ -655,6 +662,6 @@ def run(target: Target, release: str, cases: Sequence[Case] = CASES) -> Verdict:
     """
     started = verdict.now()
     session = Session(target)
-    checks = run_steps(session, steps_for(target, cases))
+    checks = run_steps(session, steps_for(target, cases, more))
     engine = {name: own_words(value, target.api_key) for name, value in session.engine.items()}
     return Verdict(release, tuple(checks), engine, (), started, verdict.now())

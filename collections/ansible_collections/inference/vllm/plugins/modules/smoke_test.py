@@ -9,7 +9,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
-from ansible_collections.inference.vllm.plugins.module_utils import endpoint, smoke_run
+from ansible_collections.inference.vllm.plugins.module_utils import endpoint, smoke_more, smoke_run
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError, join
 from ansible_collections.inference.vllm.plugins.module_utils.verdict import write_atomic
 
@@ -50,6 +50,15 @@ options:
     type: str
     choices: [protocol, semantic]
     default: semantic
+  extent:
+    description:
+      - V(short) asks what every model of the catalogue is known or taught to answer.
+      - V(full) also tries formats and shapes of images, tool choice, log probabilities, stop words, a seed and a prompt
+        that nearly fills the context; and at level V(semantic) counting, a chart, faint and foreign script, four images
+        and a conversation, of which a wrong answer is a warning.
+    type: str
+    choices: [short, full]
+    default: full
   timeout:
     description: Longest time for one request from start to last byte, in seconds. Two longer ones in a row end the run.
     type: float
@@ -125,6 +134,7 @@ refusals:
 ARGUMENTS: dict[str, dict[str, Any]] = {
     **endpoint.ARGUMENTS,
     "level": {"type": "str", "choices": list(smoke_run.LEVELS), "default": "semantic"},
+    "extent": {"type": "str", "choices": ["short", "full"], "default": "full"},
     "timeout": {"type": "float", "default": 60},
     "max_images": {"type": "int", "default": 4},
     "strict": {"type": "bool", "default": True},
@@ -155,8 +165,9 @@ def main() -> None:
         module.fail_json(join(error.refusals), refusals=[refusal.as_dict() for refusal in error.refusals])
     if target.api_key:
         module.no_log_values.add(target.api_key)
+    more = smoke_more.steps_for(target) if params["extent"] == "full" else ()
     try:
-        verdict = smoke_run.run(target, params["release"])
+        verdict = smoke_run.run(target, params["release"], more=more)
     except ImportError as error:
         module.fail_json(missing_required_lib(error.name or "openai"))
     if report_path:
