@@ -13,7 +13,7 @@ ARGS ?=
 # Linted and type-checked Python.
 PYTHON_CODE := collections roles tests bench bin
 
-.PHONY: help deploy-deps dev-deps demo demo-down test lint test-host test-unit test-roles test-e2e test-slow bench-demo bench-plan bench-roles bench-service bench-weights clean
+.PHONY: help deploy-deps dev-deps demo demo-down test lint test-host test-unit test-roles test-e2e test-slow bench-demo bench-plan bench-proof bench-roles bench-service bench-weights clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ test-roles: test-host ## Run one molecule scenario per role, or those of SCENARI
 
 bench-plan: dev-deps ## Compare predicted with measured memory, beside other estimators
 	python bench/plan.py
+
+bench-proof: test-host ## Time the proof of a ready service
+	python bench/proof.py
 
 bench-roles: test-host ## Time the host roles with nothing to do, beside tasks that do nothing
 	python bench/roles.py
