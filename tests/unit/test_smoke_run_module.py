@@ -96,7 +96,7 @@ def test_a_key_file_without_a_key_is_refused_and_not_shown(
     assert "two words" not in result["msg"]
 
 
-def test_a_full_disk_is_an_error_and_keeps_the_old_report(
+def test_a_full_disk_is_an_error_and_leaves_no_old_report(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, key_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report = tmp_path / "smoke.json"
@@ -110,7 +110,7 @@ def test_a_full_disk_is_an_error_and_keeps_the_old_report(
         result = run(smoke_test, capsys, **asked(base_url, key_file, report))
     assert result["failed"] is True
     assert "No space left on device" in result["msg"]
-    assert report.read_text() == "old"
+    assert not report.exists()
 
 
 def test_a_verdict_is_joined_written_and_read_again(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -158,3 +158,13 @@ def test_check_mode_of_the_verdict_writes_nothing(capsys: pytest.CaptureFixture[
     arguments = {"release": "r1", "path": str(path), "results": [str(tmp_path / "smoke.json")]}
     assert run(verdict_module, capsys, **arguments, _ansible_check_mode=True)["verdict"]["ok"] is True
     assert not path.exists()
+
+
+def test_an_old_result_does_not_outlive_a_refused_run(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, key_file: Path
+) -> None:
+    report = tmp_path / "smoke.json"
+    report.write_text(GOOD.to_json())
+    result = run(smoke_test, capsys, **asked("no address", key_file, report))
+    assert result["refusals"][0]["code"] == "bad_base_url"
+    assert not report.exists()

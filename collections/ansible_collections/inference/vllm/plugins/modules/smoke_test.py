@@ -81,7 +81,7 @@ options:
     required: true
   report_path:
     description:
-      - Where to write the result as JSON, mode 0640; the folder must exist. Written whole or not at all.
+      - Where to write the result as JSON, mode 0640; the folder must exist. A former result is removed first.
       - Without it nothing is written.
     type: path
   fail_on_verdict:
@@ -160,9 +160,14 @@ def main() -> None:
     report_path = None if module.check_mode else module.params["report_path"]
     params = {**module.params, "report_path": report_path}
     try:
+        if report_path:
+            # An old result must never pass for a new one, however this run ends.
+            Path(report_path).unlink(missing_ok=True)
         target = target_of(params)
     except RefusalError as error:
         module.fail_json(join(error.refusals), refusals=[refusal.as_dict() for refusal in error.refusals])
+    except OSError as error:
+        module.fail_json(f"cannot remove {error.filename}: {error.strerror}")
     if target.api_key:
         module.no_log_values.add(target.api_key)
     more = smoke_more.steps_for(target) if params["extent"] == "full" else ()
