@@ -299,16 +299,15 @@ def html(seen: Mapping[str, Any], template: str, style: str) -> str:
     Args:
         seen: What `view` returns.
         template: Text of the page's Jinja template.
-        style: Text of its style sheet, which is trusted: it comes from this project.
+        style: Text of its style sheet, which alone is not escaped: it comes from this project.
 
     Raises:
         jinja2.UndefinedError: The template asks for something that the view does not hold.
     """
     import jinja2
-    import markupsafe
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(template).render(report=seen, style=markupsafe.Markup(style)) + "\n"  # noqa: S704
+    return environment.from_string(template).render(report=seen, style=style) + "\n"
 
 
 def _short(text: str, length: int) -> str:
