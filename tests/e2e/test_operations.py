@@ -260,7 +260,7 @@ def pid_of(container: Any, pattern: str) -> int:
     return pid
 
 
-def until(done: Callable[[], bool], what: str, seconds: float = 240) -> None:
+def until(done: Callable[[], bool], what: str, seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < end, f"never seen: {what}"
