@@ -4,9 +4,9 @@ SHELL := /bin/bash
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export ANSIBLE_FORCE_COLOR ?= $(shell [ -t 1 ] && echo 1 || echo 0)
-# Scenarios of `make test`, and those of `make test-slow`.
-SCENARIOS ?= deploy_lock deploy_report gateway host_python local_hub nvidia_container_toolkit nvidia_driver preflight teardown vram_plan
-SLOW_SCENARIOS ?= docker_engine engine_image model_weights smoke_test vllm_service vram_check watchdog
+# Scenarios of `make test`, the longest first, and those of `make test-slow`.
+SCENARIOS ?= docker_engine nvidia_container_toolkit nvidia_driver gateway local_hub deploy_lock teardown deploy_report host_python vram_plan preflight
+SLOW_SCENARIOS ?= benchmark bundle engine_image model_weights nvidia_driver_dkms nvidia_driver_vm smoke_test stability vllm_service vram_check watchdog
 INVENTORY ?= inventories/embedded
 # More arguments for ansible-playbook, e.g. ARGS="-e vllm_port=18001".
 ARGS ?=
