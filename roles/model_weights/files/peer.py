@@ -229,6 +229,14 @@ def running() -> int | None:
     return pid if str(Path(__file__)).encode() in command else None
 
 
+def ended(pid: int) -> bool:
+    """Whether a process has let go of its port: it is gone, or waits for its parent to notice."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
+
+
 def stop() -> bool:
     """End the process that serves, if there is one. Returns whether there was."""
     pid = running()
@@ -236,9 +244,9 @@ def stop() -> bool:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
             deadline = time.monotonic() + STOP_SECONDS
-            while running() == pid and time.monotonic() < deadline:
+            while not ended(pid) and time.monotonic() < deadline:
                 time.sleep(0.05)
-            if running() == pid:
+            if not ended(pid):
                 os.kill(pid, signal.SIGKILL)
     PID_FILE.unlink(missing_ok=True)
     return pid is not None
