@@ -230,9 +230,10 @@ def running() -> int | None:
 
 
 def ended(pid: int) -> bool:
-    """Whether a process has let go of its port: it is gone, or waits for its parent to notice."""
+    """Whether a process has let go of its port: it is gone, or all that is left waits for its parent to notice."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state in "ZX" and len(os.listdir(f"/proc/{pid}/task")) <= 1  # noqa: PTH208 - names are enough
     except OSError:
         return True
 
