@@ -40,7 +40,7 @@ def test_it_holds_all_parts(host):
 def test_its_hashes_are_right_and_cover_all_but_the_weights(host):
     assert host.run(f"cd {BUNDLE} && sha256sum --check --quiet SHA256SUMS").rc == 0
     named = {line.split("  ", 1)[1] for line in host.file(f"{BUNDLE}/SHA256SUMS").content_string.splitlines()}
-    there = host.check_output(f"cd {BUNDLE} && find . -type f -not -path './models/*' -printf '%%P\\n'").split()
+    there = host.check_output(f"cd {BUNDLE} && find . -type f -not -path './models/*' -printf '%P\\n'").split()
     assert named == set(there) - {"SHA256SUMS"}
 
 
