@@ -198,11 +198,11 @@ def test_secure_boot_on_ubuntu_takes_the_signed_modules_of_the_kernel_kind() -> 
 
 #: Debian 12 with its security archive, which has newer libraries than modules.
 DEBIAN_OWN = """\
-nvidia-smi | 535.309.01-0+deb12u1 | http://deb.debian.org/debian-security bookworm-security/non-free amd64 Packages
-nvidia-smi | 535.261.03-1 | http://deb.debian.org/debian bookworm/non-free amd64 Packages
-  libcuda1 | 535.309.01-0+deb12u1 | http://deb.debian.org/debian-security bookworm-security/non-free amd64 Packages
-  libcuda1 | 535.261.03-1 | http://deb.debian.org/debian bookworm/non-free amd64 Packages
-nvidia-open-kernel-dkms | 535.261.03-1 | http://deb.debian.org/debian bookworm/contrib amd64 Packages
+nvidia-smi | 535.309.01-0+deb12u1 | http://mirror.example/debian-security bookworm-security/non-free amd64 Packages
+nvidia-smi | 535.261.03-1 | http://mirror.example/debian bookworm/non-free amd64 Packages
+  libcuda1 | 535.309.01-0+deb12u1 | http://mirror.example/debian-security bookworm-security/non-free amd64 Packages
+  libcuda1 | 535.261.03-1 | http://mirror.example/debian bookworm/non-free amd64 Packages
+nvidia-open-kernel-dkms | 535.261.03-1 | http://mirror.example/debian bookworm/contrib amd64 Packages
 """
 
 
