@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.inference.vllm.plugins.module_utils import check_module
 from ansible_collections.inference.vllm.plugins.module_utils.verdict import Check, Verdict
 from ansible_collections.inference.vllm.plugins.modules import smoke_test
 from ansible_collections.inference.vllm.plugins.modules import verdict as verdict_module
@@ -105,7 +106,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_old_report(
     def full(_path: Path, _text: str) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(smoke_test, "write_atomic", full)
+    monkeypatch.setattr(check_module, "write_atomic", full)
     with lying_server() as base_url:
         result = run(smoke_test, capsys, **asked(base_url, key_file, report))
     assert result["failed"] is True

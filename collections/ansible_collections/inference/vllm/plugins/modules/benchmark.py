@@ -3,18 +3,21 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-
-from ansible_collections.inference.vllm.plugins.module_utils import benchmark_figures, benchmark_run, endpoint
+from ansible_collections.inference.vllm.plugins.module_utils import (
+    benchmark_figures,
+    benchmark_run,
+    check_module,
+    endpoint,
+)
 from ansible_collections.inference.vllm.plugins.module_utils.benchmark_figures import Goals, Workload
 from ansible_collections.inference.vllm.plugins.module_utils.benchmark_run import Comparison, Settings
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError, join
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import Target
-from ansible_collections.inference.vllm.plugins.module_utils.verdict import write_atomic
+from ansible_collections.inference.vllm.plugins.module_utils.verdict import Verdict
 
 DOCUMENTATION = r"""
 module: benchmark
@@ -275,6 +278,14 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 LEAST = {"goal_ttft_ms": 1.0, "goal_tpot_ms": 0.1, "timeout": 1.0, "tolerance": 0.0}
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How to measure, and the file that keeps the first result with the same GPUs, image, model and flags."""
+
+    settings: Settings
+    same: Path
+
+
 def workloads_of(params: dict[str, Any]) -> tuple[Workload, ...]:
     """The workloads.
 
@@ -308,16 +319,7 @@ def key_from(params: dict[str, Any]) -> dict[str, Any]:
     path = params["manifest_path"]
     if not path:
         return {"address": params["base_url"], "model": params["model"]}
-    try:
-        return benchmark_figures.key_of(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise RefusalError(
-            Refusal(
-                "manifest_unusable",
-                f"manifest_path is {path!r}, and is no manifest: {error}.",
-                "Name the manifest.json of the release that runs; the serve step writes it.",
-            )
-        ) from None
+    return check_module.from_manifest(path, benchmark_figures.key_of)
 
 
 def path_of(against: str, home: Path, same: Path) -> Path:
@@ -330,7 +332,7 @@ def path_of(against: str, home: Path, same: Path) -> Path:
     return Path(against) if against.startswith("/") else home / "baselines" / f"{against}.json"
 
 
-def settings_of(params: dict[str, Any], same: Path) -> Settings:
+def settings_of(params: dict[str, Any], key: dict[str, Any], same: Path) -> Settings:
     """How to measure, as the arguments say."""
     named = (
         "again",
@@ -351,60 +353,45 @@ def settings_of(params: dict[str, Any], same: Path) -> Settings:
             Comparison(entry["name"], path_of(entry["against"], Path(params["home"]), same), tuple(entry["workloads"]))
             for entry in params["comparisons"]
         ),
-        key=key_from(params),
+        key=key,
         **{name: params[name] for name in named},
     )
 
 
-def main() -> None:
-    """Run the module."""
-    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
-    params = module.params if not module.check_mode else module.params | {"report_path": None}
-    report = Path(params["report_path"]) if params["report_path"] else None
-    baselines = Path(params["home"]) / "baselines"
-    try:
-        if report:
-            # An old result must never pass for a new one, however this run ends.
-            report.unlink(missing_ok=True)
-        key = endpoint.key_of(params, LEAST)
-        same = baselines / f"{benchmark_figures.key_name(key_from(params))}.json"
-        settings = settings_of(params, same)
-    except RefusalError as error:
-        module.fail_json(join(error.refusals), refusals=[refusal.as_dict() for refusal in error.refusals])
-    except OSError as error:
-        module.fail_json(f"cannot remove {error.filename}: {error.strerror}")
-    if module.check_mode:
-        module.exit_json(changed=False, msg="check mode: nothing was measured")
-    if key:
-        module.no_log_values.add(key)
-    target = Target(params["base_url"].rstrip("/"), key, params["model"], timeout=params["timeout"])
-    try:
-        result = benchmark_run.run(target, params["release"], settings)
-    except ImportError as error:
-        module.fail_json(missing_required_lib(error.name or "docker"))
-    try:
-        if report:
-            write_atomic(report, result.to_json())
-        keep(result, baselines, same, params)
-    except OSError as error:
-        module.fail_json(f"cannot write {error.filename}: {error.strerror}", verdict=result.verdict.as_dict())
-    module.exit_json(**endpoint.result_of(result.verdict, params["report_path"], params["fail_on_verdict"]))
+def prepare(params: dict[str, Any]) -> tuple[Target, Plan]:
+    """The server, how to measure it, and where a result of its kind is kept."""
+    target = check_module.target_of(params, LEAST)
+    key = key_from(params)
+    same = Path(params["home"]) / "baselines" / f"{benchmark_figures.key_name(key)}.json"
+    return target, Plan(settings_of(params, key, same), same)
 
 
-def keep(result: benchmark_run.Result, baselines: Path, same: Path, params: dict[str, Any]) -> None:
-    """Keep a good result for later comparisons: the first of its kind, and under the name that is given.
+def ask(params: dict[str, Any], target: Target, plan: Plan) -> tuple[Verdict, check_module.Files]:
+    """Measure it."""
+    result = benchmark_run.run(target, params["release"], plan.settings)
+    return result.verdict, files_of(result, plan.same, params)
+
+
+def files_of(result: benchmark_run.Result, same: Path, params: dict[str, Any]) -> check_module.Files:
+    """The report; and a good result for later comparisons: the first of its kind, and under the name that is given.
 
     Raises:
-        OSError: The folder cannot be made or written.
+        OSError: The folder cannot be made.
     """
+    yield from check_module.report_of(params, result.to_json())
     if not result.verdict.ok:
         return
-    wanted = [baselines / f"{params['save_as']}.json"] if params["save_as"] else []
+    wanted = [same.parent / f"{params['save_as']}.json"] if params["save_as"] else []
     if params["replace_same"] or not same.exists():
         wanted.append(same)
     for path in wanted:
-        baselines.mkdir(mode=0o750, exist_ok=True)
-        write_atomic(path, result.to_json())
+        path.parent.mkdir(mode=0o750, exist_ok=True)
+        yield path, result.to_json()
+
+
+def main() -> None:
+    """Run the module."""
+    check_module.run(ARGUMENTS, prepare, ask, unsent="nothing was measured", library="docker")
 
 
 if __name__ == "__main__":

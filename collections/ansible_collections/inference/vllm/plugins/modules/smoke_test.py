@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-
-from ansible_collections.inference.vllm.plugins.module_utils import endpoint, smoke_more, smoke_run
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError, join
-from ansible_collections.inference.vllm.plugins.module_utils.verdict import write_atomic
+from ansible_collections.inference.vllm.plugins.module_utils import check_module, endpoint, smoke_more, smoke_run
+from ansible_collections.inference.vllm.plugins.module_utils.verdict import Verdict
 
 DOCUMENTATION = r"""
 module: smoke_test
@@ -142,45 +139,25 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 LEAST = {"timeout": 0.1, "max_images": -1}
 
 
-def target_of(params: dict[str, Any]) -> smoke_run.Target:
-    """The server that the arguments describe.
+def prepare(params: dict[str, Any]) -> tuple[smoke_run.Target, Sequence[smoke_run.Step]]:
+    """The server, and what is asked beside the short list."""
+    wanted = {name: params[name] for name in ("level", "max_images", "strict")}
+    target = replace(check_module.target_of(params, LEAST), **wanted)
+    return target, smoke_more.steps_for(target) if params["extent"] == "full" else ()
 
-    Raises:
-        RefusalError: The arguments or the key file cannot be used; names all reasons.
-    """
-    key = endpoint.key_of(params, LEAST)
-    wanted = {name: params[name] for name in ("base_url", "model", "level", "timeout", "max_images", "strict")}
-    return replace(smoke_run.Target(api_key=key, **wanted), base_url=params["base_url"].rstrip("/"))
+
+def ask(
+    params: dict[str, Any], target: smoke_run.Target, more: Sequence[smoke_run.Step]
+) -> tuple[Verdict, check_module.Files]:
+    """Ask it."""
+    verdict = smoke_run.run(target, params["release"], more=more)
+    return verdict, check_module.report_of(params, verdict.to_json())
 
 
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
-    # Check mode writes nothing, so it needs no folder; the task that makes it has only been predicted.
-    report_path = None if module.check_mode else module.params["report_path"]
-    params = {**module.params, "report_path": report_path}
-    try:
-        if report_path:
-            # An old result must never pass for a new one, however this run ends.
-            Path(report_path).unlink(missing_ok=True)
-        target = target_of(params)
-    except RefusalError as error:
-        module.fail_json(join(error.refusals), refusals=[refusal.as_dict() for refusal in error.refusals])
-    except OSError as error:
-        module.fail_json(f"cannot remove {error.filename}: {error.strerror}")
-    if target.api_key:
-        module.no_log_values.add(target.api_key)
-    more = smoke_more.steps_for(target) if params["extent"] == "full" else ()
-    try:
-        verdict = smoke_run.run(target, params["release"], more=more)
-    except ImportError as error:
-        module.fail_json(missing_required_lib(error.name or "openai"))
-    if report_path:
-        try:
-            write_atomic(Path(report_path), verdict.to_json())
-        except OSError as error:
-            module.fail_json(f"cannot write {report_path}: {error.strerror}", verdict=verdict.as_dict())
-    module.exit_json(**endpoint.result_of(verdict, report_path, params["fail_on_verdict"]))
+    # Its questions change nothing, so that check mode asks them too.
+    check_module.run(ARGUMENTS, prepare, ask)
 
 
 if __name__ == "__main__":

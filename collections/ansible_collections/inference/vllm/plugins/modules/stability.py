@@ -3,16 +3,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-
-from ansible_collections.inference.vllm.plugins.module_utils import endpoint, stability_run
+from ansible_collections.inference.vllm.plugins.module_utils import check_module, endpoint, stability_run
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import this_machine
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError, join
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import Target
-from ansible_collections.inference.vllm.plugins.module_utils.verdict import write_atomic
+from ansible_collections.inference.vllm.plugins.module_utils.verdict import Verdict
 
 DOCUMENTATION = r"""
 module: stability
@@ -199,35 +195,20 @@ def settings_of(params: dict[str, Any]) -> stability_run.Settings:
     )
 
 
+def prepare(params: dict[str, Any]) -> tuple[Target, stability_run.Settings]:
+    """The server, and how to check it."""
+    return check_module.target_of(params, LEAST), settings_of(params)
+
+
+def ask(params: dict[str, Any], target: Target, settings: stability_run.Settings) -> tuple[Verdict, check_module.Files]:
+    """Check it."""
+    result = stability_run.run(target, params["release"], settings, this_machine().pynvml)
+    return result.verdict, check_module.report_of(params, result.to_json())
+
+
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
-    params = module.params if not module.check_mode else module.params | {"report_path": None}
-    report = Path(params["report_path"]) if params["report_path"] else None
-    try:
-        if report:
-            # An old result must never pass for a new one, however this run ends.
-            report.unlink(missing_ok=True)
-        key = endpoint.key_of(params, LEAST)
-    except RefusalError as error:
-        module.fail_json(join(error.refusals), refusals=[refusal.as_dict() for refusal in error.refusals])
-    except OSError as error:
-        module.fail_json(f"cannot remove {error.filename}: {error.strerror}")
-    if module.check_mode:
-        module.exit_json(changed=False, msg="check mode: nothing was sent")
-    if key:
-        module.no_log_values.add(key)
-    target = Target(params["base_url"].rstrip("/"), key, params["model"], timeout=params["timeout"])
-    try:
-        result = stability_run.run(target, params["release"], settings_of(params), this_machine().pynvml)
-    except ImportError as error:
-        module.fail_json(missing_required_lib(error.name or "openai"))
-    try:
-        if report:
-            write_atomic(report, result.to_json())
-    except OSError as error:
-        module.fail_json(f"cannot write {error.filename}: {error.strerror}", verdict=result.verdict.as_dict())
-    module.exit_json(**endpoint.result_of(result.verdict, params["report_path"], params["fail_on_verdict"]))
+    check_module.run(ARGUMENTS, prepare, ask, unsent="nothing was sent")
 
 
 if __name__ == "__main__":

@@ -3,18 +3,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-
-from ansible_collections.inference.vllm.plugins.module_utils import endpoint, vram_run
+from ansible_collections.inference.vllm.plugins.module_utils import check_module, endpoint, vram_run
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import this_machine
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError, join
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import Target
-from ansible_collections.inference.vllm.plugins.module_utils.verdict import write_atomic
+from ansible_collections.inference.vllm.plugins.module_utils.verdict import Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.vram_judge import Expected, expected_of, unplanned
 from ansible_collections.inference.vllm.plugins.module_utils.vram_load import Load
 
@@ -211,19 +207,7 @@ def expected_from(params: dict[str, Any]) -> Expected:
     if not path:
         host_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
         return unplanned(params["accelerator"], host_gib, params["images"], params["concurrency"])
-    try:
-        return expected_of(json.loads(Path(path).read_text(encoding="utf-8")))
-    except OSError as error:
-        reason = f"cannot be read: {error.strerror}"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"is no manifest with a plan and flags ({type(error).__name__}: {error})"
-    raise RefusalError(
-        Refusal(
-            "manifest_unusable",
-            f"manifest_path is {path!r}, and {reason}.",
-            "Name the manifest.json of the release that runs; the serve step writes it.",
-        )
-    )
+    return check_module.from_manifest(path, expected_of)
 
 
 def settings_of(params: dict[str, Any], expected: Expected) -> vram_run.Settings:
@@ -246,40 +230,23 @@ def settings_of(params: dict[str, Any], expected: Expected) -> vram_run.Settings
     )
 
 
+def prepare(params: dict[str, Any]) -> tuple[Target, Expected]:
+    """The server, and what is expected of it."""
+    return check_module.target_of(params, LEAST), expected_from(params)
+
+
+def ask(params: dict[str, Any], target: Target, expected: Expected) -> tuple[Verdict, check_module.Files]:
+    """Load it and measure."""
+    result = vram_run.run(target, params["release"], expected, settings_of(params, expected), this_machine().pynvml)
+    files = [*check_module.report_of(params, result.to_json())]
+    if params["calibration_path"] and result.row:
+        files.append((Path(params["calibration_path"]), result.row_json()))
+    return result.verdict, files
+
+
 def main() -> None:
     """Run the module."""
-    module = AnsibleModule(ARGUMENTS, supports_check_mode=True)
-    params = module.params if not module.check_mode else module.params | {"report_path": None}
-    paths = {name: Path(params[name]) if params[name] else None for name in ("report_path", "calibration_path")}
-    try:
-        if not module.check_mode:
-            # An old result must never pass for a new one, however this run ends.
-            for path in filter(None, paths.values()):
-                path.unlink(missing_ok=True)
-        key = endpoint.key_of(params, LEAST)
-        expected = expected_from(params)
-    except RefusalError as error:
-        module.fail_json(join(error.refusals), refusals=[refusal.as_dict() for refusal in error.refusals])
-    except OSError as error:
-        module.fail_json(f"cannot remove {error.filename}: {error.strerror}")
-    if module.check_mode:
-        module.exit_json(changed=False, msg="check mode: no load was sent")
-    if key:
-        module.no_log_values.add(key)
-    target = Target(params["base_url"].rstrip("/"), key, params["model"], timeout=params["timeout"])
-    try:
-        result = vram_run.run(target, params["release"], expected, settings_of(params, expected), this_machine().pynvml)
-    except ImportError as error:
-        module.fail_json(missing_required_lib(error.name or "openai"))
-    verdict = result.verdict
-    try:
-        if paths["report_path"]:
-            write_atomic(paths["report_path"], result.to_json())
-        if paths["calibration_path"] and result.row:
-            write_atomic(paths["calibration_path"], result.row_json())
-    except OSError as error:
-        module.fail_json(f"cannot write {error.filename}: {error.strerror}", verdict=verdict.as_dict())
-    module.exit_json(**endpoint.result_of(verdict, params["report_path"], params["fail_on_verdict"]))
+    check_module.run(ARGUMENTS, prepare, ask, unsent="no load was sent", outputs=("report_path", "calibration_path"))
 
 
 if __name__ == "__main__":
