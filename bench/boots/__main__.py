@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import queue
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -22,6 +24,8 @@ from bench.boots.engine import Engine, Forks, ballast, forking, gpu_count, wait_
 Boot = Mapping[str, Any]
 
 _BENCH_LIMIT_S = 200
+_VERIFY_LIMIT_S = 300
+_ROOT = Path(__file__).parents[2]
 
 #: A setting of a boot, as catalogue/calibration.json names it, and the flag of vLLM that it becomes.
 FLAGS: Mapping[str, str] = {
@@ -49,6 +53,7 @@ class Rig:
     out: Path
     deadline: float
     forks: Forks
+    ansible_python: str = sys.executable
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -70,13 +75,15 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", help="names of the boots to run, in this order; all where it is left out")
     parser.add_argument("--models", type=Path, required=True, help="folder with a folder per model")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--ansible-python", default=sys.executable, help="interpreter that has ansible-core")
     parser.add_argument("--limit", type=float, default=3600, help="seconds after which no boot is begun")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     known = {boot["name"]: boot for path in options.matrix for boot in read(path)}
     boots = [known[name] for name in options.only or known]
     with forking(options.out / "zygote.log") as forks:
-        rig = Rig(options.models, options.out, time.monotonic() + options.limit, forks)
+        deadline = time.monotonic() + options.limit
+        rig = Rig(options.models.resolve(), options.out.resolve(), deadline, forks, options.ansible_python)
         done = sum(run_group(rig, group) for group in groups(boots))
     print(f"{done} of {len(boots)} boots run", flush=True)
     return 0 if done == len(boots) else 1
@@ -184,6 +191,9 @@ def loaded(running: Running) -> dict[str, Any]:
         result["stages"][name] = answers
         if not all(answer["survived"] for answer in answers) or not engine.alive():
             break
+    if "verify" in boot:
+        (folder / probe.STAGE).write_text("verify", encoding="utf-8")
+        result["verify"] = verified(running, boot["verify"])
     # A last short request makes the workers write the peaks of the last stage.
     (folder / probe.STAGE).write_text("end", encoding="utf-8")
     result["alive"] = load.post(engine.port, "/v1/completions", load.prompt(32, 5000)).status == load.OK
@@ -203,6 +213,32 @@ def bench(running: Running, name: str, arguments: Sequence[str]) -> dict[str, An
         return {"error": log.read_text(errors="replace")[-600:]}
     data = json.loads(target.read_text(encoding="utf-8"))
     return {key: value for key, value in data.items() if isinstance(value, (int, float, str))}
+
+
+def verified(running: Running, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``playbooks/verify.yml`` says of the engine: its exit code, seconds, and the verdict."""
+    boot, folder = running.boot, running.folder
+    variables = {
+        "verify_url": f"http://127.0.0.1:{running.engine.port}/v1",
+        "verify_gpus": running.env["CUDA_VISIBLE_DEVICES"],
+        "verify_dir": str(folder / "verify"),
+        "verify_name": boot["name"],
+        **variables,
+    }
+    argv = [running.rig.ansible_python, "-m", "ansible", "playbook", "playbooks/verify.yml"]
+    argv += ["-e", json.dumps(variables)]
+    env = os.environ | {"ANSIBLE_CONFIG": str(_ROOT / "ansible.cfg")}
+    start = time.monotonic()
+    with (folder / "verify.log").open("w") as log:
+        try:
+            code = subprocess.run(  # noqa: S603 - our playbook
+                argv, cwd=_ROOT, env=env, stdout=log, stderr=log, check=False, timeout=_VERIFY_LIMIT_S
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = -1
+    result = {"rc": code, "seconds": round(time.monotonic() - start, 1)}
+    verdict = folder / "verify" / "reports" / boot["name"] / "verdict.json"
+    return result | (json.loads(verdict.read_text(encoding="utf-8")) if verdict.exists() else {})
 
 
 def flags(boot: Boot, total_gib: float) -> list[str]:

@@ -97,6 +97,7 @@ MORE_LIES = {
     "png_only": "refuses every image that is no PNG",
     "dies_of_one_pixel": "stops listening when a picture has one pixel",
     "swaps": "answers about the images of another question",
+    "babbles": "has weights that mean nothing: JSON and calls that it is forced to write are cut off",
 }
 TALK = "1 2 3 4 5 6 7 8 9"
 
@@ -343,6 +344,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _embellish(self, body: dict[str, Any], request: Mapping[str, Any], question: str) -> None:
         """What only some requests ask for: log probabilities, and a second call."""
         choice = body["choices"][0]
+        if self.lie.name == "babbles" and "response_format" in request:
+            choice |= {"message": {"role": "assistant", "content": '{"colour":   '}, "finish_reason": "length"}
+        if self.lie.name == "babbles" and request.get("tool_choice") == "required":
+            choice |= {"message": {"role": "assistant", "content": None}, "finish_reason": "length"}
         if request.get("logprobs") and self.lie.name != "no_logprobs":
             top = [{"token": word, "logprob": -0.1} for word in ("Hello", "Hi")]
             choice["logprobs"] = {"content": [{"token": "Hello", "logprob": -0.1, "top_logprobs": top}]}

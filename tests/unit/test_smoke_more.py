@@ -45,6 +45,15 @@ def test_weights_that_mean_nothing_are_asked_for_the_form_only() -> None:
     assert {"form_jpeg", "tool_required", "logprobs", "stop_word", "seed", "long_prompt"} <= codes
 
 
+def test_forced_calls_of_weights_that_mean_nothing_are_not_judged_at_level_protocol() -> None:
+    verdict = asked("babbles", level="protocol")
+    assert failed(verdict) == {}
+    assert "was cut off" in check(verdict, "tool_required").message
+    assert "tool_required" in failed(asked("ignores_tool_choice", level="protocol"))
+    wrong = {"choices": [{"message": {"content": '<tool_call>{"name": "get_weather", "arguments": true}'}}]}
+    assert "arguments" in smoke_more._begun_call(wrong)
+
+
 def test_a_model_without_eyes_is_shown_nothing() -> None:
     codes = {item.code for item in asked(images=0).checks}
     assert not any(code.startswith(("form_", "count_", "chart_")) for code in codes)
@@ -62,6 +71,7 @@ CAUGHT = {
     "swaps": {case.code for case in smoke_more.MORE_CASES},
     "truncates": {"long_prompt", "reject_overlong_prompt"},
     "counts_nothing": {"long_prompt"},
+    "babbles": {"tool_required"},
 }
 
 

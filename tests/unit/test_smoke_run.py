@@ -154,6 +154,11 @@ def test_a_lie_that_any_weights_could_tell_passes_at_level_protocol() -> None:
     assert "reject_video" in codes
 
 
+def test_json_of_weights_that_mean_nothing_is_not_judged_at_level_protocol_once_it_is_cut() -> None:
+    assert failed(judged_lie("babbles", "protocol")) == {}
+    assert failed(judged_lie("babbles"))["json_red_circle"] == "wrong_answer"
+
+
 @pytest.mark.parametrize("lie", ["error_500", "reasoning", "empty", "one_chunk", "no_end", "anything_goes", "open"])
 def test_level_protocol_still_catches_a_broken_server(lie: str) -> None:
     assert not judged_lie(lie, "protocol").ok

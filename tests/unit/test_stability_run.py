@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ansible_collections.inference.vllm.plugins.module_utils import stability_run, vram_run
+from ansible_collections.inference.vllm.plugins.module_utils import engine_counters, stability_run, vram_run
 from ansible_collections.inference.vllm.plugins.module_utils.memory_sampler import Sample
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import Failure, Target
 from ansible_collections.inference.vllm.plugins.module_utils.stability_run import Done, Result, Settings
@@ -239,9 +239,9 @@ def test_images_fill_half_of_the_context_at_most(images: int, max_pixels: int, m
 
 def test_real_counters_are_read() -> None:
     page = (Path(__file__).parent / "fixtures/vllm_metrics/0.32.0-cpu.txt").read_text()
-    assert stability_run.counter_of(page, "vllm:no_such_thing") is None
+    assert engine_counters.counter_of(page, "vllm:no_such_thing") is None
     labelled = 'vllm:num_preemptions_total{engine="0"} 2.0\nvllm:num_preemptions_total{engine="1"} 1e+00\n'
-    assert stability_run.counter_of(page + labelled, "vllm:num_preemptions_total") == 3.0
+    assert engine_counters.counter_of(page + labelled, "vllm:num_preemptions_total") == 3.0
 
 
 def test_the_result_is_json_with_the_documented_keys() -> None:

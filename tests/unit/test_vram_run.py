@@ -85,7 +85,13 @@ def checked(
 ) -> Result:
     with fake_docker(container or FakeContainer()) as docker_host, lying_server(lie) as base_url:
         nvml = more.pop("nvml", pynvml)
-        settings = {"docker_host": docker_host, "metrics_url": base_url.removesuffix("v1") + "metrics", **more}
+        name = more.pop("name", NAME)
+        settings = {
+            "container": name,
+            "docker_host": docker_host,
+            "metrics_url": base_url.removesuffix("v1") + "metrics",
+            **more,
+        }
         target = Target(base_url, KEY, MODEL, timeout=settings.pop("timeout", 5.0))
         return vram_run.run(target, "r1", expected, replace(QUICK, **settings), nvml)
 
@@ -161,6 +167,22 @@ def test_only_the_gpus_of_the_container_are_read(monkeypatch: pytest.MonkeyPatch
     gone = checked(expected=NVIDIA, container=FakeContainer(devices=("GPU-00000009",)))
     assert failed(gone)["vram_ready"] == "gpu_unreadable"
     assert "GPU-00000009" in check(gone, "vram_ready").message
+
+
+def test_an_engine_without_a_container_is_read_by_its_gpus_and_its_own_counters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpus(monkeypatch, 23.9, 20.7)
+    bare: dict[str, Any] = {"name": "", "docker_host": "unix:///nowhere.sock", "expected": NVIDIA}
+    assert list(checked(gpus=("all",), **bare).detail["samples"]) == ["GPU 0", "GPU 1"]
+    one = checked(gpus=("1",), **bare)
+    assert failed(one) == {}
+    assert list(one.detail["samples"]) == ["GPU 1"]
+    assert "its metrics say" in check(one, "restarts").message
+    assert failed(checked("forgets", gpus=("1",), **bare)) == {"restarts": "engine_restarted"}
+    assert failed(checked("dies_midway", gpus=("1",), **bare))["restarts"] == "metrics_missing"
+    # Whose GPUs they are has to be said.
+    assert failed(checked(**bare))["restarts"] == "container_unreadable"
 
 
 def test_memory_over_the_plan_or_the_card_is_red(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +318,7 @@ def test_a_death_that_docker_notices_late_is_noticed() -> None:
     assert failed(checked("dies_midway", Late()))["restarts"] == "engine_restarted"
 
 
-@pytest.mark.parametrize("settings", [{"container": "none"}, {"docker_host": "unix:///nowhere.sock"}])
+@pytest.mark.parametrize("settings", [{"name": "none"}, {"docker_host": "unix:///nowhere.sock"}])
 def test_without_the_container_nothing_is_green(settings: dict[str, Any]) -> None:
     found = failed(checked(**settings))
     assert found == dict.fromkeys(("vram_ready", "vram_under_load", "vram_after", "restarts"), "container_unreadable")

@@ -309,7 +309,10 @@ def _tool_step(code: str, choice: Any) -> Step:
         request = asking(
             session, "What is the weather in Paris?", tools=[WEATHER_TOOL], tool_choice=choice, max_tokens=128
         )
-        answer = answer_of(session.complete(request))
+        completion = session.complete(request)
+        if session.target.level == "protocol" and (begun := _begun_call(completion)):
+            return Seen(begun)
+        answer = answer_of(completion)
         call = next(iter(answer.tool_calls), None)
         # What is in the call is another matter: not every version of vLLM holds the arguments to their schema.
         if call is None or call.name != "get_weather":
@@ -318,6 +321,22 @@ def _tool_step(code: str, choice: Any) -> Step:
         return Seen(f"calls get_weather({dict(call.arguments)})", call.name)
 
     return Step(code, send)
+
+
+def _begun_call(completion: Mapping[str, Any]) -> str:
+    """What to say of a forced call that weights that mean nothing did not bring to an end, or not to a good one; empty
+    where the answer is another matter."""
+    choice: Mapping[str, Any] = next(iter(completion.get("choices") or ()), {})
+    message = choice.get("message") or {}
+    text = str(message.get("content") or "")
+    if message.get("tool_calls"):
+        return ""
+    if "get_weather" in text:
+        return "writes the forced call, with arguments that are none; they are not judged at level protocol"
+    # vLLM takes away the text of a call that it cannot read.
+    if not text and choice.get("finish_reason") == "length":
+        return "was cut off within the forced call; what it says is not judged at level protocol"
+    return ""
 
 
 def _parallel(session: Session) -> Seen:

@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import json
 import math
-import re
 import statistics
 import threading
 import time
@@ -31,6 +30,7 @@ from ansible_collections.inference.vllm.plugins.module_utils import (
     vram_run,
 )
 from ansible_collections.inference.vllm.plugins.module_utils.container_state import Container, State
+from ansible_collections.inference.vllm.plugins.module_utils.engine_counters import Counters, restarts_told
 from ansible_collections.inference.vllm.plugins.module_utils.memory_sampler import Sample, Sampler
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import Failure, Seen, Session, Step, Target
 from ansible_collections.inference.vllm.plugins.module_utils.verdict import Check, Verdict
@@ -252,34 +252,6 @@ def growth_of(samples: Sequence[Sample]) -> tuple[str, float] | None:
     return name, round(grown[name], 3)
 
 
-def counter_of(metrics: str, name: str) -> float | None:
-    """The sum of a counter over its labels, from a page of Prometheus metrics; None if it is not there."""
-    found = re.findall(rf"^{re.escape(name)}(?:\{{[^\n]*\}})? ([0-9.eE+-]+)$", metrics, re.MULTILINE)
-    return sum(map(float, found)) if found else None
-
-
-@dataclass(frozen=True)
-class Counters:
-    """What the engine counts of itself; None for what it does not tell."""
-
-    preemptions: float | None = None
-    tokens: float | None = None
-    began: float | None = None
-
-    @classmethod
-    def read(cls, session: Session, url: str) -> Counters:
-        """Ask the metrics; an address that does not answer tells nothing."""
-        try:
-            page = session.metrics(url) if url else ""
-        except Exception:  # whatever the metrics come up with, the requests are what counts
-            page = ""
-        return cls(
-            counter_of(page, "vllm:num_preemptions_total"),
-            counter_of(page, "vllm:generation_tokens_total"),
-            counter_of(page, "process_start_time_seconds"),
-        )
-
-
 def requests_check(done: Sequence[Done], wanted: int, stopped: Failure | None) -> Seen:
     """Whether every request was answered.
 
@@ -311,24 +283,6 @@ def _preemptions(before: Counters, after: Counters) -> Check:
         message = f"preempted: {count} requests were taken out of the computation and begun again"
         return Check(code, False, "warning", message, count, 0, "preemptions", runbook="preempted")
     return Check(code, True, "warning", "no request was taken out of the computation", 0, 0, "preemptions")
-
-
-def _restarts_told(before: Counters, after: Counters) -> Check:
-    """Restarts of an engine whose container nobody can see: by its own start, and by counters that begin again."""
-    code = "stability_restarts"
-    if before.tokens is None and before.began is None:
-        told = "no container is named and the metrics tell nothing, so nobody can say whether the engine was restarted"
-        return Check(
-            code, False, "warning", f"container_unreadable: {told}", unit="restarts", runbook="container_unreadable"
-        )
-    if after.tokens is None and after.began is None:
-        failure = Failure("metrics_missing", "the metrics were there before the requests and are not there after them")
-        return vram_judge.failed(code, failure, 0, "restarts")
-    fell = (after.tokens or 0) < (before.tokens or 0)
-    if fell or after.began != before.began:
-        failure = Failure("engine_restarted", "the engine counts from the beginning again", 1)
-        return vram_judge.failed(code, failure, 0, "restarts")
-    return Check(code, True, message="the engine counts on, as its metrics say", value=0, limit=0, unit="restarts")
 
 
 def _latency(done: Sequence[Done], limit: float) -> Check:
@@ -418,7 +372,7 @@ class _Run:
                 self.sampler.stop()
         after = Counters.read(self.session, settings.metrics_url)
         if not settings.container:
-            checks.append(_restarts_told(before, after))
+            checks.append(restarts_told(before, after, "stability_restarts"))
         checks.append(_preemptions(before, after))
         if settings.minutes:
             checks.append(_latency(self.load.done, settings.latency_drift))

@@ -16,6 +16,7 @@ from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils import smoke_run, verdict, vram_judge, vram_load
 from ansible_collections.inference.vllm.plugins.module_utils.container_state import Container, ContainerError, State
+from ansible_collections.inference.vllm.plugins.module_utils.engine_counters import Counters, restarts_told
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.memory import GpuMemory
 from ansible_collections.inference.vllm.plugins.module_utils.memory_sampler import Sampler, Window
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
@@ -36,11 +37,12 @@ class Settings:
 
     Attributes:
         metrics_url: Address of the engine's metrics.
-        container: Name of the engine's container.
+        container: Name of the engine's container; empty where it has none, or Docker cannot be asked.
         docker_host: Where Docker listens.
         interval: Seconds between two readings.
         tolerance: GiB that memory may grow, and exceed the plan.
         load: What is sent.
+        gpus: GPUs of an engine without a container, by UUID or number; ``all`` for all of the host.
     """
 
     metrics_url: str
@@ -49,6 +51,12 @@ class Settings:
     interval: float
     tolerance: float
     load: Load
+    gpus: tuple[str, ...] = ()
+
+    @property
+    def bare(self) -> bool:
+        """Whether there is no container to ask, but GPUs to read."""
+        return bool(self.gpus) and not self.container
 
 
 @dataclass
@@ -96,12 +104,17 @@ def run(target: Target, release: str, expected: Expected, settings: Settings, py
     started = verdict.now()
     with contextlib.ExitStack() as stack:
         container = stack.enter_context(Container(settings.container, settings.docker_host))
-        before = state_now(container)
-        source = source_of(stack, container, before, expected, pynvml)
         session = Session(target)
+        # The engine's own count stands in for Docker's where there is no container.
+        counted = Counters.read(session, settings.metrics_url) if settings.bare else Counters()
+        before = engine_of_gpus(settings.gpus) if settings.bare else state_now(container)
+        source = source_of(stack, container, before, expected, pynvml)
         run = _Run(session, expected, settings, source)
         checks = run.checks()
-        checks.append(restarts_of(before, state_after(container, before, checks)))
+        if settings.bare:
+            checks.append(restarts_told(counted, Counters.read(session, settings.metrics_url), "restarts"))
+        else:
+            checks.append(restarts_of(before, state_after(container, before, checks)))
     gpus = () if isinstance(source, Failure) else source.gpus
     engine = {key: smoke_run.own_words(value, target.api_key) for key, value in session.engine.items()}
     judged = Verdict(release, tuple(checks), engine, gpus, started, verdict.now())
@@ -110,6 +123,11 @@ def run(target: Target, release: str, expected: Expected, settings: Settings, py
     date = time.strftime("%Y-%m-%d", time.gmtime())
     row = vram_judge.calibration_row(expected, run.measured, gpus, date, survives)
     return Result(judged, run.detail(), row)
+
+
+def engine_of_gpus(gpus: Sequence[str]) -> State:
+    """An engine of which only the GPUs are known."""
+    return State(True, 0, "", 0.0, () if "all" in gpus else tuple(gpus))
 
 
 def state_now(container: Container) -> State | Failure:

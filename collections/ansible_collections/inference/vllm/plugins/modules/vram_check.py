@@ -68,9 +68,16 @@ options:
     type: int
     default: 1
   container:
-    description: Name of the engine's container.
+    description: Name of the engine's container. Empty for an engine without one, which O(gpus) are read of.
     type: str
     required: true
+  gpus:
+    description:
+      - GPUs of an engine without a container, by UUID or number, or V(all); they must be those of this host.
+      - Restarts are then told by the engine's metrics.
+    type: list
+    elements: str
+    default: []
   docker_host:
     description: Where the Docker engine listens.
     type: str
@@ -174,6 +181,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "accelerator": {"type": "str", "choices": ["nvidia", "cpu"], "default": "nvidia"},
     "images": {"type": "int", "default": 1},
     "container": {"type": "str", "required": True},
+    "gpus": {"type": "list", "elements": "str", "default": []},
     "docker_host": {"type": "str", "default": "unix:///var/run/docker.sock"},
     "max_pixels": {"type": "int", "required": True},
     "concurrency": {"type": "int", "default": 8},
@@ -223,6 +231,7 @@ def settings_of(params: dict[str, Any], expected: Expected) -> vram_run.Settings
     return vram_run.Settings(
         metrics_url=params["metrics_url"],
         container=params["container"],
+        gpus=tuple(params["gpus"]),
         docker_host=params["docker_host"],
         interval=params["interval"],
         tolerance=params["tolerance_gib"],
