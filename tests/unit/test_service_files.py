@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import http.server
-import json
 import os
 import stat
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
+from support.token_engine import KEY, token_engine
+
 FILES = Path(__file__).parents[2] / "roles" / "vllm_service" / "files"
-KEY = "a-key-of-sixteen-letters"
 
 
 @pytest.fixture
@@ -28,43 +26,10 @@ def key_file(tmp_path: Path) -> Path:
     return path
 
 
-class Engine(http.server.BaseHTTPRequestHandler):
-    """Answers like vLLM's /v1/completions; `behaviour` of the server says how."""
-
-    def do_POST(self) -> None:
-        behaviour = self.server.behaviour  # type: ignore[attr-defined]
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.seen = (self.path, body)  # type: ignore[attr-defined]
-        if behaviour == "hang":
-            time.sleep(5)
-        status = 200 if self.headers["Authorization"] == f"Bearer {KEY}" else 401
-        answer: Any = {"usage": {"completion_tokens": 0 if behaviour == "no token" else 1}}
-        if behaviour == "nonsense":
-            answer = ["nonsense"]
-        self.send_response(status)
-        self.end_headers()
-        if behaviour == "trickle":
-            # A byte now and then keeps a socket's own timeout from ever ending it.
-            for _ in range(10):
-                self.wfile.write(b" ")
-                self.wfile.flush()
-                time.sleep(0.5)
-        self.wfile.write(json.dumps(answer).encode())
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture
 def engine() -> Iterator[Any]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Engine)
-    server.daemon_threads = True
-    server.block_on_close = False
-    server.behaviour = "good"  # type: ignore[attr-defined]
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield server
-    server.shutdown()
-    server.server_close()
+    with token_engine() as server:
+        yield server
 
 
 def probe(port: int, key_file: Path, timeout: int = 1, **environment: str) -> tuple[int, str]:

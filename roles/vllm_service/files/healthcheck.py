@@ -27,10 +27,10 @@ def on_alarm(_signal: int, _frame: FrameType | None) -> None:
     raise TooSlowError
 
 
-def decode_one_token(port: int, model: str, key: str) -> None:
+def decode_one_token(address: str, model: str, key: str) -> None:
     """Ask for one token; raises OSError or ValueError where none comes."""
     request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/v1/completions",
+        f"http://{address}/v1/completions",
         json.dumps({"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0}).encode(),
         {"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
     )
@@ -45,6 +45,7 @@ def decode_one_token(port: int, model: str, key: str) -> None:
 def main() -> int:
     """Probe once."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--model", required=True, help="served name of the model")
     parser.add_argument("--timeout", type=int, required=True, help="seconds")
@@ -54,7 +55,8 @@ def main() -> int:
     signal.signal(signal.SIGALRM, on_alarm)
     signal.alarm(options.timeout)
     try:
-        decode_one_token(options.port, options.model, options.key_file.read_text(encoding="utf-8").strip())
+        key = options.key_file.read_text(encoding="utf-8").strip()
+        decode_one_token(f"{options.host}:{options.port}", options.model, key)
     except TooSlowError:
         print(f"[engine_hung] no token within {options.timeout} s")
     except urllib.error.HTTPError as error:

@@ -1,0 +1,58 @@
+"""An HTTP server that answers like vLLM's /v1/completions with one token, or behaves as it is told."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+KEY = "a-key-of-sixteen-letters"
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    """One request."""
+
+    server: Any
+
+    def do_POST(self) -> None:
+        """Answer as the server shall behave."""
+        behaviour = self.server.behaviour
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.seen = (self.path, body)
+        if behaviour == "hang":
+            time.sleep(5)
+        status = 200 if self.headers["Authorization"] == f"Bearer {KEY}" else 401
+        answer: Any = {"usage": {"completion_tokens": 0 if behaviour == "no token" else 1}}
+        if behaviour == "nonsense":
+            answer = ["nonsense"]
+        self.send_response(status)
+        self.end_headers()
+        if behaviour == "trickle":
+            # A byte now and then keeps a socket's own timeout from ever ending it.
+            for _ in range(10):
+                self.wfile.write(b" ")
+                self.wfile.flush()
+                time.sleep(0.5)
+        self.wfile.write(json.dumps(answer).encode())
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def token_engine() -> Iterator[Any]:
+    """Serve on a free port: ``server_port``. ``behaviour`` is good, hang, trickle, nonsense or no token."""
+    server: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server.daemon_threads = True
+    server.block_on_close = False
+    server.behaviour = "good"
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
