@@ -66,7 +66,7 @@ def main() -> int:
     options = parser.parse_args()
     timed("playbooks/teardown.yml", **SETTINGS, teardown_remove_data=True, teardown_stop_docker=False)
     try:
-        rows = [*starts(), *gateway(options.rounds), *deploys()]
+        rows = [*starts(), *deploys(), *gateway(options.rounds)]
     finally:
         if not options.keep:
             timed("playbooks/teardown.yml", **SETTINGS, teardown_remove_data=True, teardown_stop_docker=False)

@@ -42,10 +42,14 @@ def test_first_deploy_is_green(demo: Run, verdict: Callable[[], dict[str, Any]])
     assert all(check["ok"] for check in proof["checks"])
 
 
-def test_second_deploy_changes_nothing(demo: Run, playbook: Callable[..., Run]) -> None:
+def test_second_deploy_changes_nothing_and_keeps_the_proof(
+    demo: Run, playbook: Callable[..., Run], verdict: Callable[[], dict[str, Any]]
+) -> None:
+    proven = verdict()
     run = playbook("deploy.yml")
     assert run.rc == 0, run.text
     assert run.changed == 0
+    assert verdict() == proven
 
 
 LOCK = Path("/run") / f"{PROJECT}.deploy-lock"
@@ -83,13 +87,18 @@ def test_second_run_at_once_is_told_who_is_first(demo: Run, playbook: Callable[.
     assert f"process {os.getpid()}, Rollback" in run.text
 
 
-def test_run_that_was_killed_locks_nobody_out(demo: Run, playbook: Callable[..., Run]) -> None:
+def test_run_that_was_killed_locks_nobody_out_and_verify_proves_in_full(
+    demo: Run, playbook: Callable[..., Run], verdict: Callable[[], dict[str, Any]]
+) -> None:
+    proven = verdict()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as killed:
         assert deploy_lock.hold(LOCK, deploy_lock.this_run(killed.pid), time.time()) is None
         killed.kill()
     run = playbook("playbooks/verify.yml")
     assert run.rc == 0, run.text
     assert LOCK.read_text(encoding="utf-8") == ""
+    assert verdict()["started"] > proven["finished"]
+    assert {check["code"] for check in verdict()["checks"]} == {check["code"] for check in proven["checks"]}
 
 
 def test_service_is_on_loopback_only(host: Any, container: Any) -> None:

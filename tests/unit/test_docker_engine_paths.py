@@ -82,7 +82,7 @@ def case(
 ) -> dict[str, Any]:
     registered = {
         "__docker_engine_answer": {"rc": 1},
-        "__docker_engine_files": {"results": [{"stat": {"exists": False}}] * 4},
+        "__docker_engine_files": {"stdout_lines": []},
         "__docker_engine_key_listing": {"stdout": f"pub:-:4096:1:8D81803C0EBFCD88:1:::-:\nfpr:::::::::{key}:\n"},
         "__docker_engine_lists": {"rc": int(broken), "stderr": "E: no answer"},
     }

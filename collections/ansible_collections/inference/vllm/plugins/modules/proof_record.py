@@ -188,6 +188,7 @@ def look(module: AnsibleModule, folder: Path, wanted: Record, state: State | Non
         f"Its container is the one that was proven, started at {record.started}; just now it gave {said}.",
         f"Service  http://{module.params['address']}:{module.params['port']}/v1",
         f"Report   {folder}/report.html",
+        "To prove it in full: -e verify_always=true",
     )
     return {"stands": True, "why": "", "msg": "\n".join(lines)}
 
