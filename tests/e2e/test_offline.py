@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,7 @@ def bundle() -> Iterator[Path]:
     shutil.rmtree(FOLDER, ignore_errors=True)
     for name in ("bundle", "docker", "containerd"):
         (FOLDER / name).mkdir(parents=True)
-    given = {"teardown_remove_data": True, "teardown_stop_docker": False}
+    given: dict[str, Any] = {"teardown_remove_data": True, "teardown_stop_docker": False}
     play("playbooks/teardown.yml", **given)
     for playbook in ("playbooks/provision.yml", "playbooks/weights.yml", "playbooks/bundle.yml"):
         run = play(playbook, bundle_folder=str(BUNDLE))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,3 +43,13 @@ def test_module_is_documented(documented: dict[str, dict[str, object]], name: st
     assert doc["attributes"]["check_mode"]["support"] == "full"
     assert "diff_mode" in doc["attributes"]
     assert all(option.get("description") for option in doc.get("options", {}).values())
+
+
+@pytest.mark.parametrize("playbook", sorted(path.name for path in (ROOT / "playbooks").glob("*.yml")))
+def test_operators_are_told_of_each_playbook(playbook: str) -> None:
+    table = [line for line in (ROOT / "docs" / "operations.md").read_text().splitlines() if line.startswith("| `")]
+    (row,) = [line for line in table if re.search(rf"[`/]{re.escape(playbook)}`", line)]
+    page, _, section = re.findall(r"\]\(([^)#]*)(#?)([^)]*)\)", row)[0]
+    text = (ROOT / "docs" / (page or "operations.md")).read_text()
+    headings = [re.sub(r"[^a-z0-9 -]", "", line.lstrip("# ").lower()) for line in text.splitlines() if line[:1] == "#"]
+    assert not section or section.replace("-", " ") in headings
