@@ -124,3 +124,49 @@ def test_without_a_key_nothing_starts(tmp_path: Path, content: str | None) -> No
     assert (done.returncode, done.stdout) == (78, "")
     assert done.stderr.startswith("[missing_api_key]")
     assert "Fix:" in done.stderr
+
+
+PARSER = """
+import argparse
+FlexibleArgumentParser = argparse.ArgumentParser
+"""
+HOME = """
+import os, pathlib
+def make_arg_parser(parser):
+    if "BROKEN" in os.environ:
+        raise RuntimeError("no device here")
+    parser.add_argument("--config")
+    parser.add_argument("--seed", type=int)
+    return parser
+def validate_parsed_serve_args(args):
+    if pathlib.Path(args.config).read_text() == "pair":
+        raise TypeError("one needs the other")
+"""
+
+
+@pytest.mark.parametrize(
+    ("home", "config", "code", "said"),
+    [
+        ("launchers", "good", 0, ""),
+        ("openai", "good", 0, ""),
+        ("openai", "pair", 3, "one needs the other"),
+        ("openai", "broken", 4, "RuntimeError: no device here"),
+        ("elsewhere", "good", 4, "ModuleNotFoundError: neither"),
+    ],
+)
+def test_the_engines_own_parser_is_asked(tmp_path: Path, home: str, config: str, code: int, said: str) -> None:
+    """With a package of vLLM's layout; the scenario of role vllm_service asks a real one."""
+    for path, text in (("utils/argparse_utils.py", PARSER), (f"entrypoints/{home}/cli_args.py", HOME)):
+        (tmp_path / "vllm" / path).parent.mkdir(parents=True)
+        (tmp_path / "vllm" / path).write_text(text)
+    (tmp_path / "vllm.yaml").write_text(config)
+    done = subprocess.run(
+        [sys.executable, "-", str(tmp_path / "vllm.yaml")],
+        input=(FILES / "parse_flags.py").read_text(),
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)} | ({"BROKEN": "1"} if config == "broken" else {}),
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith(said)
