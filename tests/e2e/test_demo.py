@@ -87,16 +87,18 @@ def test_second_run_at_once_is_told_who_is_first(demo: Run, playbook: Callable[.
     assert f"process {os.getpid()}, Rollback" in run.text
 
 
-def test_run_that_was_killed_locks_nobody_out_and_verify_proves_in_full(
-    demo: Run, playbook: Callable[..., Run], verdict: Callable[[], dict[str, Any]]
+def test_run_that_was_killed_locks_nobody_out_and_a_restart_is_proven_in_full(
+    demo: Run, playbook: Callable[..., Run], container: Any, verdict: Callable[[], dict[str, Any]]
 ) -> None:
-    proven = verdict()
+    proven, started = verdict(), container.attrs["State"]["StartedAt"]
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as killed:
         assert deploy_lock.hold(LOCK, deploy_lock.this_run(killed.pid), time.time()) is None
         killed.kill()
-    run = playbook("playbooks/verify.yml")
+    run = playbook("playbooks/restart.yml")
     assert run.rc == 0, run.text
     assert LOCK.read_text(encoding="utf-8") == ""
+    container.reload()
+    assert container.attrs["State"]["StartedAt"] > started
     assert verdict()["started"] > proven["finished"]
     assert {check["code"] for check in verdict()["checks"]} == {check["code"] for check in proven["checks"]}
 
