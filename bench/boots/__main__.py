@@ -40,7 +40,7 @@ FLAGS: Mapping[str, str] = {
 TELLING = re.compile(
     r"Model loading took|Available KV|KV cache size|Maximum concurrency|larger than the avail|estimated maximum"
     r"|Auto-fit|Graph capturing finished|init engine|attention backend|out of memory|OutOfMemory|torch.compile took"
-    r"|Selected \w+ for|is less than desired|Encoder cache will be|Model Runner"
+    r"|Selected \w+ for|Using \w+Kernel for|is less than desired|Encoder cache will be|Model Runner"
 )
 _MOST_LINES = 60
 

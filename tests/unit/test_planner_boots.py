@@ -1,4 +1,4 @@
-"""The planner against every measured boot: weights within 0.2 %, KV tokens within 2 %, the right verdicts."""
+"""The planner against every measured boot: weights within 0.2 %, KV cache within 2 % or 0.06 GiB, the right verdicts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def test_prediction_of_a_boot(boot: Boot) -> None:
     if "weights_gib" in measured:
         assert plan.account.weights == pytest.approx(measured["weights_gib"], rel=0.002)
     if boot.tokens:
-        assert plan.account.kv_cache_tokens == pytest.approx(boot.tokens, rel=0.02)
+        per_token = plan.account.kv_cache / plan.account.kv_cache_tokens
+        assert plan.account.kv_cache_tokens == pytest.approx(boot.tokens, rel=0.02, abs=0.06 / per_token)
     assert plan.starts == measured["starts"]
     if "survives" in measured:
         assert plan.survives == measured["survives"]

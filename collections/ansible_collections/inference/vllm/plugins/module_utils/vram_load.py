@@ -13,7 +13,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import (
@@ -33,6 +33,8 @@ _ANSWER_TOKENS = 4
 _FILL = 0.97
 # A server that counts fewer tokens than this share has not read what it was sent.
 _COUNTED = 0.9
+# A server that counts fewer tokens than this share for a large image has scaled it down.
+_SCALED = 0.95
 
 
 @dataclass(frozen=True)
@@ -69,11 +71,13 @@ class Cost:
         base: Of a request without words.
         word: Of one word.
         pixel: Of one pixel of an image.
+        image: Of the largest image, which a server may scale down.
     """
 
     base: float
     word: float
     pixel: float
+    image: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -97,11 +101,16 @@ def shape_of(cost: Cost, max_model_len: int, images: int, max_pixels: int) -> Sh
     room = (max_model_len - _ANSWER_TOKENS - cost.base) * _FILL
     if room < cost.word:
         raise Failure("bad_response", f"an empty request takes {cost.base:.0f} of {max_model_len} tokens, it says")
-    side = _side_of(min(max_pixels, room / cost.pixel)) if images and cost.pixel else 0
-    each = side**2 * cost.pixel
+    side = _largest_side(cost, room, max_pixels) if images and cost.pixel else 0
+    each = min(side**2 * cost.pixel, cost.image)
     count = min(images, math.floor(room / each)) if side else 0
     words = math.floor((room - count * each) / cost.word)
     return Shape(count, side if count else 0, words, round(cost.base + count * each + words * cost.word))
+
+
+def _largest_side(cost: Cost, room: float, max_pixels: int) -> int:
+    """Side of the largest image that is to be sent: one that fits, or that the server makes fit."""
+    return _side_of(max_pixels if cost.image <= room else min(max_pixels, room / cost.pixel))
 
 
 def _side_of(pixels: float) -> int:
@@ -160,8 +169,8 @@ def counted(usage: object) -> int:
     return prompt
 
 
-def cost_of(session: Session, images: int, timeout: float) -> Cost:
-    """Ask the server what a word and a pixel cost.
+def cost_of(session: Session, images: int, timeout: float, max_pixels: int = 0) -> Cost:
+    """Ask the server what a word and a pixel cost, and an image of so many pixels: it may scale large images down.
 
     Raises:
         Failure: `bad_response` if its counts do not grow with what it is sent; whatever the requests end with.
@@ -180,7 +189,14 @@ def cost_of(session: Session, images: int, timeout: float) -> Cost:
     seen = ask(1, _PROBE_SIDE, _PROBE_WORDS)
     if seen <= few:
         raise Failure("bad_response", f"usage counts {seen} tokens with an image and {few} without")
-    return Cost(few - _PROBE_WORDS * word, word, (seen - few) / _PROBE_SIDE**2)
+    cost = Cost(few - _PROBE_WORDS * word, word, (seen - few) / _PROBE_SIDE**2)
+    room = (session.max_model_len - _ANSWER_TOKENS - few) * _FILL
+    side = _side_of(min(max_pixels, room / cost.pixel))
+    if side <= _PROBE_SIDE:
+        return cost
+    largest = ask(1, side, _PROBE_WORDS) - few
+    # Nearly as many as by the pixel: the server took the image as it is, and a larger one may take more.
+    return replace(cost, image=largest) if largest < _SCALED * side**2 * cost.pixel else cost
 
 
 def send(session: Session, shape: Shape, load: Load) -> list[Failure]:

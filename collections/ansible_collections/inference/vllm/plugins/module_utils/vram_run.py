@@ -271,7 +271,7 @@ class _Run:
     def _load(self, session: Session) -> Seen:
         load, measured, sampler = self.settings.load, self.measured, self.sampler
         measured.ready = sampler.rest(load.settle)
-        cost = vram_load.cost_of(session, load.images, load.timeout)
+        cost = vram_load.cost_of(session, load.images, load.timeout, load.max_pixels)
         self.shape = shape = vram_load.shape_of(cost, session.max_model_len, load.images, load.max_pixels)
         begin, answered, failures = sampler.now(), 0, []
         for number in range(load.rounds):

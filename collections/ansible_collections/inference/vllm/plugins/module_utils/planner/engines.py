@@ -27,7 +27,7 @@ NON_TORCH_PARALLEL_GIB = 0.066
 # GPU, 1.53 GiB less on two with NVLink, 1.05 GiB less on two with NCCL_P2P_DISABLE=1.
 CUDA_CONTEXT_GIB = 0.67
 NCCL_GIB = 0.86
-NCCL_WITHOUT_PEER_TO_PEER_GIB = 0.38
+NCCL_WITHOUT_PEER_TO_PEER_GIB = 0.37
 
 # cuBLAS's workspace, made by the first product: 32 MiB.
 CUBLAS_GIB = 1 / 32
