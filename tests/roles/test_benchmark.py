@@ -62,6 +62,25 @@ def test_report_shows_it(host):
     assert '<path class="dots' in page
 
 
+def test_another_tool_measures_the_same(host):
+    assert failures(host, "guidellm") == {}
+    data, other = result(host, "guidellm"), result(host, "good")
+    assert data["driver"] == "guidellm run"
+    assert data["comparisons"] == {}, "figures of two tools were compared"
+    assert len(data["points"]) == len(other["points"]) == 4
+    for point, alike in zip(data["points"], other["points"], strict=True):
+        assert (point["requests"], point["failed"], point["concurrency"]) == (8, 0, 2)
+        assert point.keys() | {"itl_ms"} == alike.keys()
+        # Both asked for answers of the same length.
+        tokens = point["output_tokens_per_s"] * point["seconds"]
+        assert tokens == pytest.approx(alike["output_tokens_per_s"] * alike["seconds"], rel=0.02)
+    assert "guidellm run, prompts of seed" in host.file(f"{REPORTS}/guidellm/report.html").content_string
+
+
+def test_missing_guidellm_is_named(host):
+    assert set(failures(host, "no-guidellm").values()) == {"bench_tool_missing"}
+
+
 def test_missing_container_is_named(host):
     assert set(failures(host, "no-container").values()) == {"bench_tool_missing"}
 
@@ -70,7 +89,7 @@ def test_dead_engine_is_unreachable(host):
     assert set(failures(host, "dead").values()) == {"endpoint_unreachable"}
 
 
-@pytest.mark.parametrize("release", ["good", "warned", "gated", "no-container", "dead"])
+@pytest.mark.parametrize("release", ["good", "warned", "gated", "guidellm", "no-container", "dead"])
 def test_results_are_whole_closed_and_without_the_key(host, release):
     key = host.file("/opt/vllm/secrets/api_key").content_string.strip()
     assert key

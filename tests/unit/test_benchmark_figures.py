@@ -1,4 +1,4 @@
-"""What the tool is told, what is made of its result, and what counts as better or worse."""
+"""What is measured, and what counts as better or worse."""
 
 from __future__ import annotations
 
@@ -11,41 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.inference.vllm.plugins.module_utils import benchmark_figures as figures
-from ansible_collections.inference.vllm.plugins.module_utils.benchmark_figures import Goals, Point, Workload
+from ansible_collections.inference.vllm.plugins.module_utils.benchmark_drivers import DRIVERS, normalised
+from ansible_collections.inference.vllm.plugins.module_utils.benchmark_figures import Point, Workload
 
 RAW = json.loads((Path(__file__).parent / "fixtures/vllm_bench/0.32.0-image.json").read_text())
 TEXT = Workload("text", 1024, 128, (1, 16))
 IMAGE = Workload("image", 64, 64, (8,), images=2, side=1024)
 POINT = Point(IMAGE, 8, 7)
-
-
-def arguments(point: Point) -> list[str]:
-    return figures.arguments_of(
-        point,
-        Goals(3500, 50.5),
-        root_url="http://h:8000",
-        model="m",
-        tokenizer="/model",
-        folder="/tmp",
-        name="out.json",
-    )
-
-
-def test_the_tool_is_told_everything() -> None:
-    told = " ".join(arguments(POINT))
-    for part in (
-        "bench serve --backend openai-chat --base-url http://h:8000 --endpoint /v1/chat/completions",
-        "--dataset-name random-mm --random-input-len 64 --random-output-len 64",
-        "--num-prompts 32 --max-concurrency 8 --seed 7 --temperature 0",
-        '--random-mm-limit-mm-per-prompt {"image": 2, "video": 0}',
-        "--random-mm-bucket-config {(1024,1024,1):1.0}",
-        "--goodput ttft:3500 tpot:50.5",
-        "--ignore-eos",
-    ):
-        assert part in told
-    text = arguments(Point(TEXT, 1, 3))
-    assert "random" in text
-    assert not any("mm" in word for word in text)
 
 
 def test_every_point_has_prompts_of_its_own_and_the_largest_comes_again() -> None:
@@ -63,23 +35,8 @@ def test_few_at_once_are_still_enough_requests_to_tell() -> None:
     assert (TEXT.requests(1), TEXT.requests(16)) == (8, 64)
 
 
-def test_a_real_result_comes_into_the_one_shape() -> None:
-    seen = figures.normalised(POINT, RAW)
-    assert (seen["workload"], seen["images"], seen["requests"], seen["failed"]) == ("image", 2, 4, 0)
-    assert seen["ttft_ms"] == {"mean": 212.67, "median": 215.9, "p95": 313.41, "p99": 314.18}
-    assert seen["output_tokens_per_s"] == 51.1
-    assert seen["goodput_per_s"] == 6.387
-    assert set(seen) >= {"tpot_ms", "itl_ms", "e2el_ms", "requests_per_s", "total_tokens_per_s", "seconds", "seed"}
-
-
-@pytest.mark.parametrize("wrong", [{}, {"completed": None}, {**RAW, "mean_ttft_ms": float("nan")}])
-def test_what_is_no_result_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises((KeyError, TypeError, ValueError)):
-        figures.normalised(POINT, wrong)
-
-
 def result(**changes: float) -> dict[str, Any]:
-    return {"release": "r1", "points": [figures.normalised(POINT, {**RAW, **changes})]}
+    return {"release": "r1", "points": [normalised(DRIVERS["vllm"], POINT, {**RAW, **changes})]}
 
 
 def judged(before: dict[str, Any], after: dict[str, Any], **more: Any) -> dict[str, str]:
@@ -106,10 +63,11 @@ def test_what_is_worse_one_way_is_better_the_other_way(old: float, new: float) -
 
 
 def test_only_what_is_alike_is_compared() -> None:
-    other = figures.normalised(Point(IMAGE, 16, 7), RAW)
+    other = normalised(DRIVERS["vllm"], Point(IMAGE, 16, 7), RAW)
     assert figures.compare({"points": [other]}, result(), 0.1) == []
     assert judged(result(), result(), workloads=["text"]) == {}
     assert figures.compare({}, {}, 0.1) == []
+    assert figures.compare(result() | {"driver": "another"}, result(), 0.1) == []
 
 
 def test_a_row_in_words() -> None:

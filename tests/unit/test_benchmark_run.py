@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.inference.vllm.plugins.module_utils import benchmark_run
+from ansible_collections.inference.vllm.plugins.module_utils.benchmark_drivers import DRIVERS
 from ansible_collections.inference.vllm.plugins.module_utils.benchmark_figures import Goals, Workload
 from ansible_collections.inference.vllm.plugins.module_utils.benchmark_run import Comparison, Result, Settings
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import Target
@@ -25,6 +27,7 @@ from support.modules import run_module
 RAW = json.loads((Path(__file__).parent / "fixtures/vllm_bench/0.32.0-image.json").read_text())
 WORKLOADS = (Workload("text", 64, 16, (1, 2)), Workload("image", 16, 8, (2,), images=1, side=256))
 SETTINGS = Settings(
+    driver=DRIVERS["vllm"],
     workloads=WORKLOADS,
     goals=Goals(2000, 200),
     again=True,
@@ -90,6 +93,43 @@ def test_the_tool_runs_closed_and_the_key_is_a_file_of_it_alone() -> None:
     assert made["HostConfig"]["Binds"] == ["/opt/vllm/models/a:/model:ro"]
     assert made["HostConfig"]["NetworkMode"] == "host"
     assert "/model" in made["Cmd"]
+
+
+@pytest.mark.parametrize("name", DRIVERS)
+def test_the_key_is_in_the_variable_that_the_tool_reads(name: str, tmp_path: Path) -> None:
+    tool = FakeTool(json.dumps(RAW))
+    measured(fake=FakeContainer(tool=tool), driver=DRIVERS[name])
+    entry, command = tool.made[0]["Entrypoint"], tool.made[0]["Cmd"]
+    assert command[0] == name
+    # As a shell runs it, with a tool of that name in the folder of the published image and the key beside it.
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / name).write_text('#!/bin/sh\nenv; echo "$@"\n')
+    (folder / name).chmod(0o755)
+    (tmp_path / "vllm-bench-key").write_text(KEY)
+    words = [part.replace("/tmp/", f"{tmp_path}/") for part in entry]
+    words[-1] = str(folder)
+    run = subprocess.run([*words, *command], capture_output=True, text=True, check=True, env={"PATH": "/usr/bin:/bin"})
+    assert f"{DRIVERS[name].key_variable}={KEY}" in run.stdout.splitlines()
+    assert run.stdout.splitlines()[-1] == " ".join(command[1:])
+
+
+def test_guidellm_measures_as_well() -> None:
+    raw = (Path(__file__).parent / "fixtures/guidellm/0.8.1-image.json").read_text()
+    tool = FakeTool(raw)
+    result = measured(fake=FakeContainer(tool=tool), driver=DRIVERS["guidellm"], image=IMAGE)
+    assert failed(result) == {}
+    assert result.detail["driver"] == "guidellm run"
+    assert all(point["command"].startswith("guidellm run ") for point in result.detail["points"])
+    assert KEY not in json.dumps(tool.made)
+
+
+def test_an_image_without_guidellm_is_named() -> None:
+    for code, log in ((127, "sh: exec: guidellm: not found"), (2, "Error: No such command 'run'. Did you mean")):
+        tool = FakeTool(code=code, log=log)
+        found = measured(fake=FakeContainer(tool=tool), driver=DRIVERS["guidellm"])
+        assert set(failed(found).values()) == {"bench_tool_missing"}
+        assert "the image has no guidellm run" in check(found, "bench_text_1").message
 
 
 def test_each_benchmark_has_new_prompts() -> None:

@@ -13,6 +13,7 @@ import pytest
 from ansible_collections.inference.vllm.plugins.filter.report import FilterModule
 from ansible_collections.inference.vllm.plugins.module_utils import benchmark_figures as figures
 from ansible_collections.inference.vllm.plugins.module_utils import report, report_compare, report_criteria, report_load
+from ansible_collections.inference.vllm.plugins.module_utils.benchmark_drivers import DRIVERS, normalised
 from ansible_collections.inference.vllm.plugins.module_utils.benchmark_figures import Point, Workload
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_cases import CASES
 from ansible_collections.inference.vllm.plugins.module_utils.verdict import Check, Verdict
@@ -30,11 +31,12 @@ STABILITY: dict[str, Any] = VERDICT.as_dict() | {
     "points": {"text": [[0.0, 0.1], [8.0, 0.12]], "image": []},
 }
 BENCHMARK: dict[str, Any] = VERDICT.as_dict() | {
-    **{"key": {"gpus": ["cpu"]}, "seed": 7, "tool": "sha256:1", "goals": {"ttft_ms": 3500.0, "tpot_ms": 50.0}},
+    **{"key": {"gpus": ["cpu"]}, "seed": 7, "tool": "sha256:1", "driver": "vllm bench serve"},
+    "goals": {"ttft_ms": 3500.0, "tpot_ms": 50.0},
     "points": [
-        figures.normalised(Point(WORKLOAD, 1, 7), {**RAW, "output_throughput": 20.0}),
-        figures.normalised(Point(WORKLOAD, 8, 8), RAW),
-        figures.normalised(Point(WORKLOAD, 8, 8, again=True), {**RAW, "median_ttft_ms": 20.0}),
+        normalised(DRIVERS["vllm"], Point(WORKLOAD, 1, 7), {**RAW, "output_throughput": 20.0}),
+        normalised(DRIVERS["vllm"], Point(WORKLOAD, 8, 8), RAW),
+        normalised(DRIVERS["vllm"], Point(WORKLOAD, 8, 8, again=True), {**RAW, "median_ttft_ms": 20.0}),
     ],
     "comparisons": {},
 }
@@ -57,6 +59,13 @@ def test_both_are_shown_with_their_plots() -> None:
     assert text.count('<path class="dots') == 1 + 2 * 2
     assert "24 requests in 9 s by 4 clients at once, 0 errors. The last third took 1.02 times as long" in text
     assert "image again (16 in, 8 out, 1 x 256 px)" in text
+
+
+def test_a_figure_that_the_tool_does_not_tell_is_left_out() -> None:
+    points = [{name: value for name, value in point.items() if name != "itl_ms"} for point in BENCHMARK["points"]]
+    seen = view(benchmark=BENCHMARK | {"driver": "guidellm run", "points": points})["benchmark"]
+    assert [row["itl"] for row in seen["table"]] == ["-"] * 3
+    assert seen["about"].startswith("guidellm run, ")
 
 
 def places(plot: dict[str, Any]) -> list[float]:

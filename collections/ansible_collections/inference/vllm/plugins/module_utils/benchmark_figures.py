@@ -1,4 +1,4 @@
-"""What `vllm bench serve` is told, what it answers in one shape, and what is better or worse: pure functions.
+"""What is measured, and what is better or worse: pure functions.
 
 One **point** is one run of the tool: a workload at one number of requests at once, with new prompts or with the same
 ones again. Times are milliseconds, rates are per second.
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 # Figures of a point that are compared: path, whether more is better, unit.
@@ -21,8 +20,6 @@ FIGURES: Mapping[str, tuple[bool, str]] = {
     "tpot_ms.median": (False, "ms"),
     "itl_ms.p95": (False, "ms"),
 }
-_TIMES = ("ttft", "tpot", "itl", "e2el")
-_QUANTILES = ("mean", "median", "p95", "p99")
 # Below this many milliseconds a difference is the clock's, not the server's.
 _CLOCK_MS = 1.0
 _LEAST_REQUESTS = 8
@@ -116,73 +113,6 @@ def points_of(workloads: Sequence[Workload], seed: int, again: bool) -> list[Poi
     return points
 
 
-def arguments_of(
-    point: Point, goals: Goals, *, root_url: str, model: str, tokenizer: str, folder: str, name: str
-) -> list[str]:
-    """The command line of `vllm bench serve` for a point; the key is not on it."""
-    workload = point.workload
-    arguments = {
-        "--backend": "openai-chat",
-        "--base-url": root_url,
-        "--endpoint": "/v1/chat/completions",
-        "--model": model,
-        "--tokenizer": tokenizer,
-        "--dataset-name": "random-mm" if workload.images else "random",
-        "--random-input-len": str(workload.input_tokens),
-        "--random-output-len": str(workload.output_tokens),
-        "--num-prompts": str(workload.requests(point.concurrency)),
-        "--max-concurrency": str(point.concurrency),
-        "--seed": str(point.seed),
-        "--temperature": "0",
-        "--percentile-metrics": ",".join(_TIMES),
-        "--metric-percentiles": "50,95,99",
-        "--result-dir": folder,
-        "--result-filename": name,
-    }
-    if workload.images:
-        arguments |= {
-            "--random-mm-base-items-per-request": str(workload.images),
-            "--random-mm-limit-mm-per-prompt": json.dumps({"image": workload.images, "video": 0}),
-            "--random-mm-bucket-config": f"{{({workload.side},{workload.side},1):1.0}}",
-        }
-    flat = [word for pair in arguments.items() for word in pair]
-    return [
-        *("bench", "serve", *flat, "--ignore-eos", "--save-result", "--disable-tqdm"),
-        *("--goodput", f"ttft:{goals.ttft_ms:g}", f"tpot:{goals.tpot_ms:g}"),
-    ]
-
-
-def normalised(point: Point, raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A result of the tool in the one shape that is kept.
-
-    Raises:
-        KeyError, TypeError, ValueError: It is not such a result.
-    """
-    workload = point.workload
-    return {
-        **{key: value for key, value in asdict(workload).items() if key not in ("name", "concurrency", "rounds")},
-        "workload": workload.name,
-        "concurrency": point.concurrency,
-        "again": point.again,
-        "seed": point.seed,
-        "requests": int(raw["completed"]) + int(raw["failed"]),
-        "failed": int(raw["failed"]),
-        "seconds": round(float(raw["duration"]), 3),
-        "requests_per_s": round(float(raw["request_throughput"]), 3),
-        "output_tokens_per_s": round(float(raw["output_throughput"]), 2),
-        "total_tokens_per_s": round(float(raw["total_token_throughput"]), 2),
-        "goodput_per_s": round(float(raw.get("request_goodput") or 0.0), 3),
-        **{f"{time}_ms": {name: round(_finite(raw[f"{name}_{time}_ms"]), 2) for name in _QUANTILES} for time in _TIMES},
-    }
-
-
-def _finite(value: Any) -> float:
-    number = float(value)
-    if not math.isfinite(number):
-        raise ValueError(f"{value!r} is no figure")
-    return number
-
-
 # --- Comparison -----------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +136,7 @@ def key_name(key: Mapping[str, Any]) -> str:
 def compare(
     before: Mapping[str, Any], after: Mapping[str, Any], tolerance: float, workloads: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
-    """Every figure that both results have, held against each other.
+    """Every figure that both results have, held against each other; none of results of different tools.
 
     Args:
         before: The content of one ``benchmark.json``.
@@ -218,6 +148,8 @@ def compare(
         Rows of ``workload``, ``concurrency``, ``again``, ``figure``, ``unit``, ``before``, ``after``, ``change`` (a
         share) and ``judged`` (``better``, ``worse`` or ``same``).
     """
+    if before.get("driver") != after.get("driver"):
+        return []
     known = {_place(point): point for point in before.get("points") or ()}
     rows = []
     for point in after.get("points") or ():

@@ -1,8 +1,9 @@
-"""The benchmark: `vllm bench serve` from the deployed image, point after point, and what it says in one result.
+"""The benchmark: a tool that measures, point after point, and what it says in one result.
 
-The tool runs in a container of its own beside the engine's: from the same image, as the same user, with the same model
-folder for its tokenizer. It gets the API key as a file inside that container, so that the key stands in no list of
-processes and in no environment that Docker tells.
+The tool is `vllm bench serve` or another of ``benchmark_drivers``. It runs in a container of its own beside the
+engine's: from the same image if no other is named, as the same user, with the same model folder for its tokenizer. It
+gets the API key as a file inside that container, so that the key stands in no list of processes and in no environment
+that Docker tells.
 """
 
 from __future__ import annotations
@@ -19,17 +20,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.inference.vllm.plugins.module_utils import benchmark_figures, smoke_run, verdict, vram_judge
+from ansible_collections.inference.vllm.plugins.module_utils import (
+    benchmark_drivers,
+    benchmark_figures,
+    smoke_run,
+    verdict,
+    vram_judge,
+)
+from ansible_collections.inference.vllm.plugins.module_utils.benchmark_drivers import Call, Driver
 from ansible_collections.inference.vllm.plugins.module_utils.benchmark_figures import Goals, Point, Workload
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import Failure, Seen, Session, Step, Target
 from ansible_collections.inference.vllm.plugins.module_utils.verdict import Check, Verdict
 
 # Why a check can fail, beside the failures of smoke_run, and what to do.
 FAILURES: Mapping[str, str] = {
-    "bench_tool_missing": "There is no image with `vllm bench serve`, no Docker to run it, or no tokenizer for it. Name"
-    " them: benchmark_container, or benchmark_image and benchmark_tokenizer.",
-    "bench_failed": "`vllm bench serve` ended without a result, or some of its requests were not answered. The message"
-    " holds its last line; the engine's log holds the rest.",
+    "bench_tool_missing": "There is no image with the tool that measures, no Docker to run it, or no tokenizer for it."
+    " Name them: benchmark_container, or benchmark_image and benchmark_tokenizer.",
+    "bench_failed": "The tool that measures ended without a result, or some of its requests were not answered. The"
+    " message holds its last line; the engine's log holds the rest.",
     "slower": "The service is slower than the one that it is held against, by more than the tolerance. Look what"
     " differs in image, flags and load of the host.",
 }
@@ -37,9 +45,8 @@ FAILURES: Mapping[str, str] = {
 _FOLDER = "/tmp"  # noqa: S108 - inside the tool's own container
 _RESULT = "vllm-bench.json"
 _KEY = "vllm-bench-key"
-_SCRIPT = (
-    f'[ ! -s {_FOLDER}/{_KEY} ] || {{ OPENAI_API_KEY=$(cat {_FOLDER}/{_KEY}); export OPENAI_API_KEY; }}; exec "$@"'
-)
+# Name of the variable for the key, one more folder to look in, and the command.
+_SCRIPT = f'[ ! -s {_FOLDER}/{_KEY} ] || export "$1=$(cat {_FOLDER}/{_KEY})"; PATH="$PATH:$2"; shift 2; exec "$@"'
 _DOCKER_SECONDS = 60
 _NOT_FOUND = (126, 127)
 _SEEDS = 2**31 - 1000
@@ -66,6 +73,7 @@ class Settings:
     """How to measure.
 
     Attributes:
+        driver: The tool.
         workloads: What is sent.
         goals: What a good request is.
         again: Whether each workload is also sent a second time, so that the prefix cache knows it.
@@ -82,6 +90,7 @@ class Settings:
         key: What makes two runs comparable.
     """
 
+    driver: Driver
     workloads: tuple[Workload, ...]
     goals: Goals
     again: bool
@@ -115,7 +124,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Tool:
-    """Where `vllm bench serve` comes from: an image, its user, and the folder that is mounted for the tokenizer."""
+    """Where the tool comes from: an image, its user, and the folder that is mounted for the tokenizer."""
 
     image: str
     user: str
@@ -198,14 +207,15 @@ class Docker:
         Raises:
             Failure: `bench_tool_missing`, `bench_failed` or `timeout`.
         """
-        client = self.client()
+        client, driver = self.client(), self.settings.driver
         with self._named():
             made = client.create_container(
                 tool.image,
-                command=["vllm", *arguments],
-                entrypoint=["/bin/sh", "-c", _SCRIPT, "sh"],
+                command=list(arguments),
+                entrypoint=["/bin/sh", "-c", _SCRIPT, "sh", driver.key_variable, driver.folder],
                 user=tool.user or None,
-                environment={"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"},
+                # The user is the engine's, which need not have a home in another image.
+                environment={"HOME": _FOLDER, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"},
                 host_config=client.create_host_config(
                     network_mode=self.settings.network,
                     binds={tool.source: {"bind": tool.target, "mode": "ro"}},
@@ -221,10 +231,10 @@ class Docker:
             code = self._wait(made["Id"])
             with self._named():
                 log = client.logs(made["Id"], tail=40).decode("utf-8", "replace")
-            if code in _NOT_FOUND or "invalid choice: 'bench'" in log:
-                raise Failure("bench_tool_missing", f"the image has no vllm bench serve: {last_line(log)}")
+            if code in _NOT_FOUND or driver.missing in log:
+                raise Failure("bench_tool_missing", f"the image has no {driver.title}: {last_line(log)}")
             if code:
-                raise Failure("bench_failed", f"vllm bench serve ended with {code}: {last_line(log)}", code)
+                raise Failure("bench_failed", f"{driver.title} ended with {code}: {last_line(log)}", code)
             return self._result(made["Id"], log)
         finally:
             with contextlib.suppress(Exception):
@@ -243,20 +253,21 @@ class Docker:
             if state.get("Status") in ("exited", "dead"):
                 return int(state.get("ExitCode") or 0)
             time.sleep(0.2)
-        raise Failure("timeout", f"vllm bench serve was not done after {self.settings.timeout:g} s")
+        raise Failure("timeout", f"{self.settings.driver.title} was not done after {self.settings.timeout:g} s")
 
     def _result(self, identifier: str, log: str) -> Mapping[str, Any]:
         import docker
 
+        title = self.settings.driver.title
         try:
             stream, _ = self.client().get_archive(identifier, f"{_FOLDER}/{_RESULT}")
             with tarfile.open(fileobj=io.BytesIO(b"".join(stream))) as archive:
                 member = archive.extractfile(_RESULT)
                 data = json.loads(member.read()) if member else None
         except (docker.errors.DockerException, OSError, tarfile.TarError, KeyError, ValueError) as error:
-            raise Failure("bench_failed", f"vllm bench serve left no result: {last_line(log)}") from error
+            raise Failure("bench_failed", f"{title} left no result: {last_line(log)}") from error
         if not isinstance(data, dict):
-            raise Failure("bench_failed", "the result of vllm bench serve is no JSON object")
+            raise Failure("bench_failed", f"the result of {title} is no JSON object")
         return data
 
 
@@ -367,31 +378,25 @@ class _Run:
         with contextlib.suppress(Exception):  # the smoke test is what judges that
             session.engine["version"] = session.version()
         self.tool = self.docker.tool(str(session.engine.get("root") or ""))
-        return Seen(f"vllm bench serve of image {self.tool.image}", self.tool.image)
+        return Seen(f"{self.settings.driver.title} of image {self.tool.image}", self.tool.image)
 
     def _step(self, point: Point) -> Any:
         def measure(session: Session) -> Seen:
             assert self.tool is not None  # noqa: S101 - for the type checker
+            driver = self.settings.driver
             root = session.target.base_url.rstrip("/").removesuffix("/v1")
-            arguments = benchmark_figures.arguments_of(
-                point,
-                self.settings.goals,
-                root_url=root,
-                model=session.model,
-                tokenizer=self.tool.tokenizer,
-                folder=_FOLDER,
-                name=_RESULT,
-            )
-            raw = self.docker.bench(self.tool, arguments, session.target.api_key)
+            call = Call(root, session.model, self.tool.tokenizer, _FOLDER, _RESULT)
+            command = driver.command(point, self.settings.goals, call)
+            raw = self.docker.bench(self.tool, command, session.target.api_key)
             try:
-                seen = benchmark_figures.normalised(point, raw)
+                seen = benchmark_drivers.normalised(driver, point, raw)
             except (KeyError, TypeError, ValueError) as error:
-                raise Failure("bench_failed", f"the result of vllm bench serve lacks a figure: {error}") from error
+                raise Failure("bench_failed", f"the result of {driver.title} lacks a figure: {error}") from error
             if seen["failed"] or not seen["requests"]:
                 raise Failure(
                     "bench_failed", f"{seen['failed']} of {seen['requests']} requests were not answered", seen["failed"]
                 )
-            self.measured.append(seen | {"command": shlex.join(["vllm", *arguments])})
+            self.measured.append(seen | {"command": shlex.join(command)})
             told = f"first token after {seen['ttft_ms']['median']:.0f} ms, then {seen['tpot_ms']['median']:.1f} ms each"
             return Seen(f"{seen['requests']} requests: {told}", seen["output_tokens_per_s"])
 
@@ -402,6 +407,7 @@ class _Run:
         goals = self.settings.goals
         return {
             "key": dict(self.settings.key),
+            "driver": self.settings.driver.title,
             "seed": self.seed,
             "tool": self.tool.image if self.tool else None,
             "goals": {"ttft_ms": goals.ttft_ms, "tpot_ms": goals.tpot_ms},

@@ -75,7 +75,7 @@ def _benchmark(data: Mapping[str, Any]) -> dict[str, Any]:
     points, goals = data["points"], data["goals"]
     return {
         "about": (
-            f"vllm bench serve, prompts of seed {data['seed']}. A request counts as good with its first token within"
+            f"{data['driver']}, prompts of seed {data['seed']}. A request counts as good with its first token within"
             f" {goals['ttft_ms']:g} ms and {goals['tpot_ms']:g} ms for each further one."
         ),
         "table": [_point(point) for point in points],
@@ -109,13 +109,18 @@ def _point(point: Mapping[str, Any]) -> dict[str, str]:
     return {
         "name": name_of(point),
         "concurrency": str(point["concurrency"]),
-        "ttft": f"{point['ttft_ms']['median']:.0f} / {point['ttft_ms']['p95']:.0f}",
-        "tpot": f"{point['tpot_ms']['median']:.1f} / {point['tpot_ms']['p95']:.1f}",
-        "itl": f"{point['itl_ms']['median']:.1f} / {point['itl_ms']['p95']:.1f}",
+        "ttft": _times(point["ttft_ms"], 0),
+        "tpot": _times(point["tpot_ms"], 1),
+        # Not every tool keeps these.
+        "itl": _times(point.get("itl_ms"), 1),
         "output": f"{point['output_tokens_per_s']:.1f}",
         "requests": f"{point['requests_per_s']:.2f}",
         "goodput": f"{point['goodput_per_s']:.2f}",
     }
+
+
+def _times(times: Mapping[str, float] | None, digits: int) -> str:
+    return f"{times['median']:.{digits}f} / {times['p95']:.{digits}f}" if times else _NOTHING
 
 
 def _series(points: Sequence[Mapping[str, Any]], *path: str) -> dict[str, dict[int, float]]:

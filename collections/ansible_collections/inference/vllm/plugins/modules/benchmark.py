@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Measure latency and throughput of a server with `vllm bench serve`, and hold them against former results."""
+"""Measure latency and throughput of a server with a tool that others wrote, and hold them against former results."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils import (
+    benchmark_drivers,
     benchmark_figures,
     benchmark_run,
     check_module,
@@ -21,14 +22,14 @@ from ansible_collections.inference.vllm.plugins.module_utils.verdict import Verd
 
 DOCUMENTATION = r"""
 module: benchmark
-short_description: Measure latency and throughput of a server with vllm bench serve, and compare
+short_description: Measure latency and throughput of a server with vllm bench serve or GuideLLM, and compare
 version_added: 0.1.0
 author:
   - The project's contributors
 description:
-  - Runs C(vllm bench serve) from the image of the engine's container, in a container beside it, once for each workload
-    and number of requests at once. Every run has new prompts; the largest of a workload is run once more with the same
-    ones, so that the prefix cache knows them.
+  - Runs C(vllm bench serve) from the image of the engine's container, or another O(tool), in a container beside it,
+    once for each workload and number of requests at once. Every run has new prompts; the largest of a workload is run
+    once more with the same ones, so that the prefix cache knows them.
   - Brings time to first token, time per token, time between tokens, throughput and goodput into one JSON.
   - Holds them against former results. What is worse by more than the tolerance is a warning, or with O(gate) a failure.
   - Whatever goes wrong, of server, tool or Docker, ends as a named failure.
@@ -51,6 +52,14 @@ options:
     description: Served name of the model that must be there. Empty takes the only one that is served.
     type: str
     default: ""
+  tool:
+    description:
+      - What sends the requests and measures. V(vllm) is C(vllm bench serve).
+      - V(guidellm) is C(guidellm run) of GuideLLM 0.7 or newer, which O(image) must have; it does not tell C(itl_ms).
+      - Results of different tools are not compared.
+    type: str
+    choices: [vllm, guidellm]
+    default: vllm
   workloads:
     description: Kinds of requests that are measured.
     type: list
@@ -106,7 +115,7 @@ options:
     type: str
     default: ""
   image:
-    description: Image that holds vLLM, in place of the container's.
+    description: Image that has the tool, in place of the container's.
     type: str
     default: ""
   tokenizer:
@@ -234,6 +243,7 @@ refusals:
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     **endpoint.ARGUMENTS,
+    "tool": {"type": "str", "choices": list(benchmark_drivers.DRIVERS), "default": "vllm"},
     "workloads": {
         "type": "list",
         "elements": "dict",
@@ -347,6 +357,7 @@ def settings_of(params: dict[str, Any], key: dict[str, Any], same: Path) -> Sett
         "gate",
     )
     return Settings(
+        driver=benchmark_drivers.DRIVERS[params["tool"]],
         workloads=workloads_of(params),
         goals=Goals(params["goal_ttft_ms"], params["goal_tpot_ms"]),
         comparisons=tuple(
@@ -361,7 +372,7 @@ def settings_of(params: dict[str, Any], key: dict[str, Any], same: Path) -> Sett
 def prepare(params: dict[str, Any]) -> tuple[Target, Plan]:
     """The server, how to measure it, and where a result of its kind is kept."""
     target = check_module.target_of(params, LEAST)
-    key = key_from(params)
+    key = key_from(params) | {"tool": params["tool"]}
     same = Path(params["home"]) / "baselines" / f"{benchmark_figures.key_name(key)}.json"
     return target, Plan(settings_of(params, key, same), same)
 
