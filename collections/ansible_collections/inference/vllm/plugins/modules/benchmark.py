@@ -32,26 +32,14 @@ description:
     once more with the same ones, so that the prefix cache knows them.
   - Brings time to first token, time per token, time between tokens, throughput and goodput into one JSON.
   - Holds them against former results. What is worse by more than the tolerance is a warning, or with O(gate) a failure.
-  - Whatever goes wrong, of server, tool or Docker, ends as a named failure.
-  - C(failed) says what the verdict says, unless O(fail_on_verdict=false).
-  - A report tells about a run and is no state of the host, so the module never reports C(changed).
+extends_documentation_fragment:
+  - inference.vllm.endpoint
 requirements:
   - openai >= 3
   - docker
 options:
   base_url:
     description: Address of the API up to and including C(/v1), as O(network) reaches it.
-    type: str
-    required: true
-  api_key_file:
-    description:
-      - File on the host that holds the API key; the key itself appears in no argument, output or report.
-      - Without it the server is asked without a key.
-    type: path
-  model:
-    description: Served name of the model that must be there. Empty takes the only one that is served.
-    type: str
-    default: ""
   tool:
     description:
       - What sends the requests and measures. V(vllm) is C(vllm bench serve).
@@ -179,19 +167,6 @@ options:
     description: Whether the result takes the place of the first one with the same GPUs, image, model and flags.
     type: bool
     default: false
-  release:
-    description: Identifier of the release under test, written into the report.
-    type: str
-    required: true
-  report_path:
-    description:
-      - Where to write the result as JSON, mode 0640; the folder must exist. A former result is removed first.
-      - Without it nothing is written.
-    type: path
-  fail_on_verdict:
-    description: Whether a verdict that is not ok makes the task fail.
-    type: bool
-    default: true
 attributes:
   check_mode:
     description: Looks at the arguments, and sends nothing.

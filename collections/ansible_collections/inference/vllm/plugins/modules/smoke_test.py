@@ -21,25 +21,16 @@ description:
     requests that must be refused, then asks whether the server still answers.
   - Every check ends as ok or as a named failure. A server that is dead, hung or lying never counts as good and never
     makes the module crash; when it is gone, the checks that are left are not sent and are not ok.
-  - C(failed) says what the verdict says, unless O(fail_on_verdict=false).
-  - A report tells about a run and is no state of the host, so the module never reports C(changed).
+extends_documentation_fragment:
+  - inference.vllm.endpoint
 requirements:
   - openai >= 3
   - Pillow
 options:
-  base_url:
-    description: Address of the API up to and including C(/v1).
-    type: str
-    required: true
   api_key_file:
     description:
       - File on the host that holds the API key; the key itself appears in no argument, output or report.
       - Without it the server is asked without a key, and must still refuse a wrong one.
-    type: path
-  model:
-    description: Served name of the model that must be there. Empty takes the only one that is served.
-    type: str
-    default: ""
   level:
     description:
       - With V(semantic) the answers must be right.
@@ -70,19 +61,6 @@ options:
     description:
       - Whether a server fails that answers what a release of this project refuses as a policy, namely a video, too many
         images, and a wrong key where O(api_key_file) is not set. Otherwise it is a warning.
-    type: bool
-    default: true
-  release:
-    description: Identifier of the release under test, written into the report.
-    type: str
-    required: true
-  report_path:
-    description:
-      - Where to write the result as JSON, mode 0640; the folder must exist. A former result is removed first.
-      - Without it nothing is written.
-    type: path
-  fail_on_verdict:
-    description: Whether a verdict that is not ok makes the task fail.
     type: bool
     default: true
 attributes:

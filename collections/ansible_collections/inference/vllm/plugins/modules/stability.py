@@ -22,30 +22,16 @@ description:
   - Judges that every request is answered, that the engine's container was not started again, and how often the engine
     had to begin a request again because its KV cache was full.
   - Where O(minutes) is not 0, also judges whether answers became slower, and whether memory grew.
-  - Whatever goes wrong, of server, driver or Docker, ends as a named failure.
-  - C(failed) says what the verdict says, unless O(fail_on_verdict=false).
-  - A report tells about a run and is no state of the host, so the module never reports C(changed).
+extends_documentation_fragment:
+  - inference.vllm.endpoint
 requirements:
   - openai >= 3
   - docker
   - Pillow
   - nvidia-ml-py, on a host with GPUs
 options:
-  base_url:
-    description: Address of the API up to and including C(/v1).
-    type: str
-    required: true
   metrics_url:
     description: Address of the engine's metrics for Prometheus. Empty for none.
-    type: str
-    default: ""
-  api_key_file:
-    description:
-      - File on the host that holds the API key; the key itself appears in no argument, output or report.
-      - Without it the server is asked without a key.
-    type: path
-  model:
-    description: Served name of the model that must be there. Empty takes the only one that is served.
     type: str
     default: ""
   container:
@@ -99,19 +85,6 @@ options:
     description: Longest time for one request from start to last byte, in seconds.
     type: float
     default: 120
-  release:
-    description: Identifier of the release under test, written into the report.
-    type: str
-    required: true
-  report_path:
-    description:
-      - Where to write the result as JSON, mode 0640; the folder must exist. A former result is removed first.
-      - Without it nothing is written.
-    type: path
-  fail_on_verdict:
-    description: Whether a verdict that is not ok makes the task fail.
-    type: bool
-    default: true
 attributes:
   check_mode:
     description: Looks at the arguments, and sends nothing.

@@ -27,32 +27,18 @@ description:
     longest request, sent by as many clients at once as the engine computes, in some rounds.
   - Judges memory before, under and after the load against the plan of the release and the card, the engine's KV cache
     against the plan, and whether the container was started again.
-  - Whatever goes wrong, of server, driver or Docker, ends as a named failure.
-  - C(failed) says what the verdict says, unless O(fail_on_verdict=false).
-  - A report tells about a run and is no state of the host, so the module never reports C(changed).
+extends_documentation_fragment:
+  - inference.vllm.endpoint
 requirements:
   - openai >= 3
   - docker
   - Pillow
   - nvidia-ml-py, on a host with GPUs
 options:
-  base_url:
-    description: Address of the API up to and including C(/v1).
-    type: str
-    required: true
   metrics_url:
     description: Address of the engine's metrics for Prometheus.
     type: str
     required: true
-  api_key_file:
-    description:
-      - File on the host that holds the API key; the key itself appears in no argument, output or report.
-      - Without it the server is asked without a key.
-    type: path
-  model:
-    description: Served name of the model that must be there. Empty takes the only one that is served.
-    type: str
-    default: ""
   manifest_path:
     description:
       - The C(manifest.json) of the release, which holds its plan and flags.
@@ -111,24 +97,11 @@ options:
     description: Longest time for one request from start to last byte, in seconds.
     type: float
     default: 300
-  release:
-    description: Identifier of the release under test, written into the report.
-    type: str
-    required: true
-  report_path:
-    description:
-      - Where to write the result as JSON, mode 0640; the folder must exist. A former result is removed first.
-      - Without it nothing is written.
-    type: path
   calibration_path:
     description:
       - Where to write what was measured as a row for the planner's calibration, mode 0640.
       - On a CPU host there is no such row, and nothing is written.
     type: path
-  fail_on_verdict:
-    description: Whether a verdict that is not ok makes the task fail.
-    type: bool
-    default: true
 attributes:
   check_mode:
     description: Looks at the arguments and the manifest, and sends no load.
