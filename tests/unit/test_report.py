@@ -18,7 +18,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from ansible_collections.inference.vllm.plugins.filter.report import FilterModule
-from ansible_collections.inference.vllm.plugins.module_utils import report, smoke_images
+from ansible_collections.inference.vllm.plugins.module_utils import report, smoke_more
 from ansible_collections.inference.vllm.plugins.module_utils.verdict import Check, Verdict
 from support.lying_server import KEY, MODEL, lying_server
 
@@ -162,12 +162,20 @@ def test_every_file_may_be_missing_or_broken() -> None:
     assert "image.json holds no JSON object" in page(broken)
 
 
-@pytest.mark.parametrize("name", smoke_images.IMAGES)
+@pytest.mark.parametrize("name", sorted({name for case in smoke_more.ALL_CASES for name in case.images}))
 def test_a_short_picture_has_the_same_pixels(name: str) -> None:
     short = report.picture_url(name)
     image = Image.open(io.BytesIO(base64.b64decode(short.split(",")[1]))).convert("RGB")
-    assert ImageChops.difference(image, smoke_images.draw(smoke_images.IMAGES[name])).getbbox() is None
-    assert len(short) <= len(smoke_images.data_url(name))
+    assert ImageChops.difference(image, smoke_more.draw(name)).getbbox() is None
+    assert len(short) <= len(smoke_more.data_url(name))
+
+
+def test_every_question_about_a_picture_is_shown_with_it() -> None:
+    checks = tuple(Check(case.code, True, value=case.example) for case in smoke_more.ALL_CASES)
+    rows = {row["code"]: row for row in view(replace(GOOD, checks=checks))["checks"]}
+    for case in smoke_more.ALL_CASES:
+        assert rows[case.code]["asked"] == case.prompt
+        assert len(rows[case.code]["pictures"]) == len(case.images)
 
 
 def test_the_printed_command_works_when_pasted(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from ansible_collections.inference.vllm.plugins.module_utils import (
     report_load,
     report_memory,
     smoke_cases,
-    smoke_images,
+    smoke_more,
     smoke_run,
     stability_run,
     vram_judge,
@@ -54,7 +54,7 @@ def picture_url(name: str) -> str:
         KeyError: No picture has that name.
         ImportError: Pillow is not installed.
     """
-    image = smoke_images.draw(smoke_images.IMAGES[name])
+    image = smoke_more.draw(name)
     if image.getcolors(_PALETTE_COLOURS):
         image = image.quantize(_PALETTE_COLOURS)
     buffer = io.BytesIO()
@@ -141,7 +141,7 @@ def _status(check: Check) -> str:
 
 
 def _check_view(check: Check, slowest: float) -> dict[str, Any]:
-    case = next((case for case in CASES if case.code == check.code), None)
+    case = next((case for case in smoke_more.ALL_CASES if case.code == check.code), None)
     return {
         "code": check.code,
         "status": _status(check),

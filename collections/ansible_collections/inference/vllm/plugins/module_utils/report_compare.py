@@ -67,12 +67,13 @@ def _facts(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[dict
 
 
 def _checks(before: tuple[str, Mapping[str, str]], after: tuple[str, Mapping[str, str]]) -> Iterator[dict[str, str]]:
-    """Checks that ended differently, or that only one of them has."""
+    """Checks that ended differently, or that only one of them has, with what was seen where one failed."""
     old, new = ({check.code: check for check in report.verdict_of(*side).checks} for side in (before, after))
     for code in dict.fromkeys([*old, *new]):
         states = [_state(checks.get(code)) for checks in (old, new)]
         if states[0] != states[1]:
-            told = new.get(code) or old[code]
+            found = [checks[code] for checks in (new, old) if code in checks]
+            told = next((check for check in found if not check.ok), found[0])
             yield {"code": code, "before": states[0], "after": states[1], "told": told.message}
 
 

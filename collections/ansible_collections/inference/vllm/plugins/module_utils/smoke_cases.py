@@ -308,10 +308,12 @@ def _same(expected: Mapping[str, Any], got: object) -> bool:
     }
 
 
-def _judge_text(pattern: str, answer: Answer) -> tuple[bool, str]:
+def _judge_text(pattern: str, example: str, answer: Answer) -> tuple[bool, str]:
     wrapped = rf"[\s\"'*`]*(?:{pattern})[\s\"'*`]*[.!]?[\s\"'*`]*"
     ok = re.fullmatch(wrapped, answer.text, re.IGNORECASE) is not None
-    return ok, f"expected {_quote(pattern)}, got {_seen(answer)}"
+    literal = example.casefold() in ("", pattern.casefold())
+    wanted = _quote(pattern) if literal else f"something like {_quote(example)}"
+    return ok, f"expected {wanted}, got {_seen(answer)}"
 
 
 def _judge_json(expected: Mapping[str, Any], answer: Answer) -> tuple[bool, str]:
@@ -346,7 +348,7 @@ def judge(case: Case, answer: Answer) -> tuple[bool, str]:
         return _judge_tool(case.expect, answer)
     if not isinstance(case.expect, str):
         return _judge_json(case.expect, answer)
-    ok, message = _judge_text(case.expect, answer)
+    ok, message = _judge_text(case.expect, case.example, answer)
     if ok and case.kind == "stream":
         return _judge_stream(answer)
     return ok, message

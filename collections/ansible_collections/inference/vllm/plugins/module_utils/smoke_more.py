@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ansible_collections.inference.vllm.plugins.module_utils import smoke_images, vram_load
-from ansible_collections.inference.vllm.plugins.module_utils.smoke_cases import WEATHER_TOOL, Case
+from ansible_collections.inference.vllm.plugins.module_utils.smoke_cases import CASES, WEATHER_TOOL, Case
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_images import SIZE
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import (
     Failure,
@@ -118,9 +118,19 @@ _PICTURES: Mapping[str, Callable[[], Image.Image]] = {
 }
 
 
+def draw(name: str) -> Image.Image:
+    """The picture of that name, of the short list or of this one.
+
+    Raises:
+        KeyError: No picture has that name.
+        ImportError: Pillow is not installed.
+    """
+    return smoke_images.draw(smoke_images.IMAGES[name]) if name in smoke_images.IMAGES else _PICTURES[name]()
+
+
 def data_url(name: str) -> str:
-    """The picture of that name, of the short list or of this one, as a `data:` URL."""
-    return smoke_images.data_url(name) if name in smoke_images.IMAGES else encoded(_PICTURES[name](), "PNG")
+    """The picture of that name as a `data:` URL."""
+    return smoke_images.data_url(name) if name in smoke_images.IMAGES else encoded(draw(name), "PNG")
 
 
 def encoded(image: Image.Image, form: str, **options: Any) -> str:
@@ -222,6 +232,9 @@ MORE_CASES: tuple[Case, ...] = (
     ),
 )
 """Each question exists at least twice, with another right answer, so that nobody passes by guessing."""
+
+ALL_CASES = (*CASES, *MORE_CASES)
+"""Every question, those of the short list first."""
 
 
 # --- Protocol -------------------------------------------------------------------------------------------------------
