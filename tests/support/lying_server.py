@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import ssl
 import struct
 import threading
 import time
@@ -17,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils import smoke_more
@@ -421,13 +423,22 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def lying_server(name: str = "") -> Iterator[str]:
-    """Serve on a free port of the loopback; yields the base URL, which ends in ``/v1``."""
+def lying_server(name: str = "", certificate: Path | None = None) -> Iterator[str]:
+    """Serve on a free port of the loopback; yields the base URL, which ends in ``/v1``.
+
+    A certificate is a file that also holds its private key; with it the server speaks TLS.
+    """
     lie = Lie(name)
     assert name in LIES | MEMORY_LIES | STABILITY_LIES | MORE_LIES, name
     handler = type("Handler", (_Handler,), {"lie": lie, "cases": _answers(name == "blind")})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        # The handshake is the thread's that answers, so that a client which breaks it off stops nobody else.
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        server.handle_error = lambda request, client_address: None  # type: ignore[method-assign]
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
 
     def stop_listening() -> None:
@@ -436,7 +447,7 @@ def lying_server(name: str = "") -> Iterator[str]:
 
     lie.stop_listening = stop_listening
     try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
+        yield f"http{'s' if certificate else ''}://127.0.0.1:{server.server_port}/v1"
     finally:
         lie.release.set()
         server.shutdown()

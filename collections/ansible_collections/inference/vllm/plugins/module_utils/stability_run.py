@@ -285,30 +285,35 @@ def _preemptions(before: Counters, after: Counters) -> Check:
     return Check(code, True, "warning", "no request was taken out of the computation", 0, 0, "preemptions")
 
 
-def _latency(done: Sequence[Done], limit: float) -> Check:
+def _latency(done: Sequence[Done], limit: float, unsent: Failure | None = None) -> Check:
     code, unit = "stability_latency", "times as long"
     ratio = drift_of(done)
     if ratio is None:
-        failure = Failure("client_error", "too few requests were answered to compare the end with the beginning")
-        return vram_judge.failed(code, failure, limit, unit)
+        few = Failure("client_error", "too few requests were answered to compare the end with the beginning")
+        return vram_judge.failed(code, unsent or few, limit, unit)
     told = f"in the last third answers took {ratio:.2f} times as long as in the first"
     if ratio > limit:
         return vram_judge.failed(code, Failure("latency_drift", f"{told}; allowed are {limit:g}", ratio), limit, unit)
     return Check(code, True, message=told, value=ratio, limit=limit, unit=unit)
 
 
-def _memory(samples: Sequence[Sample], failure: Failure | None, limit: float) -> Check:
+def _memory(samples: Sequence[Sample], failure: Failure | None, limit: float, unsent: Failure | None = None) -> Check:
     code = "stability_memory"
     if failure:
         return vram_judge.failed(code, failure, limit)
     growth = growth_of(samples)
     if growth is None:
-        return vram_judge.failed(code, Failure("client_error", "memory was read too seldom to see it grow"), limit)
+        seldom = Failure("client_error", "memory was read too seldom to see it grow")
+        return vram_judge.failed(code, unsent or seldom, limit)
     name, gib = growth
     told = f"{name} holds {gib:+.2f} GiB in the last third, compared with the middle one"
     if gib > limit:
         return vram_judge.failed(code, Failure("memory_leak", f"{told}; allowed are {limit:.2f} GiB", gib), limit)
     return Check(code, True, message=told, value=gib, limit=limit, unit=vram_judge.GIB_UNIT)
+
+
+def _unseen(check: Check) -> Failure:
+    return Failure(str(check.runbook), f"not seen, because {check.code} failed")
 
 
 # --- The whole ------------------------------------------------------------------------------------------------------
@@ -371,13 +376,15 @@ class _Run:
             if not self.failure:
                 self.sampler.stop()
         after = Counters.read(self.session, settings.metrics_url)
+        # Where the load came to nothing, drift cannot be seen for the same reason.
+        unsent = next((_unseen(check) for check in checks if check.runbook), None)
         if not settings.container:
             checks.append(restarts_told(before, after, "stability_restarts"))
         checks.append(_preemptions(before, after))
         if settings.minutes:
-            checks.append(_latency(self.load.done, settings.latency_drift))
+            checks.append(_latency(self.load.done, settings.latency_drift, unsent))
             if settings.container:
-                checks.append(_memory(self.sampler.samples, self._unread(), settings.memory_drift))
+                checks.append(_memory(self.sampler.samples, self._unread(), settings.memory_drift, unsent))
         return checks
 
     def _unread(self) -> Failure | None:
