@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import http.server
+import json
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -52,3 +54,22 @@ def test_taken_port_is_refused_by_name(playbook: Callable[..., Run], held_port: 
     assert run.changed == 0
     assert "[port_taken]" in run.text
     assert str(held_port) in run.text
+
+
+def test_address_where_nobody_listens_is_named_and_reported(playbook: Callable[..., Run], tmp_path: Path) -> None:
+    run = playbook(
+        "playbooks/verify.yml",
+        verify_url="http://127.0.0.1:9/v1",
+        verify_dir=str(tmp_path),
+        verify_name="dead",
+        smoke_test_extent="short",
+    )
+    assert run.rc != 0
+    assert "endpoint_identity: endpoint_unreachable" in run.text
+    assert "Traceback" not in run.text
+    report = tmp_path / "reports" / "dead"
+    verdict = json.loads((report / "verdict.json").read_text())
+    assert verdict["ok"] is False
+    assert {check["runbook"] for check in verdict["checks"]} == {"endpoint_unreachable"}
+    assert "Not proven" in (report / "report.html").read_text()
+    assert "<failure" in (report / "junit.xml").read_text()

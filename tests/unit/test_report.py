@@ -193,6 +193,10 @@ def test_the_printed_command_works_when_pasted(tmp_path: Path) -> None:
     assert shlex.quote(str(key_file)) in command
 
 
+def test_a_server_that_nobody_reached_has_no_command() -> None:
+    assert report.curl_of(replace(GOOD, engine={"base_url": ENGINE["base_url"]}), "/k") == ""
+
+
 def test_without_a_key_file_the_command_sends_none() -> None:
     assert "Authorization" not in report.curl_of(GOOD, "")
 

@@ -202,9 +202,9 @@ def curl_of(verdict: Verdict, key_file: str) -> str:
     """A command that asks the service about a picture, to be pasted into a shell on the host.
 
     The key goes from its file to curl through a pipe, so it stands neither in the command nor in the list of processes.
-    Without Pillow the question has no picture; without an address there is no command.
+    Without Pillow the question has no picture; where no server told its model there is no command.
     """
-    if not verdict.engine.get("base_url"):
+    if not (verdict.engine.get("base_url") and verdict.engine.get("model")):
         return ""
     case = _example_case(verdict)
     model = text_of(verdict.engine.get("model"))
