@@ -58,8 +58,15 @@ class Proof:
         more: dict[str, dict[str, Any]] = {
             "smoke": {"extent": "short"},
             "vram": {"max_pixels": 65536, "interval": 0.01, "settle": 0.03, "concurrency": 2, **metrics, **docker},
-            # A little soak, so that memory is judged.
-            "stability": {"minutes": 0.01, "interval": 0.01, "max_pixels": 65536, **metrics, **docker},
+            # A little soak, so that memory is judged; how even it is says more of this machine.
+            "stability": {
+                "minutes": 0.01,
+                "latency_drift": 1000,
+                "interval": 0.01,
+                "max_pixels": 65536,
+                **metrics,
+                **docker,
+            },
             "benchmark": {"workloads": [text], "home": str(self.folder), **docker},
         }
         return shared | more[step]
