@@ -1,4 +1,4 @@
-"""The planner against every measured boot: weights within 0.2 %, KV cache within 2 % or 0.06 GiB, the right verdicts."""
+"""The planner against every measured boot: weights within 0.2 %, KV cache within 2 % or 0.06 GiB, right verdicts."""
 
 from __future__ import annotations
 
