@@ -99,7 +99,12 @@ def timed(folder: Path, playbook: Path) -> tuple[Shape, float]:
         project_dir=str(ROOT),
         playbook=str(playbook),
         inventory=str(folder / "inventory"),
-        envvars={"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_ROLES_PATH": str(ROOT / "roles")},
+        envvars={
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
+            # As by ssh (ansible.cfg).
+            "ANSIBLE_PIPELINING": "true",
+        },
         quiet=True,
     )
     seconds = time.monotonic() - begin

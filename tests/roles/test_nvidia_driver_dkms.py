@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-#: Modules that the driver consists of.
-MODULES = ["nvidia", "nvidia-modeset", "nvidia-drm", "nvidia-uvm", "nvidia-peermem"]
+#: Modules that the driver consists of, by the names that Debian gives them.
+MODULES = ["current-open", "current-open-modeset", "current-open-drm", "current-open-uvm", "current-open-peermem"]
 
 
 @pytest.fixture(scope="module")
@@ -40,15 +40,19 @@ def test_dkms_says_that_it_is_installed(host, version, kernel):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_module_is_built_for_that_kernel(host, version, kernel, name):
-    found = host.check_output("find /lib/modules/%s -name 'nvidia*.ko*'", kernel)
-    file = next(path for path in found.splitlines() if re.search(rf"/(nvidia-current(-open)?-)?{name}\.ko", path))
+    file = f"/lib/modules/{kernel}/updates/dkms/nvidia-{name}.ko"
     assert host.check_output("modinfo --field version %s", file) == version
     assert host.check_output("modinfo --field vermagic %s", file).split()[0] == kernel
 
 
 def test_module_is_the_open_one(host, kernel):
-    licences = host.check_output("find /lib/modules/%s -name 'nvidia*.ko*' -exec modinfo --field license {} +", kernel)
-    assert "Dual MIT/GPL" in licences
+    file = f"/lib/modules/{kernel}/updates/dkms/nvidia-current-open.ko"
+    assert host.check_output("modinfo --field license %s", file) == "Dual MIT/GPL"
+
+
+def test_modprobe_of_nvidia_takes_it(host, kernel):
+    # By Debian's settings of modprobe; role and driver ask for "nvidia".
+    assert "nvidia-current-open" in host.check_output("modprobe --set-version %s --show-depends nvidia", kernel)
 
 
 def test_everything_is_held(host):

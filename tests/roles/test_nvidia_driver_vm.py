@@ -1,4 +1,4 @@
-"""What only a kernel of its own can show of role nvidia_driver, after three reboots and a change of the version."""
+"""What only a kernel of its own can show of role nvidia_driver, after two reboots and a change of the version."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ mkfs.ext4 -q -L root -d "$work/root" "$folder/root.img"
 # The initramfs must be the one that the machine has on its disk when it starts, so GRUB reads it and not qemu.
 cat >"$work/grub.cfg" <<'GRUB'
 search --set=root --label root
-linux /vmlinuz root=LABEL=root console=ttyS0 net.ifnames=0 quiet
+linux /vmlinuz root=LABEL=root console=ttyS0 net.ifnames=0 mitigations=off quiet
 initrd /initrd.img
 boot
 GRUB
