@@ -39,6 +39,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.planner.weights imp
 )
 from ansible_collections.inference.vllm.plugins.module_utils.planner.wishes import Wishes  # noqa: E402
 from bench import plan_hub  # noqa: E402
+from bench.pages import between_markers  # noqa: E402
 from support.boots import Boot, boots  # noqa: E402
 from support.checkpoint import write_checkpoint  # noqa: E402
 
@@ -46,7 +47,6 @@ OTHERS = ("hf-mem==0.5.6", "accelerate==1.15.0", "transformers==5.24.0", "torch=
 ENVIRONMENT = ROOT / ".cache" / "bench-plan"
 _PAIR = 2
 PAGE = ROOT / "docs" / "planning.md"
-BEGIN, END = "<!-- bench-plan: begin -->", "<!-- bench-plan: end -->"
 
 # For each estimator: model -> GiB that it says the model needs before any KV cache.
 Estimates = Mapping[str, Mapping[str, float]]
@@ -62,7 +62,7 @@ def main() -> int:
     text = "\n".join([*table(known, others), "", *seen_on_two(known), "", *two_4090s()])
     print(text)
     if not options.without_others:
-        PAGE.write_text(between_markers(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")
+        PAGE.write_text(between_markers(PAGE.read_text(encoding="utf-8"), "bench-plan", text), encoding="utf-8")
     return 0
 
 
@@ -107,7 +107,7 @@ def seen_on_two(known: Sequence[Boot]) -> list[str]:
             speed = measured.get("output_tokens_per_s", {})
             survives = {True: "yes", False: f"no: {boot.note}", None: "-"}[measured.get("survives")]
             starts = "yes" if measured["starts"] else f"no: {boot.note}"
-            longest = measured.get("kv_cache_tokens", "-") if measured["starts"] else "-"
+            longest = boot.longest or "-" if measured["starts"] else "-"
             card = f"{boot.measured_on.partition(',')[0]}, {boot.date}"
             cells = (boot.name, card, starts, survives, longest, measured.get("ready_s", "-"))
             speeds = (speed.get(name, "-") for name in ("text", "image", "image again"))
@@ -200,15 +200,6 @@ def ask_accelerate(tools: Path, entry: Entry, environment: Mapping[str, str]) ->
     if not found:
         raise ValueError(f"accelerate estimate-memory printed no line for int8:\n{told}")
     return float(found[1]) / (1024 if found[2] == "M" else 1)
-
-
-def between_markers(page: str, text: str) -> str:
-    """The page with the text between its markers; raises ValueError where it has none."""
-    head, begin, rest = page.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"{PAGE} lacks the markers {BEGIN} and {END}")
-    return f"{head}{begin}\n\n{text}\n\n{end}{tail}"
 
 
 def _run(*command: str | Path) -> None:

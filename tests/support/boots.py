@@ -29,6 +29,12 @@ class Boot:
     entry: catalogue.Entry
     measured: Mapping[str, Any]
     plan: Plan
+    context: int | None = None
+
+    @property
+    def longest(self) -> int | None:
+        """Tokens of the longest request: as long as its flag or the cache permits; None where nothing tells."""
+        return min(self.context or self.tokens, self.tokens) if self.tokens else None
 
     @property
     def tokens(self) -> int | None:
@@ -59,6 +65,7 @@ def _boot(row: Mapping[str, Any]) -> Boot:
         measured_on=gpu["measured_on"],
         note=row.get("note", ""),
         entry=entry,
+        context=row["settings"].get("context"),
         measured=row["measured"],
         plan=judge(case, Wishes(**row["settings"], caches_kept=row["measured"].get("caches_kept", False))),
     )

@@ -29,6 +29,8 @@ MODEL = "tiny-qwen3-vl"
 MAX_IMAGES = 4
 MAX_MODEL_LEN = 512
 KV_CACHE_TOKENS = 16_000
+# Tokens of the largest image, where a server scales images down.
+IMAGE_CAP = 300
 
 # Lies, and what each pretends.
 LIES = {
@@ -69,6 +71,7 @@ LIES = {
     "busy": "answers every completion with 429",
     "wrong_key": "takes another key than the one of the test",
     "endless": "answers, and never stops sending",
+    "scales": "honest, but takes no more tokens for an image than a cap on its pixels leaves",
     "drops_kept": "honest, but closes a connection that a client keeps for later without a word",
 }
 
@@ -114,12 +117,13 @@ def question_of(messages: Any) -> tuple[str, tuple[str, ...], bool]:
     return "".join(texts), images, any(part["type"] == "video_url" for part in content)
 
 
-def tokens_of(messages: Any) -> int:
-    """Tokens of a request: one for a word, and for an image those of Qwen3-VL, one for 32 x 32 pixels and two more."""
+def tokens_of(messages: Any, most: int = 10**9) -> int:
+    """Tokens of a request: one for a word, and for an image those of Qwen3-VL, one for 32 x 32 pixels and two more, at
+    most so many."""
     text, images, _ = question_of(messages)
     heads = [base64.b64decode(url.partition(",")[2][:32]) for url in images if url.startswith("data:image/png")]
     sizes = [struct.unpack(">II", head[16:24]) for head in heads if head.startswith(b"\x89PNG")]
-    pictures = sum(int(width * height) // 32**2 + 2 for width, height in sizes)
+    pictures = sum(min(int(width * height) // 32**2 + 2, most) for width, height in sizes)
     return 5 + len(text.split()) + pictures
 
 
@@ -264,7 +268,8 @@ class _Handler(BaseHTTPRequestHandler):
             "Cannot load local files without --allowed-local-media-path.": lie != "reads_files"
             and any(url.startswith("file:") for url in images),
             f"This model's maximum context length is {MAX_MODEL_LEN} tokens.": lie != "truncates"
-            and tokens_of(request["messages"]) + request.get("max_tokens", 0) > MAX_MODEL_LEN,
+            and tokens_of(request["messages"], IMAGE_CAP if lie == "scales" else 10**9) + request.get("max_tokens", 0)
+            > MAX_MODEL_LEN,
         }
         if lie == "anything_goes" or not any(found.values()):
             return None
@@ -371,6 +376,8 @@ class _Handler(BaseHTTPRequestHandler):
         lie, count = self.lie.name, tokens_of(messages)
         if lie == "counts_nothing":
             return 9
+        if lie == "scales":
+            return tokens_of(messages, most=IMAGE_CAP)
         if lie == "skips_images":
             return 5 + len(question_of(messages)[0].split())
         return min(count, 400) if lie == "truncates" else count

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench.boots import load
+from bench.boots import figures, load
 from bench.boots.__main__ import flags, groups, read, telling
 from bench.boots.rows import row
 from PIL import Image
@@ -201,3 +201,32 @@ def test_log_keeps_what_tells_something(tmp_path: Path) -> None:
         "noise\n\x1b[0;36mModel loading took 1.00 GiB\x1b[0m\nModel loading took 1.00 GiB\n", encoding="utf-8"
     )
     assert telling(log) == ["Model loading took 1.00 GiB"]
+
+
+def test_the_page_shows_what_the_files_hold() -> None:
+    text = figures.PAGE.read_text(encoding="utf-8")
+    assert figures.page(text) == text
+
+
+def test_figures_keep_what_a_boot_did_and_leave_its_logs() -> None:
+    boots = [figures.kept(json.loads(text)) for text in SEEN.read_text().splitlines()]
+    assert all(not {"log", "probe", "argv"} & boot.keys() for boot in boots)
+    assert any(boot["stages"] for boot in boots)
+
+
+def test_an_engine_that_died_is_shown_dead_and_its_goodput_is_not_compared() -> None:
+    lives = {"completed": 8, "failed": 0, "output_throughput": 90.4, "request_throughput": 2.0, "request_goodput": 1.5}
+    lost = lives | {"completed": 6, "failed": 2, "request_goodput": 1.0}
+    boots: list[dict[str, Any]] = [
+        {"name": "plan", "alive": True, "bench": {"text": lives, "image": lives, "image again": lives}},
+        {"name": "defaults", "alive": False, "bench": {"text": lost, "image": {"completed": 0}}},
+    ]
+    file = {"gpu": "card", "engine": "0.26.0", "date": "2026-11-26", "boots": boots}
+    lines = figures.table(file)
+    assert "| in the end | lives | dead |" in lines
+    assert "90 tokens/s, 1.00 of 2.00; 2 of 8 requests lost |" in lines[2]
+    assert lines[3].endswith("| 90 tokens/s, 1.50 of 2.00 | dead |")
+    assert lines[-1] == "Goodput of `plan` for one of `defaults`: 1.50 (text, 1024 in, 128 out, 16 at once)."
+    bad = [{"code": "load_answered", "severity": "error"}, {"code": "seed", "severity": "warning"}]
+    boots[0]["verify"] = {"rc": 2, "seconds": 9.6, "ok": False, "checks": 3, "not_ok": bad}
+    assert figures.table(file)[-1] == "* `plan`: 3 checks in 10 s, exit code 2; failed: `load_answered`."

@@ -136,7 +136,7 @@ def test_a_server_that_does_not_look_at_pictures_is_caught_by_every_group() -> N
 
 
 def test_every_lie_is_tried() -> None:
-    assert LIES.keys() - CAUGHT.keys() == {"", "blind", "two_models", "odd_name", "no_version", "drops_kept"}
+    assert LIES.keys() - CAUGHT.keys() == {"", "blind", "two_models", "odd_name", "no_version", "scales", "drops_kept"}
 
 
 def test_a_server_that_does_not_tell_its_version_is_warned_about_only() -> None:

@@ -135,6 +135,17 @@ def test_the_load_is_the_heaviest_that_the_server_permits() -> None:
     assert load["words"] > 150
 
 
+def test_images_that_the_server_scales_down_are_sent_as_large_as_they_may_be() -> None:
+    large = replace(QUICK.load, max_pixels=1024 * 1024, images=1)
+    result = checked("scales", load=large, expected=replace(CPU, max_pixels=0))
+    assert failed(result) == {}
+    load = result.detail["load"]
+    assert (load["images"], load["side"]) == (1, 1024)
+    assert load["tokens"] < 512
+    # One that takes them as they are gets what fits.
+    assert checked(load=large).detail["load"]["side"] == 672
+
+
 def gpus(monkeypatch: pytest.MonkeyPatch, *used_gib: float) -> None:
     cards = [FakeGpu(name="NVIDIA GeForce RTX 4090", memory=(24564, 413, int(gib * 1024))) for gib in used_gib]
     fake_nvml.install(monkeypatch, *cards)

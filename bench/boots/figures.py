@@ -1,0 +1,140 @@
+"""Figures of boots for docs/optimisation.md.
+
+``python -m bench.boots.figures keep RESULTS.jsonl ... --gpu CARD --engine VERSION --date DAY`` takes from results what
+a table is made of and writes it to ``seen/DAY.json``; ``python -m bench.boots.figures`` writes the tables of the page
+from all files in ``seen``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.pages import between_markers
+
+SEEN = Path(__file__).parent / "seen"
+PAGE = Path(__file__).parents[2] / "docs" / "optimisation.md"
+NAME = "boots"
+
+#: What of a ``vllm bench serve`` is kept.
+_KEPT = (
+    "completed", "failed", "duration", "output_throughput", "request_throughput", "request_goodput",
+    "median_ttft_ms", "p99_ttft_ms", "median_tpot_ms", "p99_tpot_ms",
+)  # fmt: skip
+#: Workloads of bench/boots/two-4090.yaml in words.
+WORKLOADS: Mapping[str, str] = {
+    "text": "text, 1024 in, 128 out, 16 at once",
+    "busy text": "text, 2048 in, 256 out, 32 at once",
+    "image": "image of 1 MP, 8 at once",
+    "image again": "the same images again",
+    "busy image": "image of 4 MP, 12 at once",
+}
+
+
+def main() -> None:
+    """Keep results, or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    actions = parser.add_subparsers(dest="action")
+    keep = actions.add_parser("keep")
+    keep.add_argument("results", type=Path, nargs="+")
+    for name in ("--gpu", "--engine", "--date"):
+        keep.add_argument(name, required=True)
+    options = parser.parse_args()
+    if options.action == "keep":
+        about = {"gpu": options.gpu, "engine": options.engine, "date": options.date}
+        texts = [text for path in options.results for text in path.read_text(encoding="utf-8").splitlines()]
+        data = about | {"boots": [kept(json.loads(text)) for text in texts]}
+        (SEEN / f"{options.date}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    else:
+        PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def page(text: str) -> str:
+    """The page with the tables of all files."""
+    files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(SEEN.glob("*.json"))]
+    return between_markers(text, NAME, "\n\n".join("\n".join(table(file)) for file in files))
+
+
+def kept(result: Mapping[str, Any]) -> dict[str, Any]:
+    """A boot without logs, probes and single answers."""
+    bench = {
+        name: {key: round(value, 2) for key, value in done.items() if key in _KEPT}
+        for name, done in result.get("bench", {}).items()
+    }
+    stages = {
+        name: f"{sum(answer['survived'] for answer in answers)} of {len(answers)}"
+        for name, answers in result.get("stages", {}).items()
+    }
+    told = {key: result.get(key) for key in ("name", "model", "settings", "card_gib", "environment", "ready_s")}
+    told |= {"max_model_len": result.get("max_model_len"), "alive": result.get("alive", False)}
+    verify = result.get("verify")
+    return told | {"bench": bench, "stages": stages} | ({"verify": _verdict(verify)} if verify else {})
+
+
+def _verdict(verify: Mapping[str, Any]) -> dict[str, Any]:
+    checks = verify.get("checks", ())
+    return {
+        "rc": verify["rc"],
+        "seconds": verify["seconds"],
+        "ok": verify.get("ok", False),
+        "checks": len(checks),
+        "not_ok": [{key: check[key] for key in ("code", "severity", "message")} for check in checks if not check["ok"]],
+    }
+
+
+def table(file: Mapping[str, Any]) -> list[str]:
+    """Output tokens per second and goodput of each boot that was timed; one column per boot."""
+    timed = [boot for boot in file["boots"] if boot["bench"]]
+    rows = [
+        [WORKLOADS[name], *(figure(boot["bench"].get(name)) for boot in timed)]
+        for name in WORKLOADS
+        if any(name in boot["bench"] for boot in timed)
+    ]
+    head = [f"{file['gpu']}, vLLM {file['engine']}, {file['date']}", *(f"`{boot['name']}`" for boot in timed)]
+    lines = [head, ["---"] * len(head), *rows, ["in the end", *("lives" if b["alive"] else "dead" for b in timed)]]
+    return ["| " + " | ".join(line) + " |" for line in lines] + against_defaults(timed) + judged(file["boots"])
+
+
+def against_defaults(timed: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The goodput of the first boot, held against that of vLLM's defaults, where both were timed."""
+    defaults = next((boot for boot in timed if boot["name"].startswith("defaults")), None)
+    if defaults is None or timed[0] is defaults:
+        return []
+    ratios = [
+        f"{done['request_goodput'] / base['request_goodput']:.2f} ({WORKLOADS[name]})"
+        for name, done in timed[0]["bench"].items()
+        if (base := defaults["bench"].get(name)) and base.get("request_goodput")
+    ]
+    return ["", f"Goodput of `{timed[0]['name']}` for one of `{defaults['name']}`: {', '.join(ratios)}."]
+
+
+def judged(boots: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What ``playbooks/verify.yml`` said, a line each."""
+    lines = []
+    for boot in boots:
+        if verify := boot.get("verify"):
+            bad = ", ".join(f"`{check['code']}`" for check in verify["not_ok"] if check["severity"] == "error")
+            said = f"failed: {bad}" if bad else "proven"
+            told = f"{verify['checks']} checks in {verify['seconds']:.0f} s, exit code {verify['rc']}; {said}"
+            lines.append(f"* `{boot['name']}`: {told}.")
+    return ["", *lines] if lines else []
+
+
+def figure(done: Mapping[str, Any] | None) -> str:
+    """One cell: output tokens per second, and requests per second within the limits, of all."""
+    if done is None:
+        return "-"
+    if not done.get("completed"):
+        return "dead"
+    lost = f"; {done['failed']} of {done['failed'] + done['completed']} requests lost" if done["failed"] else ""
+    good = (
+        f"{done['output_throughput']:.0f} tokens/s, {done['request_goodput']:.2f} of {done['request_throughput']:.2f}"
+    )
+    return good + lost
+
+
+if __name__ == "__main__":
+    main()
