@@ -16,7 +16,11 @@ sys.path.insert(0, str(ROOT / "collections"))
 sys.path.insert(0, str(ROOT / "tests"))
 
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines  # noqa: E402
-from ansible_collections.inference.vllm.plugins.module_utils.planner.account import captured_batches, graph_width  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.planner.account import (  # noqa: E402
+    captured_batches,
+    graph_width,
+    largest_captured,
+)
 from ansible_collections.inference.vllm.plugins.module_utils.planner.weights import GIB  # noqa: E402
 from support.boots import Boot, boots  # noqa: E402
 
@@ -91,7 +95,7 @@ def nccl_in_graphs(measured: Sequence[Boot]) -> tuple[float, int]:
     values = []
     for boot in measured:
         if size := boot.measured.get("cuda_graphs_gib"):
-            batches = captured_batches(boot.plan.settings)
+            batches = captured_batches(largest_captured(boot.plan.settings))
             values.append(engines.NCCL_GRAPH_GIB + (size - boot.plan.account.cuda_graphs) / batches)
     return mean(values), len(values)
 

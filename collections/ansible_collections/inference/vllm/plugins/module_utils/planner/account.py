@@ -340,7 +340,7 @@ def cuda_graphs(model: Model, gpu: Gpu, settings: Settings) -> float:
         return 0.0
     per_layer = engines.GRAPH_LAYER_GIB + engines.GRAPH_BYTES * graph_width(model, settings) / GIB
     computing = max(model.text.num_hidden_layers * per_layer, engines.GRAPH_LEAST_GIB)
-    return computing + (captured_batches(settings) * engines.NCCL_GRAPH_GIB if reduces_by_nccl(gpu, settings) else 0.0)
+    return computing + (captured_batches(largest_captured(settings)) * engines.NCCL_GRAPH_GIB if reduces_by_nccl(gpu, settings) else 0.0)
 
 
 def graph_width(model: Model, settings: Settings) -> float:
@@ -359,9 +359,9 @@ def largest_captured(settings: Settings) -> int:
     return min(2 * settings.max_num_seqs, engines.LARGEST_GRAPH, settings.max_num_batched_tokens)
 
 
-def captured_batches(settings: Settings) -> int:
-    """Batches that are captured: 1, 2, 4, then every eighth below 256, then every sixteenth (same source)."""
-    largest = largest_captured(settings)
+def captured_batches(largest: int) -> int:
+    """Batches of at most so many tokens that are captured: 1, 2, 4, then every eighth below 256, then every sixteenth
+    (same source)."""
     fine = len(range(8, min(largest + 1, 256), 8))
     coarse = len(range(256, largest + 1, 16))
     return sum(size <= largest for size in (1, 2, 4)) + fine + coarse
@@ -374,8 +374,8 @@ def attention(model: Model, gpu: Gpu, settings: Settings) -> float:
     text = model.text
     queries = text.num_attention_heads / settings.tensor_parallel * text.head_dim
     prefill = settings.max_num_batched_tokens * queries * engines.FLASHINFER_BYTES_PER_ELEMENT / GIB
-    # One wrapper for prefill, one for decode, and one for each captured batch: 1, 2, 4, then every eighth.
-    captured = 0 if settings.enforce_eager else 3 + settings.max_num_seqs // 8
+    # One wrapper for prefill, one for decode, and one for each captured batch of a decode.
+    captured = 0 if settings.enforce_eager else captured_batches(settings.max_num_seqs)
     return max(engines.FLASHINFER_GIB, prefill) + (2 + captured) * engines.FLASHINFER_WRAPPER_GIB
 
 
