@@ -340,7 +340,9 @@ def cuda_graphs(model: Model, gpu: Gpu, settings: Settings) -> float:
         return 0.0
     per_layer = engines.GRAPH_LAYER_GIB + engines.GRAPH_BYTES * graph_width(model, settings) / GIB
     computing = max(model.text.num_hidden_layers * per_layer, engines.GRAPH_LEAST_GIB)
-    return computing + (captured_batches(largest_captured(settings)) * engines.NCCL_GRAPH_GIB if reduces_by_nccl(gpu, settings) else 0.0)
+    if not reduces_by_nccl(gpu, settings):
+        return computing
+    return computing + captured_batches(largest_captured(settings)) * engines.NCCL_GRAPH_GIB
 
 
 def graph_width(model: Model, settings: Settings) -> float:
