@@ -24,6 +24,8 @@ FOLDER = ROOT / ".cache" / "e2e-offline"
 BUNDLE = FOLDER / "bundle"
 # /run is where this machine's own Docker engine listens.
 NAMESPACES = ["unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
+# Process 1 must be no shell: Ansible would take what lies on the disk for what runs, systemd.
+NAMESPACES += ["timeout", "3600"]
 ENTER = """
 set -e
 ip link set lo up

@@ -78,11 +78,18 @@ MIRROR = {
 
 
 def case(
-    name: str, given: Mapping[str, str], key: str = DEB_KEY, file: str = "install.yml", broken: bool = False
+    name: str,
+    given: Mapping[str, str],
+    key: str = DEB_KEY,
+    file: str = "install.yml",
+    *,
+    broken: bool = False,
+    there: int = 0,
 ) -> dict[str, Any]:
     registered = {
         "__docker_engine_answer": {"rc": 1},
         "__docker_engine_files": {"stdout_lines": []},
+        "__docker_engine_installed": {"stdout_lines": ["installed"] * there},
         "__docker_engine_key_listing": {"stdout": f"pub:-:4096:1:8D81803C0EBFCD88:1:::-:\nfpr:::::::::{key}:\n"},
         "__docker_engine_lists": {"rc": int(broken), "stderr": "E: no answer"},
     }
@@ -104,6 +111,9 @@ def done() -> dict[str, Any]:
         cases[f"{name}, mirror"] = case(name, MIRROR, "A" * 40)
         cases[f"{name}, wrong key"] = case(name, MIRROR)
         cases[f"{name}, down"] = case(name, MIRROR, "A" * 40, broken=True)
+        cases[f"{name}, one there"] = case(name, {}, there=1)
+        count = len(FROM_DISTRIBUTION.get(name, ((), ()))[0])
+        cases[f"{name}, all there"] = case(name, {"docker_engine_source": "distribution"}, there=count)
         version = "3:28.5.*" if name in DNF else "5:28.5.*"
         cases[f"{name}, pinned"] = case(name, {"docker_engine_version": version, **upstream})
     return paths(cases)
@@ -119,7 +129,13 @@ def test_distribution(done: dict[str, Any], name: str) -> None:
     steps = done[f"{name}, default"]
     assert [given["name"] for given in arguments(steps, "apt")] == [packages]
     assert not {module.rpartition(".")[2] for module, _ in steps} & {"get_url", "deb822_repository", "dpkg_selections"}
-    assert arguments(done[f"{name}, default Compose"], "apt")[0]["name"] == compose
+    assert [given["name"] for given in arguments(done[f"{name}, default Compose"], "apt")] == [compose] * bool(compose)
+
+
+@pytest.mark.parametrize("name", APT)
+def test_packages_that_are_all_there_are_not_asked_for(done: dict[str, Any], name: str) -> None:
+    assert arguments(done[f"{name}, all there"], "apt") == []
+    assert len(arguments(done[f"{name}, one there"], "apt")) == 1
 
 
 @pytest.mark.parametrize("name", APT)
