@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import ssl
 import struct
@@ -31,6 +32,8 @@ MAX_MODEL_LEN = 512
 KV_CACHE_TOKENS = 16_000
 # Tokens of the largest image, where a server scales images down.
 IMAGE_CAP = 300
+# Pixels of the largest image that a server without a cap lives through.
+LARGE = 512 * 512
 
 # Lies, and what each pretends.
 LIES = {
@@ -83,6 +86,7 @@ MEMORY_LIES = {
     "counts_nothing": "says the same number of tokens for every prompt",
     "skips_images": "counts no tokens for images",
     "truncates": "cuts long prompts without a word",
+    "dies_of_large_image": "stops listening when a picture has more than 512 x 512 pixels, as an engine without a cap",
 }
 
 # Lies that only the stability check can notice.
@@ -255,7 +259,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             raise ConnectionResetError
         sizes = [base64.b64decode(url.partition(",")[2][:32])[16:24] for url in images]
-        if lie == "dies_of_one_pixel" and struct.pack(">II", 1, 1) in sizes:
+        large = any(math.prod(struct.unpack(">II", size)) > LARGE for size in sizes if len(size) == 8)
+        if (lie == "dies_of_one_pixel" and struct.pack(">II", 1, 1) in sizes) or (
+            lie == "dies_of_large_image" and large
+        ):
             self.lie.stop_listening()
             self.close_connection = True
             raise ConnectionResetError

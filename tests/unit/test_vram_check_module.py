@@ -110,4 +110,5 @@ def test_without_a_manifest_the_arguments_tell(capsys: pytest.CaptureFixture[str
     result = run(capsys, bare | {"accelerator": "cpu", "images": 2, "concurrency": 3})
     assert result["failures"] == []
     load = json.loads(Path(arguments["report_path"]).read_text())["load"]
-    assert (load["concurrency"], load["images"]) == (3, 2)
+    # Two for each of three clients.
+    assert (load["concurrency"], load["images"]) == (3, 3 * 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import time
 
 import pytest
@@ -13,42 +14,89 @@ from PIL import Image
 
 from ansible_collections.inference.vllm.plugins.module_utils import vram_load
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import Failure
-from ansible_collections.inference.vllm.plugins.module_utils.vram_load import Cost, shape_of
+from ansible_collections.inference.vllm.plugins.module_utils.vram_load import Cost, Load, round_of
 
 QWEN = Cost(base=12, word=1.0, pixel=1 / 1024)
 
 
+def load(concurrency: int = 8, images: int = 4, max_pixels: int = 4194304, batch: int = 2048) -> Load:
+    return Load(concurrency, 2, images, max_pixels, timeout=60, settle=1, batch=batch, capped=True)
+
+
 @pytest.mark.parametrize(
-    ("length", "images", "pixels", "wanted"),
+    ("length", "cache", "sent", "wanted"),
     [
-        # As many of the largest as the request may hold; the rest are words.
-        (31840, 4, 1048576, (4, 1024)),
-        # Room for one of the largest only.
-        (31840, 4, 16777216, (1, 4096)),
-        # The largest image is longer than a request: it is made to fit.
-        (4096, 4, 16777216, (1, 1984)),
-        (31840, 0, 16777216, (0, 0)),
+        # Two RTX 4090: one of the largest for each client, all of which the cache holds at once.
+        (40528, 54624, load(), [1] * 8),
+        # As many as the cache holds at once; the others have words.
+        (40528, 40528, load(max_pixels=16777216), [1, 1, *[0] * 6]),
+        # A large step computes many small images at once, and as many are kept.
+        (131072, 400_000, load(max_pixels=1048576, batch=8192), [2] * 8),
+        (131072, 400_000, load(max_pixels=1048576, batch=0), [4] * 8),
+        (131072, 400_000, load(max_pixels=1048576, batch=2048), [1] * 8),
+        # No more than a request may hold.
+        (131072, 400_000, load(concurrency=2, images=1), [1, 1]),
+        (40528, 54624, load(images=0), [0] * 8),
     ],
 )
-def test_largest_images_come_first(length: int, images: int, pixels: int, wanted: tuple[int, int]) -> None:
-    shape = shape_of(QWEN, length, images, pixels)
-    assert (shape.images, shape.side) == wanted
-    assert 0.93 * length < shape.tokens < length
+def test_each_client_has_a_largest_image_as_far_as_the_cache_holds_them(
+    length: int, cache: int, sent: Load, wanted: list[int]
+) -> None:
+    shapes = round_of(QWEN, length, cache, sent).shapes
+    assert [shape.images for shape in shapes] == wanted
+    assert {shape.side for shape in shapes if shape.images} <= {math.isqrt(sent.max_pixels)}
 
 
-@given(st.integers(64, 262144), st.integers(0, 8), st.integers(1024, 16777216), st.floats(0.5, 5))
-def test_a_request_never_exceeds_its_room(length: int, images: int, pixels: int, word: float) -> None:
-    shape = shape_of(Cost(12, word, 1 / 1024), length, images, pixels)
-    assert shape.tokens + 4 <= length
-    assert shape.side**2 <= pixels
-    assert shape.side % 32 == 0
-    assert shape.images <= images
-    assert (shape.images == 0) == (shape.side == 0)
+def test_the_load_fills_the_cache_once_and_no_more_than_its_images_again() -> None:
+    """What waits takes no memory: eight requests of the longest length would be eight times the cache."""
+    first, later = (round_of(QWEN, 40528, 40528, load(), full=full) for full in (True, False))
+    assert 1.0 < first.tokens / 40528 < 1.06
+    assert later.images == first.images == 8
+    assert later.tokens < 0.9 * 40528
+    # A full step is there in either.
+    assert min(shape.tokens for shape in later.shapes) > 2048
+    # The first is not gone when the last comes.
+    assert first.answer > first.tokens / 2048
+
+
+def test_where_the_cache_is_not_known_it_holds_one_longest_request() -> None:
+    assert round_of(QWEN, 40528, 0, load()) == round_of(QWEN, 40528, 40528, load())
+
+
+def test_an_image_that_is_longer_than_a_request_is_made_to_fit() -> None:
+    shapes = round_of(QWEN, 4096, 4096, load(max_pixels=16777216)).shapes
+    assert (shapes[0].images, shapes[0].side) == (1, 1984)
+    assert sum(shape.images for shape in shapes) == 1
+
+
+@given(
+    st.integers(64, 262144),
+    st.floats(1, 20),
+    st.floats(0.5, 5),
+    st.booleans(),
+    st.builds(
+        load, st.integers(1, 16), st.integers(0, 8), st.integers(1024, 16777216), st.sampled_from([0, 512, 8192])
+    ),
+)
+def test_no_request_exceeds_its_room_and_all_together_hardly_the_cache(
+    length: int, holds: float, word: float, full: bool, sent: Load
+) -> None:
+    cache = int(length * holds)
+    found = round_of(Cost(12, word, 1 / 1024), length, cache, sent, full)
+    assert len(found.shapes) == sent.concurrency
+    # Beside what fills the cache, each client has a few words.
+    assert found.tokens <= 1.06 * cache + sent.concurrency * (13 + 65 * word)
+    for shape in found.shapes:
+        assert shape.tokens + found.answer <= length
+        assert shape.side**2 <= sent.max_pixels
+        assert shape.side % 32 == 0
+        assert shape.images <= sent.images
+        assert (shape.images == 0) == (shape.side == 0)
 
 
 def test_a_server_whose_figures_leave_no_room_is_named() -> None:
     with pytest.raises(Failure, match="takes 600 of 512 tokens"):
-        shape_of(Cost(600, 1, 0.001), 512, 1, 1024)
+        round_of(Cost(600, 1, 0.001), 512, 512, load())
 
 
 def decoded(url: str) -> Image.Image:

@@ -129,10 +129,17 @@ def test_an_honest_server_on_the_cpu_is_green() -> None:
 
 def test_the_load_is_the_heaviest_that_the_server_permits() -> None:
     load = checked().detail["load"]
-    # 256 x 256 pixels are 64 tokens, four of them fit into 512, and the rest are words.
-    assert (load["images"], load["side"]) == (4, 256)
-    assert 0.9 * 512 < load["tokens"] < 512
-    assert load["words"] > 150
+    # 256 x 256 pixels are 64 tokens, four of them fit into 512, and the rest are words. The cache has room for 16,000.
+    assert (load["images"], load["side"]) == (8, 256)
+    assert 0.9 * 512 < load["longest"] < 512
+    assert load["tokens"] == 2 * load["longest"]
+    assert load["words"] > 2 * 150
+
+
+def test_a_server_that_dies_of_large_images_is_called_bad_where_they_are_not_capped() -> None:
+    assert failed(checked("dies_of_large_image")) == {}
+    uncapped = replace(QUICK.load, max_pixels=640 * 640)
+    assert failed(checked("dies_of_large_image", load=uncapped)) == dict.fromkeys(LOADED, "connection_lost")
 
 
 def test_images_that_the_server_scales_down_are_sent_as_large_as_they_may_be() -> None:
@@ -140,8 +147,8 @@ def test_images_that_the_server_scales_down_are_sent_as_large_as_they_may_be() -
     result = checked("scales", load=large, expected=replace(CPU, max_pixels=0))
     assert failed(result) == {}
     load = result.detail["load"]
-    assert (load["images"], load["side"]) == (1, 1024)
-    assert load["tokens"] < 512
+    assert (load["images"], load["side"]) == (2, 1024)
+    assert load["longest"] < 512
     # One that takes them as they are gets what fits.
     assert checked(load=large).detail["load"]["side"] == 672
 
@@ -248,6 +255,7 @@ CAUGHT: dict[str, dict[str, str]] = {
     "counts_nothing": dict.fromkeys(LOADED, "bad_response"),
     "skips_images": dict.fromkeys(LOADED, "bad_response"),
     "truncates": dict.fromkeys(LOADED, "bad_response"),
+    "dies_of_large_image": dict.fromkeys(LOADED, "connection_lost"),
     "error_500": dict.fromkeys(LOADED, "server_error"),
     "refuses_all": dict.fromkeys(LOADED, "request_refused"),
     "no_usage": dict.fromkeys(LOADED, "bad_response"),
@@ -271,6 +279,8 @@ CAUGHT: dict[str, dict[str, str]] = {
 @pytest.mark.parametrize("lie", CAUGHT)
 def test_every_lie_is_caught_and_named(lie: str) -> None:
     load = replace(QUICK.load, timeout=0.5) if lie in ("hang", "drip") else QUICK.load
+    if lie == "dies_of_large_image":
+        load = replace(load, max_pixels=640 * 640)
     assert failed(checked(lie, load=load, timeout=load.timeout)) == CAUGHT[lie]
 
 

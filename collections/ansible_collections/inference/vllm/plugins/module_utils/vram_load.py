@@ -1,6 +1,22 @@
-"""The heaviest load that a server permits: the largest images, as many at once as it computes, with long prompts.
+"""The heaviest load that a server permits: the largest images and long prompts, as many at once as its cache holds.
 
-How large that is in tokens is asked from the server itself: three small requests tell what a word and an image cost.
+What memory a step of vLLM needs depends on what is computed in that step, not on how much waits behind it:
+
+* The KV cache is allocated whole at the start. A request is admitted when its prompt fits into what is free of it
+  (``scheduler_reserve_full_isl``), and taken out again when answers outgrow it; neither allocates anything.
+* The language model computes at most ``max_num_batched_tokens`` tokens in a step, whatever the length of a prompt.
+* The encoder computes at most as many tokens of images in a step as a step has, or one image where that is larger, and
+  as many are kept (``compute_mm_encoder_budget`` of ``vllm/v1/core/encoder_cache_manager.py``). An image is encoded
+  whole, in the step that reaches its first token (``Scheduler._try_schedule_encoder_inputs``).
+* ``GPUModelRunner.profile_run`` adds up the same: a batch of the largest images, their embeddings, a full step.
+
+So the peak is a full step beside the largest images while the embeddings of others are kept. One round of it is
+enough: each client has a largest image, and together they have as many as the encoder takes and keeps, as far as the
+cache holds them at once; words fill the cache, and a little more, so that one request meets its limit. Answers last as
+long as the prompts are computed, or the first would leave before the last come. What is sent beyond that waits, and
+takes no memory.
+
+How large that is in tokens is asked from the server itself: small requests tell what a word and an image cost.
 No image comes twice, because vLLM keeps what it has encoded and would not encode it again.
 """
 
@@ -14,6 +30,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import (
@@ -31,6 +48,11 @@ _PROBE_WORDS = 64
 _ANSWER_TOKENS = 4
 # Share of the room that is used: what a word costs is not the same everywhere in a prompt.
 _FILL = 0.97
+# Tokens of the prompts, as a share of the KV cache.
+_FULL = 1.05
+# The least and the most that vLLM computes in a step where nobody says how much, in `get_batch_defaults` of its
+# engine/arg_utils.py for a server on GPUs.
+_LEAST_BATCH, _MOST_BATCH = 2048, 16384
 # A server that counts fewer tokens than this share has not read what it was sent.
 _COUNTED = 0.9
 # A server that counts fewer tokens than this share for a large image has scaled it down.
@@ -43,11 +65,13 @@ class Load:
 
     Attributes:
         concurrency: Requests at once.
-        rounds: How often that many are sent.
+        rounds: How often that many are sent; words fill the cache in the first only.
         images: Images that one request may hold.
         max_pixels: Pixels of the largest image.
         timeout: Longest time for one request, seconds.
         settle: Seconds of rest before, between and after the rounds.
+        batch: Tokens that the engine computes in one step; 0 where that is not known.
+        capped: Whether it is known that the server takes an image of so many pixels as it is.
     """
 
     concurrency: int
@@ -56,6 +80,8 @@ class Load:
     max_pixels: int
     timeout: float
     settle: float
+    batch: int = 0
+    capped: bool = False
 
     @property
     def seconds(self) -> float:
@@ -90,22 +116,68 @@ class Shape:
     tokens: int
 
 
-def shape_of(cost: Cost, max_model_len: int, images: int, max_pixels: int) -> Shape:
-    """The heaviest request: the largest image first, then as many of them as there is room for, then words.
+@dataclass(frozen=True)
+class Round:
+    """What is sent at once: a shape for each request, and the tokens of each answer."""
+
+    shapes: tuple[Shape, ...]
+    answer: int
+
+    @property
+    def images(self) -> int:
+        """Images of all requests."""
+        return sum(shape.images for shape in self.shapes)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(shape.tokens for shape in self.shapes)
+
+
+def round_of(cost: Cost, max_model_len: int, cache_tokens: int, load: Load, full: bool = True) -> Round:
+    """The heaviest requests that a cache of so many tokens holds at once, the longest first.
 
     An image that is longer than a request is refused before it reaches the encoder, so it is made to fit.
+
+    Args:
+        cost: Tokens that things take.
+        max_model_len: Tokens of the longest request.
+        cache_tokens: Tokens of the KV cache; 0 where that is not known, for which it holds one longest request.
+        load: What the server permits.
+        full: Whether words fill the cache; else there are a few beside the images.
 
     Raises:
         Failure: `bad_response` if the server's own figures leave no room for anything.
     """
-    room = (max_model_len - _ANSWER_TOKENS - cost.base) * _FILL
+    many = load.concurrency
+    filled = (cache_tokens or max_model_len) * _FULL
+    steps = math.ceil(min(filled, many * max_model_len) / (load.batch or _LEAST_BATCH))
+    answer = _ANSWER_TOKENS + min(steps, max_model_len // 8)
+    room = (max_model_len - answer - cost.base) * _FILL
     if room < cost.word:
         raise Failure("bad_response", f"an empty request takes {cost.base:.0f} of {max_model_len} tokens, it says")
-    side = _largest_side(cost, room, max_pixels) if images and cost.pixel else 0
+    side = _largest_side(cost, room, load.max_pixels) if load.images and cost.pixel else 0
     each = min(side**2 * cost.pixel, cost.image)
-    count = min(images, math.floor(room / each)) if side else 0
-    words = math.floor((room - count * each) / cost.word)
-    return Shape(count, side if count else 0, words, round(cost.base + count * each + words * cost.word))
+    images = _images_of(each, room, filled / _FULL, load) if side else 0
+    few = _PROBE_WORDS * cost.word
+    left = max(filled - images * each - many * (cost.base + few), 0.0) if full else 0.0
+    shapes = []
+    for place in range(many):
+        count = images // many + (place < images % many)
+        free = room - count * each
+        words = math.floor(min(free, few + left) / cost.word)
+        left -= max(words * cost.word - few, 0.0)
+        tokens = round(cost.base + count * each + words * cost.word)
+        shapes.append(Shape(count, side if count else 0, words, tokens))
+    return Round(tuple(shapes), answer)
+
+
+def _images_of(each: float, room: float, cache: float, load: Load) -> int:
+    """How many largest images are sent at once: one for each client, and what the encoder takes and keeps, as far as
+    they are permitted and the cache holds them."""
+    permitted = load.concurrency * min(load.images, math.floor(room / each))
+    wanted = max(load.concurrency, math.ceil(2 * max(load.batch or _MOST_BATCH, each) / each))
+    return min(permitted, wanted, max(math.floor(cache / each), 1))
 
 
 def _largest_side(cost: Cost, room: float, max_pixels: int) -> int:
@@ -172,6 +244,8 @@ def counted(usage: object) -> int:
 def cost_of(session: Session, images: int, timeout: float, max_pixels: int = 0) -> Cost:
     """Ask the server what a word and a pixel cost, and an image of so many pixels: it may scale large images down.
 
+    With 0 pixels that is not asked.
+
     Raises:
         Failure: `bad_response` if its counts do not grow with what it is sent; whatever the requests end with.
     """
@@ -199,15 +273,16 @@ def cost_of(session: Session, images: int, timeout: float, max_pixels: int = 0) 
     return replace(cost, image=largest) if largest < _SCALED * side**2 * cost.pixel else cost
 
 
-def send(session: Session, shape: Shape, load: Load) -> list[Failure]:
+def send(session: Session, sent: Round, timeout: float) -> list[Failure]:
     """Send one round, all requests at once; the failures."""
 
-    def ask() -> None:
-        seen = tokens_of(session, request_of(session.model, shape.images, shape.side, shape.words))
+    def ask(shape: Shape) -> None:
+        request = request_of(session.model, shape.images, shape.side, shape.words, sent.answer)
+        seen = tokens_of(session, request)
         if seen < _COUNTED * shape.tokens:
             raise Failure("bad_response", f"usage counts {seen} tokens of a prompt that has {shape.tokens}")
 
-    outcomes = together([ask] * load.concurrency, load.timeout)
+    outcomes = together([partial(ask, shape) for shape in sent.shapes], timeout)
     return [classify(outcome) for outcome in outcomes if outcome is not None]
 
 

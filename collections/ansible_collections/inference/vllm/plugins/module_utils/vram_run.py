@@ -23,7 +23,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refu
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import Failure, Seen, Session, Step, Target
 from ansible_collections.inference.vllm.plugins.module_utils.verdict import Check, Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.vram_judge import Expected, Measured
-from ansible_collections.inference.vllm.plugins.module_utils.vram_load import Load, Shape
+from ansible_collections.inference.vllm.plugins.module_utils.vram_load import Load, Round
 
 # How long a container that ends may still count as running.
 _DEATH_SECONDS = 10.0
@@ -217,7 +217,7 @@ class _Run:
         self.session, self.expected, self.settings = session, expected, settings
         self.source = source
         self.measured = Measured()
-        self.shape: Shape | None = None
+        self.rounds: list[Round] = []
         self.sampler = Sampler(self._nothing if isinstance(source, Failure) else source.read, settings.interval)
         if isinstance(source, Failure):
             self.measured.failure = source
@@ -271,12 +271,15 @@ class _Run:
     def _load(self, session: Session) -> Seen:
         load, measured, sampler = self.settings.load, self.measured, self.sampler
         measured.ready = sampler.rest(load.settle)
-        cost = vram_load.cost_of(session, load.images, load.timeout, load.max_pixels)
-        self.shape = shape = vram_load.shape_of(cost, session.max_model_len, load.images, load.max_pixels)
+        cost = vram_load.cost_of(session, load.images, load.timeout, 0 if load.capped else load.max_pixels)
+        self.rounds = [
+            vram_load.round_of(cost, session.max_model_len, measured.cache_tokens, load, full=number == 0)
+            for number in range(load.rounds)
+        ]
         begin, answered, failures = sampler.now(), 0, []
-        for number in range(load.rounds):
+        for number, sent_now in enumerate(self.rounds):
             try:
-                failures = vram_load.send(session, shape, load)
+                failures = vram_load.send(session, sent_now, load.timeout)
             finally:
                 measured.load = Window(begin, sampler.now())
             answered += load.concurrency - len(failures)
@@ -289,7 +292,7 @@ class _Run:
             # Of an engine that dies, some requests see the death, and others only that nobody is there any more.
             worst = min(failures, key=lambda failure: failure.name == "endpoint_unreachable")
             raise Failure(worst.name, f"{sent - answered} of {sent} requests failed: {worst}", answered)
-        return Seen(f"{describe(shape)}, {load.concurrency} at once, {load.rounds} times: all answered", answered)
+        return Seen(f"{describe(self.rounds)}: all answered", answered)
 
     def detail(self) -> dict[str, Any]:
         """What ``vram.json`` holds beside the verdict."""
@@ -306,7 +309,7 @@ class _Run:
             "load": {
                 "concurrency": load.concurrency,
                 "rounds": load.rounds,
-                **({} if self.shape is None else vars(self.shape)),
+                **(figures_of(self.rounds[0]) if self.rounds else {}),
             },
             "sampling": {
                 "interval_seconds": self.settings.interval,
@@ -318,7 +321,22 @@ class _Run:
         }
 
 
-def describe(shape: Shape) -> str:
-    """A request of the load in words."""
-    images = f"{shape.images} images of {shape.side}x{shape.side} pixels" if shape.images else "no image"
-    return f"requests of {shape.tokens} tokens with {images} and {shape.words} words"
+def figures_of(sent: Round) -> dict[str, int]:
+    """A round of the load in numbers."""
+    return {
+        "images": sent.images,
+        "side": max(shape.side for shape in sent.shapes),
+        "words": sum(shape.words for shape in sent.shapes),
+        "tokens": sent.tokens,
+        "longest": max(shape.tokens for shape in sent.shapes),
+        "answer_tokens": sent.answer,
+    }
+
+
+def describe(rounds: Sequence[Round]) -> str:
+    """The load in words."""
+    first, *later = rounds
+    told = figures_of(first)
+    images = f"{told['images']} images of {told['side']}x{told['side']} pixels" if told["images"] else "no image"
+    about = f"{len(first.shapes)} requests at once with {images}, of {told['tokens']} tokens, {told['longest']} in one"
+    return f"{about}; then {len(later)} times with {later[-1].tokens} tokens" if later else about

@@ -23,8 +23,8 @@ author:
 description:
   - Reads the memory of the GPUs of a service's container by NVML, or on a CPU host that of the container itself, all
     the time from before a load until after it.
-  - The load is as many of the largest permitted images as a request may hold, and words that fill the rest of the
-    longest request, sent by as many clients at once as the engine computes, in some rounds.
+  - The load is sent by as many clients at once as the engine computes, each with the largest permitted image as far as
+    the KV cache holds them at once, and with words that fill the cache once; then the images alone, in some rounds.
   - Judges memory before, under and after the load against the plan of the release and the card, the engine's KV cache
     against the plan, and whether the container was started again.
 extends_documentation_fragment:
@@ -77,7 +77,9 @@ options:
     type: int
     default: 8
   rounds:
-    description: How often that many are sent. Growth is judged from the end of the first round to the end of the last.
+    description:
+      - How often that many are sent; words fill the cache in the first round only.
+      - Growth is judged from the end of the first round to the end of the last.
     type: int
     default: 2
   interval:
@@ -200,6 +202,8 @@ def settings_of(params: dict[str, Any], expected: Expected) -> vram_run.Settings
         max_pixels=min(params["max_pixels"], expected.max_pixels or params["max_pixels"]),
         timeout=params["timeout"],
         settle=params["settle"],
+        batch=int(expected.flags.get("max-num-batched-tokens") or 0),
+        capped=expected.max_pixels > 0,
     )
     return vram_run.Settings(
         metrics_url=params["metrics_url"],
