@@ -1,8 +1,8 @@
 """Figures of boots for docs/optimisation.md.
 
 ``python -m bench.boots.figures keep RESULTS.jsonl ... --gpu CARD --engine VERSION --date DAY`` takes from results what
-a table is made of and writes it to ``seen/DAY.json``; ``python -m bench.boots.figures`` writes the tables of the page
-from all files in ``seen``.
+a table is made of and writes it to ``seen/DAY.json``, or with ``--name`` to a file of that name;
+``python -m bench.boots.figures`` writes the tables of the page from all files in ``seen``.
 """
 
 from __future__ import annotations
@@ -24,9 +24,13 @@ _KEPT = (
     "completed", "failed", "duration", "output_throughput", "request_throughput", "request_goodput",
     "median_ttft_ms", "p99_ttft_ms", "median_tpot_ms", "p99_tpot_ms",
 )  # fmt: skip
-#: Workloads of bench/boots/two-4090.yaml in words.
+#: Workloads of the matrices in words.
 WORKLOADS: Mapping[str, str] = {
     "text": "text, 1024 in, 128 out, 16 at once",
+    "text 1": "text, 1024 in, 128 out, one at a time",
+    "text 8": "the same, 8 at once",
+    "text 16": "the same, 16 at once",
+    "text 16 again": "the same prompts again",
     "busy text": "text, 2048 in, 256 out, 32 at once",
     "image": "image of 1 MP, 8 at once",
     "image again": "the same images again",
@@ -42,12 +46,13 @@ def main() -> None:
     keep.add_argument("results", type=Path, nargs="+")
     for name in ("--gpu", "--engine", "--date"):
         keep.add_argument(name, required=True)
+    keep.add_argument("--name", help="name of the file, where a day has several")
     options = parser.parse_args()
     if options.action == "keep":
         about = {"gpu": options.gpu, "engine": options.engine, "date": options.date}
         texts = [text for path in options.results for text in path.read_text(encoding="utf-8").splitlines()]
         data = about | {"boots": [kept(json.loads(text)) for text in texts]}
-        (SEEN / f"{options.date}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        (SEEN / f"{options.name or options.date}.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     else:
         PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
@@ -95,7 +100,37 @@ def table(file: Mapping[str, Any]) -> list[str]:
     ]
     head = [f"{file['gpu']}, vLLM {file['engine']}, {file['date']}", *(f"`{boot['name']}`" for boot in timed)]
     lines = [head, ["---"] * len(head), *rows, ["in the end", *("lives" if b["alive"] else "dead" for b in timed)]]
-    return ["| " + " | ".join(line) + " |" for line in lines] + against_defaults(timed) + judged(file["boots"])
+    told = against_baseline(timed) + against_defaults(timed) + judged(file["boots"])
+    return ["| " + " | ".join(line) + " |" for line in lines] + told
+
+
+#: Figures that a baseline is compared by, as ``vllm bench serve`` calls them, and in words.
+_COMPARED = {
+    "output_throughput": "output tokens per second",
+    "median_ttft_ms": "first token, median ms",
+    "median_tpot_ms": "time per token, median ms",
+}
+
+
+def against_baseline(timed: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Every figure of the first boot beside that of the boot named ``baseline-*``, and their ratio."""
+    baseline = next((boot for boot in timed if boot["name"].startswith("baseline")), None)
+    if baseline is None or timed[0] is baseline:
+        return []
+    rows = []
+    for name, words in WORKLOADS.items():
+        seen, base = _done(timed[0], name), _done(baseline, name)
+        if seen and base:
+            ratios = (f"{seen[key]:.0f} for {base[key]:.0f} ({seen[key] / base[key]:.2f})" for key in _COMPARED)
+            rows.append([words, *ratios])
+    head = [f"`{timed[0]['name']}` for `{baseline['name']}`", *_COMPARED.values()]
+    return ["", *("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])]
+
+
+def _done(boot: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A workload that a boot finished; empty where it did not."""
+    done = boot["bench"].get(name) or {}
+    return done if done.get("completed") and not done.get("failed") else {}
 
 
 def against_defaults(timed: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -16,7 +16,8 @@ GIB = 2**30
 
 #: Models by the folder that they were booted from.
 MODELS: Mapping[str, str] = {size: f"qwen3-vl-{size}-instruct-fp8" for size in ("2b", "4b", "8b", "32b")} | {
-    "32b-awq": "qwen3-vl-32b-instruct-awq"
+    "32b-awq": "qwen3-vl-32b-instruct-awq",
+    "text-32b-awq": "qwen3-32b-awq",
 }
 
 

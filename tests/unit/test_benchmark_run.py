@@ -280,6 +280,20 @@ def test_the_current_release_can_be_the_measure(
     assert result["verdict"]["checks"][-1]["code"] == "benchmark_release"
 
 
+def test_a_text_model_is_measured_without_the_workloads_that_have_images(
+    capsys: pytest.CaptureFixture[str], arguments: dict[str, Any]
+) -> None:
+    seeing = {"name": "image", "input_tokens": 8, "output_tokens": 8, "images": 1, "side": 32, "concurrency": [1]}
+    both = arguments | {"workloads": [*arguments["workloads"], seeing]}
+
+    def measured(images: int) -> set[str]:
+        checks = run(capsys, both | {"max_images": images})["verdict"]["checks"]
+        return {check["code"] for check in checks if check["code"] in ("bench_text_1", "bench_image_1")}
+
+    assert measured(0) == {"bench_text_1"}
+    assert measured(1) == measured(-1) == {"bench_text_1", "bench_image_1"}
+
+
 def test_a_bad_result_is_kept_as_nobodys_baseline(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, arguments: dict[str, Any]
 ) -> None:
@@ -296,6 +310,7 @@ def test_all_bad_input_is_refused_and_leaves_no_old_result(
         ({"workloads": []}, "bad_workload"),
         ({"workloads": [*arguments["workloads"], *arguments["workloads"]]}, "bad_workload"),
         ({"workloads": [arguments["workloads"][0] | {"images": 1}]}, "bad_workload"),
+        ({"workloads": [arguments["workloads"][0] | {"images": 1, "side": 32}], "max_images": 0}, "bad_workload"),
         ({"manifest_path": "/none"}, "manifest_unusable"),
         ({"tolerance": -1}, "bad_number"),
     ):

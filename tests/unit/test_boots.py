@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from bench.boots import figures, load
 from bench.boots.__main__ import flags, groups, read, telling
 from bench.boots.rows import row
 from PIL import Image
 
 from ansible_collections.inference.vllm.plugins.module_utils import catalogue
+from ansible_collections.inference.vllm.plugins.module_utils.benchmark_drivers import DRIVERS, Call
+from ansible_collections.inference.vllm.plugins.module_utils.benchmark_figures import Goals, Workload, points_of
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
 from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import solve
@@ -24,6 +27,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.planner.verdict imp
 from ansible_collections.inference.vllm.plugins.module_utils.planner.wishes import Wishes
 
 MATRICES = sorted((Path(__file__).parents[2] / "bench" / "boots").glob("*.yaml"))
+ROLE = Path(__file__).parents[2] / "roles" / "benchmark"
 SEEN = Path(__file__).parent / "fixtures" / "boots" / "results.jsonl"
 
 
@@ -44,6 +48,8 @@ def test_matrix_is_whole(path: Path) -> None:
         ("plan-fp8", "qwen3-vl-32b-instruct-fp8", Wishes()),
         ("plan-1mp", "qwen3-vl-32b-instruct-fp8", Wishes(max_pixels=1_048_576)),
         ("plan-4bit-128k", "qwen3-vl-32b-instruct-awq", Wishes(context=131_072)),
+        ("text-plan-fp8", "qwen3-vl-32b-instruct-fp8", Wishes()),
+        ("baseline-awq", "qwen3-32b-awq", Wishes()),
     ],
 )
 def test_boot_of_a_plan_carries_what_the_planner_says(name: str, model: str, wishes: Wishes) -> None:
@@ -51,7 +57,7 @@ def test_boot_of_a_plan_carries_what_the_planner_says(name: str, model: str, wis
     plan = solve(case, wishes)
     (boot,) = (boot for path in MATRICES for boot in read(path) if boot["name"] == name)
     assert plan.fits
-    assert boot["settings"] == {
+    wanted = {
         "tensor_parallel_size": plan.settings.tensor_parallel,
         "gpu_memory_utilization": plan.flags()["gpu-memory-utilization"],
         "kv_cache_dtype": plan.settings.kv_cache_dtype,
@@ -61,6 +67,45 @@ def test_boot_of_a_plan_carries_what_the_planner_says(name: str, model: str, wis
         "context": plan.max_model_len,
         "max_pixels": plan.settings.max_pixels,
     }
+    # A text model has no images.
+    texts_only = catalogue.load(model).variant == "text"
+    assert boot["settings"] == {
+        key: value for key, value in wanted.items() if not texts_only or key not in ("images_per_prompt", "max_pixels")
+    }
+
+
+def test_the_text_comparison_is_that_of_role_benchmark() -> None:
+    """The same work, limits and prompts for both models, and as many requests as the role sends."""
+    defaults = yaml.safe_load((ROLE / "defaults" / "main.yml").read_text(encoding="utf-8"))
+    workload = Workload.from_dict(next(item for item in defaults["benchmark_workloads"] if item["name"] == "text"))
+    goals = Goals(defaults["benchmark_goal_ttft_ms"], defaults["benchmark_goal_tpot_ms"])
+    boots = read(ROLE.parents[1] / "bench" / "boots" / "text-awq.yaml")
+    for boot in boots:
+        assert boot["bench"] == boots[0]["bench"]
+        for point in points_of([workload], 11, again=True):
+            told = list(map(str, boot["bench"][f"text {point.concurrency}{' again' if point.again else ''}"]))
+            sent = DRIVERS["vllm"].command(point, goals, Call("", "", "", "", ""))
+            for name in ("--random-input-len", "--random-output-len", "--num-prompts", "--max-concurrency", "--seed"):
+                assert told[told.index(name) + 1] == sent[sent.index(name) + 1]
+            assert told[told.index("--goodput") :] == sent[sent.index("--goodput") :]
+            assert "--ignore-eos" in told
+
+
+def test_a_baseline_is_shown_figure_by_figure() -> None:
+    done = {"completed": 8, "failed": 0, "request_throughput": 2.0, "request_goodput": 1.5}
+    fast = done | {"output_throughput": 100.0, "median_ttft_ms": 200.0, "median_tpot_ms": 20.0}
+    slow = done | {"output_throughput": 90.0, "median_ttft_ms": 300.0, "median_tpot_ms": 20.0}
+    boots: list[dict[str, Any]] = [
+        {"name": "text-plan-fp8", "alive": True, "bench": {"text 1": slow, "text 8": slow}},
+        {"name": "baseline-awq", "alive": True, "bench": {"text 1": fast, "text 8": fast | {"failed": 1}}},
+    ]
+    lines = figures.against_baseline(boots)
+    assert lines[1].startswith("| `text-plan-fp8` for `baseline-awq` | output tokens per second |")
+    # What either did not finish is not compared.
+    assert lines[3:] == [
+        "| text, 1024 in, 128 out, one at a time | 90 for 100 (0.90) | 300 for 200 (1.50) | 20 for 20 (1.00) |"
+    ]
+    assert figures.against_baseline(boots[:1]) == []
 
 
 def test_utilization_is_a_share_of_the_emulated_card() -> None:

@@ -83,6 +83,10 @@ options:
         description: How often as many requests as are sent at once are sent; eight requests at least.
         type: int
         default: 4
+  max_images:
+    description: Images that one request may hold; workloads with more are left out. V(-1) where that is not known.
+    type: int
+    default: -1
   goal_ttft_ms:
     description: Milliseconds within which a good request has its first token.
     type: float
@@ -233,6 +237,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
             "rounds": {"type": "int", "default": 4},
         },
     },
+    "max_images": {"type": "int", "default": -1},
     "goal_ttft_ms": {"type": "float", "default": 3500},
     "goal_tpot_ms": {"type": "float", "default": 50},
     "again": {"type": "bool", "default": True},
@@ -260,7 +265,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "save_as": {"type": "str", "default": ""},
     "replace_same": {"type": "bool", "default": False},
 }
-LEAST = {"goal_ttft_ms": 1.0, "goal_tpot_ms": 0.1, "timeout": 1.0, "tolerance": 0.0}
+LEAST = {"max_images": -1, "goal_ttft_ms": 1.0, "goal_tpot_ms": 0.1, "timeout": 1.0, "tolerance": 0.0}
 
 
 @dataclass(frozen=True)
@@ -272,7 +277,7 @@ class Plan:
 
 
 def workloads_of(params: dict[str, Any]) -> tuple[Workload, ...]:
-    """The workloads.
+    """The workloads that have no more images than a request may hold.
 
     Raises:
         RefusalError: One of them cannot be used, or there is none, or two have one name.
@@ -290,9 +295,14 @@ def workloads_of(params: dict[str, Any]) -> tuple[Workload, ...]:
         refusals.append(
             Refusal("bad_workload", f"workloads are named {names}.", "Give at least one, each with a name of its own.")
         )
+    most = params["max_images"]
+    taken = tuple(workload for workload in found if most < 0 or workload.images <= most)
+    if found and not taken:
+        fix = "Give one with fewer images."
+        refusals.append(Refusal("bad_workload", f"A request may hold {most} images, those of {names} have more.", fix))
     if refusals:
         raise RefusalError(*refusals)
-    return tuple(found)
+    return taken
 
 
 def key_from(params: dict[str, Any]) -> dict[str, Any]:
