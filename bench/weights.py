@@ -4,11 +4,13 @@ One run, one machine, one hub on loopback: 2 GiB of random bytes in 8 shards, ea
 of each. A way that only writes into memory is not compared with one that waits for the disk: all of them end with the
 bytes on disk (fsync), and a second table leaves the disk out by working in a file system in memory.
 
-"cpu s" are seconds of the processor of the way itself, without those of the hub, which shares the machine.
+"cpu s" are seconds of the processor of the way itself, "hub s" those of the hub, which shares the machine.
 
 * copy + sha256: the shards copied from the hub's folder with the kernel's help, then read and hashed; four at a time.
-* stream + sha256: the same over HTTP from the hub, without checks.
+  No byte of it goes through a network.
+* curl + sha256: the same over HTTP from the hub, received by curl; left out where there is no curl.
 * verified: the module's way, four files at once, hashed, made durable and recorded.
+* received only: what verified receives, thrown away: neither hashed nor written. What the network alone takes.
 * snapshot_download, hf download: what huggingface_hub does by default, which checks sizes, and no hash.
 
 Then hosts that share: one host alone, and eight at once that have the files from each other, from a hub that gives only
@@ -24,6 +26,7 @@ import json
 import os
 import resource
 import shutil
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -42,11 +45,13 @@ from ansible_collections.inference.vllm.plugins.module_utils.weights_peers impor
 from ansible_collections.inference.vllm.plugins.module_utils.weights_plan import FileSpec, Lock, parse_lock  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.weights_progress import Pace  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.weights_store import Layout, State  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.weights_stream import stream  # noqa: E402
 from support.faulty_hub import HUB_FILE, PEER_FILE, FaultyHub, serving  # noqa: E402
 
 REPOSITORY, REVISION = "bench/model", "main"
 SHARDS, MIB, GIB = 8, 1 << 20, 1 << 30
 WORKERS = 4
+COPY, CURL = "copy + sha256", "curl + sha256"
 RECHECK_BYTES = 35 * 10**9
 GOAL, PEAK_MIB, RECHECK_SECONDS, FLEET_GOAL = 0.95, 200, 1.0, 1.3
 HOSTS, FLEET_MIB, FLEET_RATE = 8, 128, 8e6
@@ -107,19 +112,21 @@ def compare(folder: Path, gib: float, rounds: int) -> None:
             urlopen(f"{url}/api/models/{REPOSITORY}").close()  # noqa: S310 - the hub hashes its files once
             for _ in range(rounds):
                 for way in WAYS:
-                    figures = measure(way, folder / "out", url, source)
+                    if way == CURL and not shutil.which("curl"):
+                        continue
+                    before = processor_seconds(hub.pid)
+                    seconds, cpu, peak = measure(way, folder / "out", url, source)
+                    figures = seconds, cpu, processor_seconds(hub.pid) - before, peak
                     if way not in best or figures[0] < best[way][0]:
                         best[way] = figures
         finally:
             hub.terminate()
-    heads = f"{'seconds':>8}  {'MiB/s':>6}  {'cpu s':>6}  {'peak MiB':>8}  {'copy':>6}  {'stream':>6}"
-    print(f"{'speed, relative to':<20}  {heads}")
-    for way, (seconds, cpu, peak) in best.items():
-        to_copy, to_stream = (best[base][0] / seconds for base in ("copy + sha256", "stream + sha256"))
-        speed = gib * 1024 / seconds
-        print(
-            f"{way:<20}  {seconds:>8.2f}  {speed:>6.0f}  {cpu:>6.2f}  {peak:>8.0f}  {to_copy:>6.2f}  {to_stream:>6.2f}"
-        )
+    bases = [way for way in (COPY, CURL) if way in best]
+    heads = f"{'seconds':>8}  {'MiB/s':>6}  {'cpu s':>6}  {'hub s':>6}  {'peak MiB':>8}"
+    print(f"{'speed, relative to':<20}  {heads}", *(f"{base.split()[0]:>6}" for base in bases), sep="  ")
+    for way, (seconds, cpu, hub_cpu, peak) in best.items():
+        row = f"{seconds:>8.2f}  {gib * 1024 / seconds:>6.0f}  {cpu:>6.2f}  {hub_cpu:>6.2f}  {peak:>8.0f}"
+        print(f"{way:<20}  {row}", *(f"{best[base][0] / seconds:>6.2f}" for base in bases), sep="  ")
     print(f"goals of verified: at least {GOAL} of the raw copy's speed, at most {PEAK_MIB} MiB\n")
 
 
@@ -133,7 +140,13 @@ def write_shards(folder: Path, mib: int) -> Path:
     return folder
 
 
-def measure(way: str, out: Path, url: str, source: Path) -> tuple[float, ...]:
+def processor_seconds(pid: int) -> float:
+    """Seconds of the processor that a process took so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(way: str, out: Path, url: str, source: Path) -> tuple[float, float, float]:
     """Run one way in a process of its own. Returns its seconds and its processor's, and its peak in MiB.
 
     The start of Python does not count.
@@ -144,7 +157,8 @@ def measure(way: str, out: Path, url: str, source: Path) -> tuple[float, ...]:
     command = [sys.executable, __file__, "--way", way, "--folder", str(out), "--url", url, "--source", str(source)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: S603 - itself
     shutil.rmtree(out)
-    return tuple(map(float, done.stdout.split()[-3:]))
+    seconds, cpu, peak = map(float, done.stdout.split()[-3:])
+    return seconds, cpu, peak
 
 
 def run_way(way: str, out: Path, url: str, source: Path) -> int:
@@ -154,12 +168,12 @@ def run_way(way: str, out: Path, url: str, source: Path) -> int:
     import huggingface_hub  # the start of Python and its imports are not what is measured
 
     _ = huggingface_hub.snapshot_download, huggingface_hub.HfApi
-    who = resource.RUSAGE_CHILDREN if way == "hf download" else resource.RUSAGE_SELF
-    before, begin = resource.getrusage(who), time.monotonic()
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    before, begin = [resource.getrusage(who) for who in whose], time.monotonic()
     WAYS[way](out, url, source)
-    seconds, after = time.monotonic() - begin, resource.getrusage(who)
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    print(seconds, cpu, after.ru_maxrss / 1024)
+    seconds, after = time.monotonic() - begin, [resource.getrusage(who) for who in whose]
+    cpu = sum(use.ru_utime + use.ru_stime for use in after) - sum(use.ru_utime + use.ru_stime for use in before)
+    print(seconds, cpu, max(use.ru_maxrss for use in after) / 1024)
     return 0
 
 
@@ -193,19 +207,32 @@ def copy(out: Path, url: str, source: Path) -> None:
     four_at_a_time(hash_of, sorted(out.glob("model-*")))
 
 
-def plain_stream(out: Path, url: str, source: Path) -> None:
-    """Receive, make durable, hash."""
+def curl(out: Path, url: str, source: Path) -> None:
+    """Receive with curl, make durable, hash."""
 
     def one(path: Path) -> None:
-        place = memoryview(bytearray(MIB))
-        address = f"{url}/{REPOSITORY}/resolve/{REVISION}/{path.name}"
-        with urlopen(address) as answer, (out / path.name).open("wb", buffering=0) as file:  # noqa: S310
-            while count := answer.readinto(place):
-                file.write(place[:count])
-            os.fsync(file.fileno())
+        options = ["--silent", "--show-error", "--fail", "--noproxy", "*", "--output", str(out / path.name)]
+        subprocess.run(["curl", *options, address(url, path)], check=True)  # noqa: S603, S607 - the bench's own hub
+        durable(out / path.name)
 
     four_at_a_time(one, sorted(source.iterdir()))
     four_at_a_time(hash_of, sorted(out.glob("model-*")))
+
+
+def received_only(out: Path, url: str, source: Path) -> None:
+    """Receive as the module does, and throw away."""
+
+    def one(path: Path) -> None:
+        with stream(address(url, path), lambda _: {}, timeout=60, context=ssl.create_default_context()) as answer:
+            for _piece in answer.pieces:
+                pass
+
+    four_at_a_time(one, sorted(source.iterdir()))
+
+
+def address(url: str, shard: Path) -> str:
+    """Where the hub gives a shard."""
+    return f"{url}/{REPOSITORY}/resolve/{REVISION}/{shard.name}"
 
 
 def verified(out: Path, url: str, source: Path) -> None:
@@ -230,9 +257,10 @@ def hf_download(out: Path, url: str, source: Path) -> None:
 
 
 WAYS: dict[str, Callable[[Path, str, Path], None]] = {
-    "copy + sha256": copy,
-    "stream + sha256": plain_stream,
+    COPY: copy,
+    CURL: curl,
     "verified": verified,
+    "received only": received_only,
     "snapshot_download": snapshot_download,
     "hf download": hf_download,
 }

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
+import ssl
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ import yaml
 
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from ansible_collections.inference.vllm.plugins.modules import hf_snapshot as module
-from support.faulty_hub import FaultyHub, running, write_model
+from support.faulty_hub import FOR_EVER, Fault, FaultyHub, running, write_model
 
 FILES = {"config.json": b"{}\n", "model.safetensors": b"weights" * 1000}
 COLLECTIONS = Path(__file__).parents[2] / "collections"
@@ -33,13 +35,15 @@ def served(tmp_path: Path) -> Iterator[FaultyHub]:
         yield server
 
 
-def run(tmp_path: Path, path: str = "", **options: Any) -> tuple[dict[str, Any], str]:
+def run(
+    tmp_path: Path, path: str = "", environment: Mapping[str, str] | None = None, **options: Any
+) -> tuple[dict[str, Any], str]:
     """Run the module as a process of its own. Returns its result and all that it printed."""
     arguments = tmp_path / "arguments.json"
     arguments.write_text(json.dumps({"ANSIBLE_MODULE_ARGS": {"root": str(tmp_path / "models"), **options}}))
     done = subprocess.run(
         [sys.executable, module.__file__, arguments],
-        env={**os.environ, "PYTHONPATH": f"{path}:{COLLECTIONS}", "HF_TOKEN": TOKEN},
+        env={**os.environ, "PYTHONPATH": f"{path}:{COLLECTIONS}", "HF_TOKEN": TOKEN, **(environment or {})},
         capture_output=True,
         text=True,
         check=False,
@@ -83,6 +87,79 @@ def test_a_token_from_a_vault_reaches_its_hub_and_nothing_else(served: FaultyHub
     result, printed = run(tmp_path, repository="org/tiny", endpoint=served.url, token=f"{TOKEN} {TOKEN}")
     assert result["error"]["code"] == "token_malformed"
     assert TOKEN not in printed
+
+
+@pytest.fixture
+def certificate(served: FaultyHub, tmp_path: Path) -> Path:
+    """The hub speaks TLS; this is the certificate to trust."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    request = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 1 -subj /CN=hub"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run(["openssl", *request.split(), *names], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    served.socket = context.wrap_socket(served.socket, server_side=True)
+    return certificate
+
+
+def test_files_come_over_tls_from_who_has_a_trusted_certificate(
+    served: FaultyHub, tmp_path: Path, certificate: Path
+) -> None:
+    served.token = TOKEN
+    url = served.url.replace("http:", "https:")
+    given: dict[str, Any] = {"repository": "org/tiny", "endpoint": url, "token_endpoint": url, "token": TOKEN}
+    result, _ = run(tmp_path, retries=0, **given)
+    assert result["error"]["code"] == "hub_unreachable"
+    assert "CERTIFICATE_VERIFY_FAILED" in result["error"]["message"]
+    assert served.asked == []
+    result, _ = run(tmp_path, environment={"SSL_CERT_FILE": str(certificate)}, **given)
+    assert result["verified"]
+    assert (Path(result["path"]) / "model.safetensors").read_bytes() == FILES["model.safetensors"]
+
+
+def test_a_redirect_from_tls_to_plain_http_is_refused(served: FaultyHub, tmp_path: Path, certificate: Path) -> None:
+    with running(tmp_path / "hub") as plain:
+        served.faults = [Fault("redirect", "*/resolve/*", FOR_EVER, to=plain.url)]
+        trusted, endpoint = {"SSL_CERT_FILE": str(certificate)}, served.url.replace("http:", "https:")
+        result, _ = run(tmp_path, environment=trusted, repository="org/tiny", endpoint=endpoint)
+        assert result["error"]["code"] == "insecure_redirect"
+        assert plain.asked == []
+
+
+def test_certificates_that_cannot_be_read_are_named(served: FaultyHub, tmp_path: Path) -> None:
+    nothing = {"SSL_CERT_FILE": str(tmp_path / "none.pem")}
+    result, _ = run(tmp_path, environment=nothing, repository="org/tiny", endpoint=served.url)
+    assert result["error"]["code"] == "bad_certificates"
+    assert f"SSL_CERT_FILE={tmp_path / 'none.pem'}" in result["error"]["message"]
+    assert served.asked == []
+
+
+def test_the_command_in_the_documentation(served: FaultyHub, tmp_path: Path) -> None:
+    """docs/weights.md, "Alone", but for the model and the two paths."""
+    section = (COLLECTIONS.parent / "docs/weights.md").read_text().partition("## Alone")[2]
+    ansible, *words = shlex.split(section.split("```")[1].replace("\\\n", " "))
+    changes = {
+        "repository=Qwen/Qwen3-VL-2B-Instruct-FP8": "repository=org/tiny",
+        "root=/opt/vllm/models": f"root={tmp_path / 'models'} endpoint={served.url}",
+        "/opt/vllm/venv/bin/python": sys.executable,
+    }
+    for told, here in changes.items():
+        assert sum(told in word for word in words) == 1
+        words = [word.replace(told, here) for word in words]
+    assert words.pop() == "--check"
+    command_line = [str(Path(sys.executable).with_name(ansible)), *words]
+
+    def result(*options: str) -> dict[str, Any]:
+        given = {**command(tmp_path, served), "args": [*command_line, *options]}
+        done = subprocess.run(**given, check=True)
+        return dict(yaml.safe_load(re.sub(r"^.*=>", "", done.stdout[done.stdout.index("localhost |") :])))
+
+    size = sum(map(len, FILES.values()))
+    would = result("--check")
+    assert (would["changed"], would["verified"], would["bytes_to_fetch"]) == (True, False, size)
+    assert not (tmp_path / "models").exists()
+    did = result()
+    assert (did["changed"], did["verified"], did["bytes_fetched"]) == (True, True, size)
 
 
 def command(tmp_path: Path, server: FaultyHub, *options: str) -> dict[str, Any]:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -36,6 +38,7 @@ HUB = "https://huggingface.co"
 LEAST_LIBRARY = 2  # major version of huggingface_hub; the first on httpx2
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 PORTS = {"http": 80, "https": 443}
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")  # what the environment may name instead of the system's own
 
 OK, PARTIAL, TIMEOUT, RANGE_REFUSED, SERVER_ERROR = 200, 206, 408, 416, 500
 
@@ -173,7 +176,7 @@ class Hub:
             headers: More headers for these.
 
         Raises:
-            RefusalError: ``library_missing`` or ``bad_endpoint``.
+            RefusalError: ``library_missing``, ``bad_certificates`` or ``bad_endpoint``.
         """
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # else a look at the hub before the first request
         try:
@@ -190,7 +193,7 @@ class Hub:
         self._token = token if origin(self.endpoint) == self._token_origin else None
         self._withheld = token is not None and self._token is None
         self._repository, self._timeout, self._retry = repository, timeout, retry
-        self._context = self._http.create_ssl_context()
+        self._context = _certificates(self._http)
         self._direct, self._headers = direct, headers
 
     @property
@@ -247,7 +250,9 @@ class Hub:
         url = f"{self.endpoint}/api/models/{self._repository}/revision/{revision}"
         # The session is one for the whole library; another hub may have set its own guard since.
         self._library.set_client_factory(
-            lambda: self._http.Client(event_hooks={"request": [self.guard]}, follow_redirects=True)
+            lambda: self._http.Client(
+                verify=self._context, event_hooks={"request": [self.guard]}, follow_redirects=True
+            )
         )
         api = self._library.HfApi(endpoint=self.endpoint, token=self._token or False)
         try:
@@ -353,6 +358,21 @@ class Hub:
             refusal = _unreachable(url, f"{type(error).__name__}: {error}")
             return HubProblemError(refusal, isinstance(error, http.TransportError))
         return error
+
+
+@cache
+def _certificates(http: Any) -> ssl.SSLContext:
+    """Which certificates to trust, read once: that takes longer than a small file, and each peer is a hub."""
+    try:
+        context: ssl.SSLContext = http.create_ssl_context()
+    except OSError as error:
+        named = " and ".join(f"{name}={os.environ[name]}" for name in CERTIFICATES if os.environ.get(name))
+        refuse(
+            "bad_certificates",
+            f"The certificates to trust cannot be read ({named or 'those of the system'}): {error}.",
+            f"Install ca-certificates, or let {' or '.join(CERTIFICATES)} name a file or folder of them, or unset it.",
+        )
+    return context
 
 
 def _library_missing(problem: str) -> RefusalError:
