@@ -976,6 +976,14 @@ def test_a_disk_that_fills_up_on_the_way(served: FaultyHub, want: Want, mounted:
     assert outcome.bytes_fetched < SIZE
 
 
+def test_a_hub_that_sends_without_end_does_not_fill_the_disk(
+    served: FaultyHub, want: Want, mounted: Callable[[str], Path]
+) -> None:
+    mounted("size=8m")
+    served.faults = [Fault("surplus", f"*/{BIG}", FOR_EVER, at=16 << 20)]
+    assert refused(want).code == "size_mismatch"
+
+
 def test_a_read_only_target(want: Want, mounted: Callable[[str], Path]) -> None:
     place = mounted("size=8m,ro")
     refusal = refused(want)
