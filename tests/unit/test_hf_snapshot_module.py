@@ -112,8 +112,10 @@ def test_files_come_over_tls_from_who_has_a_trusted_certificate(
     assert result["error"]["code"] == "hub_unreachable"
     assert "CERTIFICATE_VERIFY_FAILED" in result["error"]["message"]
     assert served.asked == []
+    served.faults = [Fault("cut", "*/model.safetensors", at=3000)]
     result, _ = run(tmp_path, environment={"SSL_CERT_FILE": str(certificate)}, **given)
     assert result["verified"]
+    assert [a.headers.get("range") for a in served.asked if a.path.endswith(".safetensors")] == [None, "bytes=3000-"]
     assert (Path(result["path"]) / "model.safetensors").read_bytes() == FILES["model.safetensors"]
 
 
