@@ -1,4 +1,4 @@
-"""The bytes of a file over HTTP, in pieces as large as they arrive.
+"""The bytes of a file over HTTP, in large pieces.
 
 Python's own client, not huggingface_hub's: that one parses 64 KiB at a time in Python, takes three times the processor
 time of this one, and so is slower than the hash of the same bytes. Listings, addresses, headers, the trust in
