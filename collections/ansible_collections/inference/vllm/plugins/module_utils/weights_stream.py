@@ -106,8 +106,8 @@ def stream(
 def _pieces(read: Callable[[int], bytes], most: int, clock: Callable[[], float] = time.monotonic) -> Iterator[bytes]:
     """What ``read`` gives, ``most`` bytes at once; small reads that follow each other closely become one piece.
 
-    Each piece costs its receiver a hash and a write, and each of these a wait for the other threads. Over TLS, this takes
-    half of the processor's time away.
+    Each piece costs its receiver a hash and a write, and each of these a wait for the other threads: over TLS, half of
+    the processor's time.
     """
     broken: Exception | None = None
     while broken is None:
