@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
-HOMES = {"pull": "/opt/vllm", "load": "/opt/loaded", "copied": "/opt/copied"}
+HOMES = {"pull": "/opt/vllm", "load": "/opt/loaded"}
+# Where packages were added, and the image that they were added to.
+EXTRA = {"changed": "/opt/extra", "copied": "/opt/copied", "build": "/opt/engine"}
+FIELDS = {"reference", "id", "digest", "source", "vllm_version"}
 
 
 def record(host: Any, home: str) -> Any:
@@ -21,7 +24,7 @@ def inspect(host: Any, reference: str) -> Any:
 @pytest.mark.parametrize("home", HOMES.values(), ids=HOMES)
 def test_record_names_an_image_that_the_engine_has(host, home):
     image = record(host, home)
-    assert set(image) == {"reference", "id", "digest", "source", "vllm_version"}
+    assert set(image) == FIELDS
     assert inspect(host, image["reference"])["Id"] == image["id"]
 
 
@@ -33,10 +36,9 @@ def test_pulled_image_is_recorded_by_its_digest(host):
     assert (image["source"], image["vllm_version"]) == ("pull", "0.33.0")
 
 
-@pytest.mark.parametrize(("home", "tag"), [("load", "0.32.0-abc"), ("copied", "0.32.0-def")])
-def test_loaded_image_is_recorded_by_its_tag(host, home, tag):
-    image = record(host, HOMES[home])
-    assert image["reference"] == f"localhost/test-engine:{tag}"
+def test_loaded_image_is_recorded_by_its_tag(host):
+    image = record(host, HOMES["load"])
+    assert image["reference"] == "localhost/test-engine:0.32.0-abc"
     assert (image["source"], image["digest"], image["vllm_version"]) == ("load", "", "0.32.0")
     assert inspect(host, image["reference"])["Config"]["Labels"]["made-for"] == image["reference"]
 
@@ -49,3 +51,69 @@ def test_saved_archive_holds_the_image_under_its_name(host):
 
 def test_refusal_changed_nothing(host):
     assert not host.file("/opt/refused").exists
+
+
+def test_signature_was_seen_where_the_host_can(host):
+    seen = host.file("/opt/vllm/image-signature.json")
+    assert seen.exists == host.exists("cosign")
+    if seen.exists:
+        content = json.loads(seen.content_string)
+        assert content["reference"] == record(host, HOMES["pull"])["reference"]
+        assert content["signer"].startswith("key sha256:")
+
+
+@pytest.fixture(params=EXTRA)
+def extra(host: Any, request: Any) -> Any:
+    """The record of an image with packages; the real engine is on one host only."""
+    home = EXTRA[request.param]
+    if request.param == "build" and not host.file(home).exists:
+        assert not host.exists("cosign")
+        pytest.skip("the engine's real image is on the other host")
+    return record(host, home)
+
+
+def test_packages_were_laid_over_the_image_and_nothing_else_changed(host, extra):
+    assert set(extra) == FIELDS | {"base", "base_id", "packages"}
+    image, base = inspect(host, extra["reference"]), inspect(host, extra["base_id"])
+    assert image["Id"] == extra["id"] != base["Id"]
+    assert image["RootFS"]["Layers"][:-1] == base["RootFS"]["Layers"]
+    for field in ("User", "Entrypoint", "Cmd", "Env", "WorkingDir"):
+        assert image["Config"][field] == base["Config"][field]
+    assert (base["Config"]["Labels"] or {}).items() <= image["Config"]["Labels"].items()
+    assert image["Config"]["User"] == "2000:0"
+
+
+def python(host: Any, reference: str, code: str) -> str:
+    run = "docker run --rm --network none --read-only --user 12345:0 --entrypoint python3 %s -c %s"
+    return str(host.check_output(run, reference, code)).strip()
+
+
+def test_packages_are_there_compiled_for_whatever_user(host, extra):
+    for spec in extra["packages"].split():
+        module = spec.split("==", maxsplit=1)[0].replace("-", "_")
+        code = f"import os, {module} as m; print(os.access(m.__file__, os.R_OK), os.access(m.__cached__, os.R_OK))"
+        assert python(host, extra["reference"], code).splitlines()[-1] == "True True"
+
+
+def test_vllm_is_the_one_of_the_image(host, extra):
+    code = "from importlib.metadata import version as v; print(v('vllm'), v('torch'))"
+    assert python(host, extra["reference"], code) == python(host, extra["base_id"], code)
+
+
+@pytest.mark.parametrize("home", EXTRA.values(), ids=EXTRA)
+def test_nothing_of_a_build_stays(host, home):
+    assert not host.file(f"{home}/cache/engine-image/extra").exists
+
+
+def test_change_of_a_package_is_another_image_and_pruned_is_what_no_release_has(host):
+    home = EXTRA["changed"]
+    listed = host.check_output(
+        "docker image ls --filter label=inference.vllm.home=%s --format '{{.Repository}}:{{.Tag}}'", home
+    )
+    released = json.loads(host.file(f"{home}/releases/before/manifest.json").content_string)["image"]
+    pruned = json.loads(host.file(f"{home}/image-before.json").content_string)
+    now = record(host, home)
+    assert (released["source"], now["source"]) == ("pull", "load")
+    assert released["base"] == record(host, HOMES["pull"])["reference"]
+    assert len({image["reference"] for image in (released, pruned, now)}) == 3
+    assert set(listed.split()) == {released["reference"], now["reference"]}

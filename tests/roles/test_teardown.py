@@ -20,6 +20,12 @@ def test_data_is_gone_as_asked(host):
     assert not host.file("/opt/vllm").exists
 
 
+def test_image_with_extra_packages_goes_with_the_data_and_no_other(host):
+    listed = host.check_output("docker image ls --format '{{.Repository}}:{{.Tag}}'").split()
+    assert "localhost/vllm-extra:1" not in listed
+    assert {"localhost/vllm-extra:2", "test/sleep:1"} <= set(listed)
+
+
 def test_what_others_own_stays(host):
     assert "bystander" in host.check_output("docker volume ls --quiet")
     assert host.run("docker info").rc == 0

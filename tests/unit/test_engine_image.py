@@ -151,7 +151,7 @@ def test_version(wanted: Wanted, expected: str) -> None:
     ],
 )
 def test_record_of_a_pulled_image(wanted: str, listed: list[str], name: str, digest: str) -> None:
-    content = record(wanted, "pull", "0.33.0", "sha256:1", listed)
+    content = record(wanted, "pull", "0.33.0", "sha256:1", repo_digests=listed, labels={})
     assert content == {
         "reference": name,
         "id": "sha256:1",
@@ -163,8 +163,31 @@ def test_record_of_a_pulled_image(wanted: str, listed: list[str], name: str, dig
 
 @pytest.mark.parametrize("source", ["load", "build"])
 def test_record_of_an_image_that_no_registry_has(source: str) -> None:
-    content = record("localhost/vllm-cpu:0.32.0-ab", source, "0.32.0", "sha256:1", [f"elsewhere@{DIGEST}"])
+    names, labels = [f"elsewhere@{DIGEST}"], {"made-for": "x"}
+    content = record("localhost/vllm-cpu:0.32.0-ab", source, "0.32.0", "sha256:1", repo_digests=names, labels=labels)
     assert (content["reference"], content["digest"]) == ("localhost/vllm-cpu:0.32.0-ab", "")
+    assert len(content) == 5
+
+
+@pytest.mark.parametrize("source", ["pull", "load", "build"])
+def test_record_of_an_image_with_extra_packages_says_what_it_was_made_of(source: str) -> None:
+    labels = {
+        "inference.vllm.base": f"docker.io/vllm/vllm-openai@{DIGEST}",
+        "inference.vllm.base-id": "sha256:0",
+        "inference.vllm.packages": "av==16.0.1 qwen-vl-utils==0.0.14",
+        "inference.vllm.home": "/opt/vllm",
+    }
+    content = record("localhost/vllm-extra:0.33.0-ab", source, "0.33.0", "sha256:1", repo_digests=[], labels=labels)
+    assert content == {
+        "reference": "localhost/vllm-extra:0.33.0-ab",
+        "id": "sha256:1",
+        "digest": "",
+        "source": source,
+        "vllm_version": "0.33.0",
+        "base": f"docker.io/vllm/vllm-openai@{DIGEST}",
+        "base_id": "sha256:0",
+        "packages": "av==16.0.1 qwen-vl-utils==0.0.14",
+    }
 
 
 def run_module(name: str, arguments: Mapping[str, object]) -> dict[str, Any]:

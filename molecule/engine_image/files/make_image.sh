@@ -1,20 +1,50 @@
 #!/bin/bash
-# make_image.sh FOLDER: an image in the registry on port 5000, in FOLDER/image.tar and in FOLDER/local.tar.gz.
+# make_image.sh FOLDER: images in the registry on port 5000 (the second of them unsigned), in FOLDER/image.tar and in
+# FOLDER/local.tar.gz. Where the host has cosign, the first is signed with FOLDER/cosign.key.
+# Each has this host's own Python and, in place of vLLM, what a Python is told about it.
 set -eu -o pipefail
 folder=$1
-pushed=127.0.0.1:5000/test/vllm:v0.33.0
-mkdir -p "$folder"
+repository=127.0.0.1:5000/test/vllm
+python=$(realpath /usr/bin/python3)
+mkdir -p "$folder/root"
 cd "$folder"
 
-make() {
-  printf '%s\n' "$1" > content
-  tar -c content | docker import --change "LABEL made-for=$1" - "$1"
+installed() {
+  local info=root/usr/local/lib/${python##*/}/dist-packages/$1-$2.dist-info
+  mkdir -p "$info"
+  printf 'Metadata-Version: 2.1\nName: %s\nVersion: %s\n' "$1" "$2" > "$info/METADATA"
 }
 
+make() {
+  printf '%s\n' "$1" > root/content
+  docker import --change "LABEL made-for=$1" --change 'USER 2000:0' --change 'ENTRYPOINT ["vllm", "serve"]' \
+    --change 'ENV MADE_FOR=tests' - "$1" < <(tar -C root -c .)
+}
+
+push() {
+  make "$repository:$1"
+  docker push --quiet "$repository:$1"
+  docker image inspect --format '{{index .RepoDigests 0}}' "$repository:$1" | sed 's/.*@//'
+}
+
+ldd "$python" | grep -o '/[^ ]*' | xargs -I {} cp --dereference --parents {} root
+cp --recursive --parents "$python" "/usr/lib/${python##*/}" /usr/lib/python3/dist-packages/packaging root
+ln -sf "${python##*/}" root/usr/bin/python3
+installed vllm 0.33.0
+installed torch 2.12.0
+
 until curl -fsS http://127.0.0.1:5000/v2/ > /dev/null; do sleep 1; done
-make "$pushed"
-docker push --quiet "$pushed"
-docker image inspect --format '{{index .RepoDigests 0}}' "$pushed" | sed 's/.*@//' > pushed-digest
+digest=$(push v0.33.0 | tail -n 1)
+push unsigned | tail -n 1 > unsigned-digest
+if command -v cosign > /dev/null; then
+  for key in other cosign; do
+    COSIGN_PASSWORD='' cosign generate-key-pair --output-key-prefix "$key"
+  done
+  COSIGN_PASSWORD='' cosign sign --yes --key cosign.key --tlog-upload=false "$repository@$digest"
+else
+  # A key is enough to ask for a signature.
+  openssl ecparam -genkey -name prime256v1 -noout | openssl ec -pubout -out cosign.pub
+fi
 
 make localhost/test-engine:0.32.0-abc
 docker save localhost/test-engine:0.32.0-abc > image.tar
@@ -22,4 +52,5 @@ make localhost/test-engine:0.32.0-def
 docker save localhost/test-engine:0.32.0-def | gzip > local.tar.gz
 
 docker image ls --quiet --no-trunc | sort -u | xargs docker image rm --force
-mv pushed-digest digest
+rm -r root
+printf '%s\n' "$digest" > digest

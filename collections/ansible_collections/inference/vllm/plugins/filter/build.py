@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.build_context import debian_sources, wheel_sources
+from ansible_collections.inference.vllm.plugins.module_utils.extra_packages import pip_target
 
 
 class FilterModule:
@@ -13,4 +14,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Map each filter's name to its function."""
-        return {"debian_sources": debian_sources, "wheel_sources": wheel_sources}
+        return {"debian_sources": debian_sources, "pip_target": pip_target, "wheel_sources": wheel_sources}

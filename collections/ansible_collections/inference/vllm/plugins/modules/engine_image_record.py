@@ -43,6 +43,10 @@ options:
     type: list
     elements: str
     default: []
+  labels:
+    description: The image's labels, which tell what an image with extra packages was made of.
+    type: dict
+    default: {}
 attributes:
   check_mode:
     description: Says whether the file would change.
@@ -66,7 +70,9 @@ EXAMPLES = r"""
 
 RETURN = r"""
 image:
-  description: The record, with C(reference), C(id), C(digest), C(source) and C(vllm_version).
+  description: >-
+    The record, with C(reference), C(id), C(digest), C(source) and C(vllm_version); of an image with extra packages also
+    C(base), C(base_id) and C(packages).
   returned: success
   type: dict
 """
@@ -82,11 +88,19 @@ def main() -> None:
             "vllm_version": {"type": "str", "required": True},
             "image_id": {"type": "str", "required": True},
             "repo_digests": {"type": "list", "elements": "str", "default": []},
+            "labels": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
     given = module.params
-    image = record(given["reference"], given["source"], given["vllm_version"], given["image_id"], given["repo_digests"])
+    image = record(
+        given["reference"],
+        given["source"],
+        given["vllm_version"],
+        given["image_id"],
+        repo_digests=given["repo_digests"],
+        labels=given["labels"],
+    )
     path, after = Path(given["path"]), as_json(image)
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     try:

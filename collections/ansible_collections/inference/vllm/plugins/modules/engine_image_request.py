@@ -3,24 +3,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.inference.vllm.plugins.module_utils import extra_packages
 from ansible_collections.inference.vllm.plugins.module_utils.engine_image import (
     Wanted,
     reference,
     refusals,
     vllm_version,
 )
+from ansible_collections.inference.vllm.plugins.module_utils.image_signature import Signer
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import join
 
 DOCUMENTATION = r"""
 module: engine_image_request
 short_description: Accept or refuse the settings of the engine's image
 description:
-  - Refuses an image without a digest, a version of vLLM with known holes, and an image that this host cannot run.
+  - Refuses an image without a digest, a version of vLLM with known holes, an image that this host cannot run, packages
+    that are not pinned, and a signature that could not be checked.
   - Changes nothing and asks no registry.
 options:
   source:
@@ -79,6 +86,31 @@ options:
     description: Accept a version of vLLM with known holes.
     type: bool
     default: false
+  extra_packages:
+    description: Python packages to lay over the image, each C(name==version).
+    type: list
+    elements: str
+    default: []
+  extra_wheels:
+    description: Folder on the host with their wheels. Empty asks a package index.
+    type: str
+    default: ""
+  signature_key:
+    description: Public key that must have signed the image, as text, or what else C(cosign verify --key) takes.
+    type: str
+    default: ""
+  signature_identity:
+    description: Identity in the certificate of a keyless signature.
+    type: str
+    default: ""
+  signature_issuer:
+    description: Who issued that identity, as a URL.
+    type: str
+    default: ""
+  signature_tool:
+    description: Program that checks it, by name or path.
+    type: str
+    default: cosign
 attributes:
   check_mode:
     description: Changes nothing, so it answers the same.
@@ -108,6 +140,15 @@ vllm_version:
   description: vLLM's version in the image.
   returned: success
   type: str
+extra_facts:
+  description: What of the packages decides the image that is made with them.
+  returned: success
+  type: list
+  elements: str
+signed:
+  description: Whether a signature is to be checked.
+  returned: success
+  type: bool
 refusals:
   description: Reasons against the settings, each with C(code), C(message) and C(fix).
   returned: always
@@ -132,17 +173,48 @@ ARGUMENTS = {
     "built_version": {"type": "str", "default": ""},
     "vllm_version": {"type": "str", "default": ""},
     "unsafe_allow_old_version": {"type": "bool", "default": False},
+    "extra_packages": {"type": "list", "elements": "str", "default": []},
+    "extra_wheels": {"type": "str", "default": ""},
+    "signature_key": {"type": "str", "default": "", "no_log": False},
+    "signature_identity": {"type": "str", "default": ""},
+    "signature_issuer": {"type": "str", "default": ""},
+    "signature_tool": {"type": "str", "default": "cosign"},
 }
 
 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
-    wanted = Wanted(**module.params, machine=platform.machine(), cpu_flags=_cpu_flags())
+    given: dict[str, Any] = dict(module.params)
+    specs, folder = given.pop("extra_packages"), Path(given["extra_wheels"] or "/nonexistent")
+    signer = Signer(*(given.pop(f"signature_{name}") for name in ("key", "identity", "issuer")))
+    wanted = Wanted(
+        **given,
+        extra_packages=tuple(specs),
+        extra_files=frozenset(path.name for path in folder.glob("*.whl")),
+        signer=signer,
+        signature_tool_found=shutil.which(given["signature_tool"]) is not None,
+        machine=platform.machine(),
+        cpu_flags=_cpu_flags(),
+    )
     found = refusals(wanted)
     if found:
         module.fail_json(msg=join(found), refusals=[refusal.as_dict() for refusal in found])
-    module.exit_json(changed=False, reference=reference(wanted), vllm_version=vllm_version(wanted), refusals=[])
+    module.exit_json(
+        changed=False,
+        reference=reference(wanted),
+        vllm_version=vllm_version(wanted),
+        extra_facts=extra_packages.recipe_facts(specs, _hashes(folder, wanted.extra_files, specs)),
+        signed=signer.wanted and wanted.source == "pull",
+        refusals=[],
+    )
+
+
+def _hashes(folder: Path, files: Iterable[str], specs: list[str]) -> dict[str, str]:
+    """sha256 of the wheels that these packages are in the folder, by file name."""
+    packages = [package for package in map(extra_packages.parse, specs) if package]
+    wheels = [name for names in extra_packages.wheels_of(packages, set(files)).values() for name in names]
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in wheels}
 
 
 def _cpu_flags() -> frozenset[str]:

@@ -1,0 +1,17 @@
+"""Say as JSON what packages must fit: the Python that has vLLM in this image. Run by that Python, in a container."""
+
+import json
+import sys
+from importlib.metadata import distribution
+
+from packaging.tags import sys_tags
+
+tags = list(sys_tags())
+description = {
+    "site": str(distribution("vllm").locate_file("")),
+    "implementation": tags[0].interpreter[:2],
+    "version": f"{sys.version_info.major}.{sys.version_info.minor}",
+    "abi": tags[0].abi,
+    "platforms": list(dict.fromkeys(tag.platform for tag in tags if tag.platform != "any")),
+}
+print(json.dumps(description))
