@@ -22,8 +22,8 @@ def test_data_is_gone_as_asked(host):
 
 def test_image_with_extra_packages_goes_with_the_data_and_no_other(host):
     listed = host.check_output("docker image ls --format '{{.Repository}}:{{.Tag}}'").split()
-    assert "localhost/vllm-extra:1" not in listed
-    assert {"localhost/vllm-extra:2", "test/sleep:1"} <= set(listed)
+    assert "localhost/vllm-extra:vllm" not in listed
+    assert {"localhost/vllm-extra:other", "test/sleep:1"} <= set(listed)
 
 
 def test_what_others_own_stays(host):
