@@ -46,7 +46,8 @@ def test_loaded_image_is_recorded_by_its_tag(host):
 def test_saved_archive_holds_the_image_under_its_name(host):
     manifest = host.check_output("zstd -dc /srv/saved/again.tar.zst | tar -xO manifest.json")
     assert json.loads(manifest)[0]["RepoTags"] == ["localhost/test-engine:0.32.0-abc"]
-    assert host.file("/srv/saved").listdir() == ["again.tar.zst"]
+    assert sorted(host.file("/srv/saved").listdir()) == ["again.tar.zst", "extra"]
+    assert host.file("/srv/saved/extra").listdir() == ["image.tar.zst"]
 
 
 def test_refusal_changed_nothing(host):
@@ -117,3 +118,7 @@ def test_change_of_a_package_is_another_image_and_pruned_is_what_no_release_has(
     assert released["base"] == record(host, HOMES["pull"])["reference"]
     assert len({image["reference"] for image in (released, pruned, now)}) == 3
     assert set(listed.split()) == {released["reference"], now["reference"]}
+
+
+def test_archive_of_an_image_with_packages_tells_what_it_was_made_of(host):
+    assert record(host, "/opt/bundled") == record(host, EXTRA["copied"])
