@@ -18,7 +18,7 @@ installed() {
 make() {
   printf '%s\n' "$1" > root/content
   docker import --change "LABEL made-for=$1" --change 'USER 2000:0' --change 'ENTRYPOINT ["vllm", "serve"]' \
-    --change 'ENV MADE_FOR=tests' - "$1" < <(tar -C root -c .)
+    --change 'ENV PATH=/usr/local/bin:/usr/bin' - "$1" < <(tar -C root -c .)
 }
 
 push() {

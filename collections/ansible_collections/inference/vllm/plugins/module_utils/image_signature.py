@@ -47,7 +47,7 @@ class Signer:
     @property
     def name(self) -> str:
         """Who it is, in one line; another key is another name."""
-        log = "" if not self.without_transparency_log else ", not in a transparency log"
+        log = " without a transparency log" if self.without_transparency_log else ""
         if not self.key:
             return f"{self.identity} by {self.issuer}{log}"
         if self.key.lstrip().startswith(_PEM):
