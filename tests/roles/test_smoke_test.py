@@ -41,6 +41,14 @@ def test_every_form_of_request_is_served(host):
     assert {"form_jpeg", "form_one_pixel", "tool_required", "logprobs", "seed", "long_prompt"} <= codes
 
 
+@pytest.mark.parametrize("release", ["good", "full"])
+def test_largest_image_was_sent(host, release):
+    (largest,) = (check for check in verdict(host, release)["checks"] if check["code"] == "largest_image")
+    # 512 x 512 pixels are 256 tokens.
+    assert (largest["ok"], largest["unit"]) == (True, "tokens")
+    assert 240 < largest["value"] < 270
+
+
 def test_hung_engine_is_a_timeout_though_it_looks_healthy(host):
     assert set(failures(host, "hung").values()) == {"timeout"}
     answered = {check["code"] for check in verdict(host, "hung")["checks"] if check["ok"]}

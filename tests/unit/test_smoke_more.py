@@ -13,7 +13,7 @@ from ansible_collections.inference.vllm.plugins.module_utils import smoke_more, 
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_cases import CASES, Answer, judge
 from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import Target
 from ansible_collections.inference.vllm.plugins.module_utils.verdict import Check, Verdict
-from support.lying_server import KEY, MODEL, MORE_LIES, lying_server
+from support.lying_server import IMAGE_CAP, KEY, MAX_MODEL_LEN, MODEL, MORE_LIES, lying_server
 
 
 def asked(lie: str = "", level: str = "semantic", images: int = 4) -> Verdict:
@@ -58,6 +58,51 @@ def test_a_model_without_eyes_is_shown_nothing() -> None:
     codes = {item.code for item in asked(images=0).checks}
     assert not any(code.startswith(("form_", "count_", "chart_")) for code in codes)
     assert "conversation_ada" in codes
+
+
+def largest(lie: str = "", images: int = 4, pixels: int = 640 * 640, cap: int = 0) -> Check | None:
+    with lying_server(lie) as base_url:
+        target = Target(base_url, KEY, MODEL, "protocol", 5.0, images, largest_pixels=pixels, cap_pixels=cap)
+        verdict = smoke_run.run(target, "r1", [], smoke_more.largest_steps(target))
+    return next((item for item in verdict.checks if item.code == "largest_image"), None)
+
+
+def test_the_largest_image_is_scaled_down_to_the_cap_of_the_plan() -> None:
+    # The server takes 300 tokens of 1024 pixels each for an image, at most.
+    capped = largest("scales", cap=IMAGE_CAP * 1024)
+    assert capped
+    assert capped.ok
+    assert capped.value == IMAGE_CAP
+    # Without a cap it is as large as it is.
+    whole = largest()
+    assert whole
+    assert (whole.ok, whole.value) == (True, 402)
+
+
+def test_a_cap_that_the_server_does_not_keep_is_caught() -> None:
+    for lie, cap in (("", IMAGE_CAP * 1024), ("scales", 640 * 640), ("scales", 512 * 512)):
+        found = largest(lie, cap=cap)
+        assert found
+        assert (found.ok, found.runbook) == (False, "bad_response")
+        assert f"cap of {cap} pixels" in found.message
+    died = largest("dies_of_large_image", cap=IMAGE_CAP * 1024)
+    assert died
+    assert died.runbook == "connection_lost"
+
+
+def test_an_image_that_is_longer_than_the_context_is_made_to_fit() -> None:
+    found = largest(pixels=4096 * 4096)
+    assert found
+    assert found.ok
+    assert 0.8 * MAX_MODEL_LEN < int(found.value or 0) < MAX_MODEL_LEN
+
+
+def test_without_a_plan_no_stranger_is_sent_the_largest_image() -> None:
+    found = largest("dies_of_large_image", pixels=0)
+    assert found
+    assert found.ok
+    assert found.message.startswith("not sent: no plan")
+    assert largest(images=0) is None
 
 
 CAUGHT = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -203,6 +204,40 @@ def test_a_hung_engine_does_not_cost_the_limit_for_every_check() -> None:
     sent = [item for item in verdict.checks if item.runbook == "timeout" and item.seconds > 0]
     assert len(sent) == 2
     assert "not run, because stream saw" in verdict.checks[-1].message
+
+
+def test_questions_are_asked_beside_each_other_and_told_in_order() -> None:
+    """A barrier that only four at once get over; what belongs to a place of its own is run alone."""
+    barrier = threading.Barrier(4)
+
+    def meet(_: smoke_run.Session) -> smoke_run.Seen:
+        barrier.wait(5)
+        return smoke_run.Seen("met")
+
+    def alone(_: smoke_run.Session) -> smoke_run.Seen:
+        assert not barrier.n_waiting
+        return smoke_run.Seen("alone")
+
+    together = [smoke_run.Step(f"q{number}", meet, beside=True) for number in range(8)]
+    steps = [smoke_run.Step("first", alone, gate=True), *together, smoke_run.Step("last", alone)]
+    with lying_server() as base_url:
+        session = smoke_run.Session(Target(base_url, KEY, MODEL, timeout=5, at_once=4))
+        checks = smoke_run.run_steps(session, steps)
+    assert [(item.code, item.ok) for item in checks] == [(step.code, True) for step in steps]
+
+
+@pytest.mark.parametrize("lie", ["", "wrong", "blind", "error_500", "hang", "dies_midway", "resets", "tool_as_text"])
+def test_many_at_once_find_what_one_after_the_other_finds(lie: str) -> None:
+    timeout = 0.3 if lie == "hang" else 5.0
+    with lying_server(lie) as base_url:
+        target = Target(base_url, KEY, MODEL, "semantic", timeout, MAX_IMAGES, at_once=4)
+        many = smoke_run.run(target, "r1", FEW)
+    one = judged_lie(lie, timeout=timeout)
+    assert [item.code for item in many.checks] == [item.code for item in one.checks]
+    # Of one that dies, it depends on who comes when what was still answered.
+    assert many.ok == one.ok
+    assert set(failed(many).values()) == set(failed(one).values()) or lie == "dies_midway"
+    assert failed(many).keys() == failed(one).keys() or lie in ("dies_midway", "hang")
 
 
 def test_a_server_that_drops_kept_connections_is_not_called_dead() -> None:

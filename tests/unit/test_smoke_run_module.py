@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from ansible_collections.inference.vllm.plugins.module_utils import check_module
 from ansible_collections.inference.vllm.plugins.module_utils.verdict import Check, Verdict
 from ansible_collections.inference.vllm.plugins.modules import smoke_test
 from ansible_collections.inference.vllm.plugins.modules import verdict as verdict_module
-from support.lying_server import KEY, MODEL, lying_server
+from support.lying_server import IMAGE_CAP, KEY, MODEL, lying_server
 from support.modules import run_module
+from unit.test_vram_run import CPU_MANIFEST
 
 GOOD = Verdict("r1", (Check("greeting", True),))
 BAD = Verdict("r1", (Check("greeting", False, message="timeout: none", runbook="timeout"),))
@@ -58,6 +60,28 @@ def test_a_bad_server_fails_by_name_and_still_gives_a_report(
     assert f"Report: {report}" in result["msg"]
     assert (told["failed"], told["verdict"]["ok"]) == (False, False)
     assert KEY not in report.read_text()
+
+
+def test_the_largest_image_is_sent_where_the_manifest_tells_its_cap(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, key_file: Path
+) -> None:
+    manifest = tmp_path / "manifest.json"
+    about = {"largest_pixels": 640 * 640, "manifest_path": str(manifest), "extent": "short", "concurrency": 8}
+
+    def largest() -> dict[str, Any]:
+        with lying_server("scales") as base_url:
+            result = run(smoke_test, capsys, **asked(base_url, key_file, tmp_path / "smoke.json", **about))
+        assert (result["failed"], result["failures"]) == (False, [])
+        return next(check for check in result["verdict"]["checks"] if check["code"] == "largest_image")
+
+    assert largest()["message"].startswith("not sent")
+    flags = CPU_MANIFEST["flags"] | {"mm-processor-kwargs": {"max_pixels": IMAGE_CAP * 1024}}
+    manifest.write_text(json.dumps(CPU_MANIFEST | {"flags": flags}))
+    assert largest()["value"] == IMAGE_CAP
+    manifest.write_text("{}")
+    with lying_server() as base_url:
+        refused = run(smoke_test, capsys, **asked(base_url, key_file, tmp_path / "smoke.json", **about))
+    assert [refusal["code"] for refusal in refused["refusals"]] == ["manifest_unusable"]
 
 
 def test_check_mode_asks_and_writes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path, key_file: Path) -> None:

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 _REFUSED = (400, 413, 415, 422)
 # What a stop word and a seed are tried on: some words from any weights.
 _TALK_TOKENS = 12
+# Share by which the tokens of an image may differ from those of its pixels.
+_CAP_TOLERANCE = 0.1
 _NEARLY = 0.9
 _INK = (20, 20, 20)
 # Hardly darker than the paper.
@@ -298,7 +300,7 @@ def _form_step(name: str) -> Step:
         _tokens(session, asking(session, _about(_forms()[name])))
         return Seen("answered")
 
-    return Step(f"form_{name}", send)
+    return Step(f"form_{name}", send, beside=True)
 
 
 def _odd_step(name: str) -> Step:
@@ -411,6 +413,29 @@ def _long(session: Session) -> Seen:
             "bad_response", f"usage counts {tokens} tokens of a prompt that fills {_NEARLY:.0%} of the context"
         )
     return Seen(f"answered to {tokens} tokens of {session.max_model_len}", tokens)
+
+
+def largest_steps(target: Target) -> list[Step]:
+    """The largest image that clients send; none for a server without images."""
+    return [Step("largest_image", _largest, unit="tokens")] if target.max_images else []
+
+
+def _largest(session: Session) -> Seen:
+    """An image larger than the plan's cap has to be scaled down to it: the plan has no room for more."""
+    target = session.target
+    if not target.largest_pixels:
+        return Seen("not sent: no plan tells that the server has room for it")
+    cost = vram_load.cost_of(session, 1, target.timeout)
+    room = (session.max_model_len - cost.base) * _NEARLY / cost.pixel
+    cap = min(target.cap_pixels or target.largest_pixels, target.largest_pixels)
+    # What is longer than the context is refused before anybody sees it.
+    side = vram_load.side_of(target.largest_pixels if cap <= room else min(target.largest_pixels, room))
+    wanted = min(side**2, cap) * cost.pixel
+    seen = vram_load.tokens_of(session, vram_load.request_of(session.model, 1, side, 0)) - cost.base
+    told = f"an image of {side}x{side} pixels counts {seen:.0f} tokens"
+    if not (1 - _CAP_TOLERANCE) * wanted <= seen <= (1 + _CAP_TOLERANCE) * wanted:
+        raise Failure("bad_response", f"{told}; with the plan's cap of {cap} pixels it has {wanted:.0f}", round(seen))
+    return Seen(f"{told}, as the plan's cap of {cap} pixels says", round(seen))
 
 
 def steps_for(target: Target) -> list[Step]:

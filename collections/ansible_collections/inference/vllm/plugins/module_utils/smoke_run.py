@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import itertools
 import json
 import secrets
 import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from http import HTTPStatus
 from ipaddress import ip_address
 from typing import Any, TypeVar
@@ -95,6 +98,10 @@ class Target:
             is not known.
         strict: Whether a server fails that answers what a release of this project refuses as a policy; else it is a
             warning.
+        at_once: Questions that are asked at the same time, where one has nothing to do with another.
+        largest_pixels: Pixels of the largest image that clients send; 0 where nobody knows that the server has room
+            for it, and it is not sent.
+        cap_pixels: Pixels that the server scales larger images down to.
     """
 
     base_url: str
@@ -104,6 +111,9 @@ class Target:
     timeout: float = 60.0
     max_images: int = 4
     strict: bool = True
+    at_once: int = 1
+    largest_pixels: int = 0
+    cap_pixels: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,6 +131,7 @@ class Step:
     Attributes:
         gate: If it fails, nothing behind it can succeed, so nothing behind it is sent.
         timeout: Longest time for the step, seconds; None takes that of one request.
+        beside: Whether it may be run beside its neighbours.
     """
 
     code: str
@@ -130,6 +141,7 @@ class Step:
     unit: str | None = None
     gate: bool = False
     timeout: float | None = None
+    beside: bool = False
 
 
 # --- Answers --------------------------------------------------------------------------------------------------------
@@ -438,7 +450,7 @@ def case_step(case: Case, level: str, image_url: Callable[[str], str] = smoke_im
             raise Failure("wrong_answer", message, shown(answer))
         return Seen(message, shown(answer))
 
-    return Step(case.code, ask, limit=expected(case) if level == "semantic" else None)
+    return Step(case.code, ask, limit=expected(case) if level == "semantic" else None, beside=True)
 
 
 def _refusal(
@@ -634,28 +646,43 @@ def _try(session: Session, step: Step, timeout: float) -> Seen | Failure:
         return failure
 
 
+def _timed(session: Session, step: Step) -> tuple[Seen | Failure, float]:
+    """What came of a step, and how many seconds it took."""
+    started = time.monotonic()
+    outcome = _try(session, step, step.timeout or session.target.timeout)
+    return outcome, time.monotonic() - started
+
+
+def batches(steps: Sequence[Step], most: int) -> Iterator[Sequence[Step]]:
+    """The steps in order; neighbours that may be run beside each other together, at most so many."""
+    for beside, group in itertools.groupby(steps, key=lambda step: step.beside):
+        together, size = list(group), most if beside else 1
+        yield from (together[place : place + size] for place in range(0, len(together), size))
+
+
 def run_steps(session: Session, steps: Sequence[Step]) -> list[Check]:
     """Run all steps in order; never raises for what a server does.
 
     When the server is gone, hung, or not the one that was wanted, the rest is not sent: each remaining step becomes a
     check that is not ok and says why. So a dead server costs seconds, not the number of checks times the limit.
     """
+    target = session.target
     checks: list[Check] = []
     stop: Failure | None = None
     hung = 0
-    for step in steps:
-        if stop:
-            checks.append(_check(step, stop, 0.0, session.target.api_key))
-            continue
-        started = time.monotonic()
-        outcome = _try(session, step, step.timeout or session.target.timeout)
-        checks.append(_check(step, outcome, time.monotonic() - started, session.target.api_key))
-        hung = hung + 1 if isinstance(outcome, Failure) and outcome.name == "timeout" else 0
-        if isinstance(outcome, Failure) and (
-            step.gate or hung >= _HUNG_AFTER or (outcome.name in GONE and not session.answers())
-        ):
-            name = outcome.name
-            stop = Failure(name, f"not run, because {step.code} saw: {outcome}")
+    with ThreadPoolExecutor(max(target.at_once, 1)) as pool:
+        for batch in batches(steps, max(target.at_once, 1)):
+            if stop:
+                checks += [_check(step, stop, 0.0, target.api_key) for step in batch]
+                continue
+            for step, (outcome, seconds) in zip(batch, pool.map(partial(_timed, session), batch), strict=True):
+                checks.append(_check(step, outcome, seconds, target.api_key))
+                hung = hung + 1 if isinstance(outcome, Failure) and outcome.name == "timeout" else 0
+                if isinstance(outcome, Failure) and (
+                    step.gate or hung >= _HUNG_AFTER or (outcome.name in GONE and not session.answers())
+                ):
+                    name = outcome.name
+                    stop = stop or Failure(name, f"not run, because {step.code} saw: {outcome}")
     return checks
 
 

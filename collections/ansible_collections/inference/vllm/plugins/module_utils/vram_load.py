@@ -182,10 +182,10 @@ def _images_of(each: float, room: float, cache: float, load: Load) -> int:
 
 def _largest_side(cost: Cost, room: float, max_pixels: int) -> int:
     """Side of the largest image that is to be sent: one that fits, or that the server makes fit."""
-    return _side_of(max_pixels if cost.image <= room else min(max_pixels, room / cost.pixel))
+    return side_of(max_pixels if cost.image <= room else min(max_pixels, room / cost.pixel))
 
 
-def _side_of(pixels: float) -> int:
+def side_of(pixels: float) -> int:
     """Side of the largest square of so many pixels; 0 where not even the smallest fits."""
     return math.floor(math.sqrt(pixels)) // _GRID * _GRID
 
@@ -265,7 +265,7 @@ def cost_of(session: Session, images: int, timeout: float, max_pixels: int = 0) 
         raise Failure("bad_response", f"usage counts {seen} tokens with an image and {few} without")
     cost = Cost(few - _PROBE_WORDS * word, word, (seen - few) / _PROBE_SIDE**2)
     room = (session.max_model_len - _ANSWER_TOKENS - few) * _FILL
-    side = _side_of(min(max_pixels, room / cost.pixel))
+    side = side_of(min(max_pixels, room / cost.pixel))
     if side <= _PROBE_SIDE:
         return cost
     largest = ask(1, side, _PROBE_WORDS) - few

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils import check_module, endpoint, smoke_more, smoke_run
 from ansible_collections.inference.vllm.plugins.module_utils.verdict import Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.vram_judge import expected_of
 
 DOCUMENTATION = r"""
 module: smoke_test
@@ -57,6 +59,19 @@ options:
       - V(-1) where that is not known; then it is not tried.
     type: int
     default: 4
+  concurrency:
+    description: Questions that are asked at the same time, where one has nothing to do with another.
+    type: int
+    default: 4
+  manifest_path:
+    description:
+      - The C(manifest.json) of the release, whose flag C(mm-processor-kwargs) says what images are scaled down to.
+      - Where there is none, nobody knows that the server has room for O(largest_pixels), and it is not sent.
+    type: path
+  largest_pixels:
+    description: Pixels of the largest image that clients send. V(0) sends none.
+    type: int
+    default: 0
   strict:
     description:
       - Whether a server fails that answers what a release of this project refuses as a policy, namely a video, too many
@@ -112,16 +127,39 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "extent": {"type": "str", "choices": ["short", "full"], "default": "full"},
     "timeout": {"type": "float", "default": 60},
     "max_images": {"type": "int", "default": 4},
+    "concurrency": {"type": "int", "default": 4},
+    "manifest_path": {"type": "path"},
+    "largest_pixels": {"type": "int", "default": 0},
     "strict": {"type": "bool", "default": True},
 }
-LEAST = {"timeout": 0.1, "max_images": -1}
+LEAST = {"timeout": 0.1, "max_images": -1, "concurrency": 1, "largest_pixels": 0}
 
 
 def prepare(params: dict[str, Any]) -> tuple[smoke_run.Target, Sequence[smoke_run.Step]]:
     """The server, and what is asked beside the short list."""
     wanted = {name: params[name] for name in ("level", "max_images", "strict")}
-    target = replace(check_module.target_of(params, LEAST), **wanted)
-    return target, smoke_more.steps_for(target) if params["extent"] == "full" else ()
+    largest, cap = largest_of(params)
+    target = replace(
+        check_module.target_of(params, LEAST),
+        at_once=params["concurrency"],
+        largest_pixels=largest,
+        cap_pixels=cap,
+        **wanted,
+    )
+    more = smoke_more.steps_for(target) if params["extent"] == "full" else []
+    return target, [*more, *smoke_more.largest_steps(target)]
+
+
+def largest_of(params: dict[str, Any]) -> tuple[int, int]:
+    """Pixels of the largest image, and those that it is scaled down to; zeros where no plan says that there is room.
+
+    Raises:
+        RefusalError: The manifest is none.
+    """
+    path = params["manifest_path"]
+    if not path or not Path(path).exists():
+        return 0, 0
+    return params["largest_pixels"], check_module.from_manifest(path, expected_of).max_pixels
 
 
 def ask(
