@@ -2,53 +2,170 @@
 
 Deploys the demo, verifies it once more while it is ready, and reads the times from the tasks and the rest from what the
 checks wrote: how much of one core the reading of memory took under load, and how large the report is.
+
+Then `vllm bench serve` sends texts without a pause, and memory is read as the check reads it in every other stretch of
+time: what the engine counts of its tokens in the stretches of a pair gives the share of the throughput that is left.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
+import math
 import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, median, quantiles, stdev
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "collections")]
 
+from ansible_collections.inference.vllm.plugins.module_utils import vram_run  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.container_state import Container  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.engine_counters import Counters  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.memory_sampler import Sampler  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import Failure, Session, Target  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.vram_judge import unplanned  # noqa: E402
 from bench.demo import task_seconds  # noqa: E402
-from e2e.conftest import HOME, play  # noqa: E402
+from bench.load import Load, engines_key, steady  # noqa: E402
+from e2e.conftest import HOME, PORT, PROJECT, Run, play  # noqa: E402
 
-# Share of a core, and bytes, that the project allows itself.
+# Seconds, share of a core and of the throughput, and bytes, that the project allows itself.
 MOST_SECONDS = 60
 MOST_SHARE = 0.01
 MOST_BYTES = 2_000_000
+# Readings are as far apart as role vram_check's, in seconds.
+INTERVAL = 0.2
+#: More requests than any number of rounds needs.
+LOAD = Load(concurrency=4, requests=6_000, tokens=64)
+_STEADY_SECONDS = 180
+_LEAST_RATE = 1.0
+
+Read = Callable[[], Mapping[str, float]]
 
 
-def table(seconds: dict[str, float], share: float, size: int) -> str:
-    """The figures as aligned text, each beside its goal."""
-    rows = [
-        *((name, f"{value:.1f} s", "") for name, value in seconds.items()),
-        ("smoke and memory together", f"{sum(seconds.values()):.1f} s", f"{MOST_SECONDS} s"),
-        ("reading of memory, of one core", f"{100 * share:.2f} %", f"{100 * MOST_SHARE:.0f} %"),
-        ("report", f"{size / 1000:.0f} kB", f"{MOST_BYTES / 1000:.0f} kB"),
-    ]
-    width = max(len(name) for name, _, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value:>10}  {goal:>8}" for name, value, goal in [("what", "", "goal"), *rows])
+@dataclass(frozen=True)
+class Shares:
+    """What is left of the throughput while memory is read, once for each pair of stretches; 1 is all of it."""
+
+    pairs: Sequence[float]
+
+    @property
+    def rows(self) -> list[tuple[str, str, str]]:
+        """The middle, how far the pairs lie apart, and how well the mean is known."""
+        low, _, high = quantiles(self.pairs, n=4)
+        error = stdev(self.pairs) / math.sqrt(len(self.pairs))
+        return [
+            (f"throughput while memory is read, {len(self.pairs)} pairs", f"{median(self.pairs):.3f}", "0.99"),
+            ("  half of the pairs", f"{low:.3f} to {high:.3f}", ""),
+            ("  mean, and its standard error", f"{mean(self.pairs):.3f} ± {error:.3f}", ""),
+        ]
 
 
 def main() -> int:
     """Run the benchmark; 0 when both runs were green, else 1."""
-    deployed = play("deploy.yml")
-    proven = play("playbooks/verify.yml")
-    if deployed.rc or proven.rc:
-        print((deployed if deployed.rc else proven).text)
-        return 1
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=25, help="stretches with and without readings")
+    parser.add_argument("--seconds", type=float, default=4, help="length of a stretch")
+    options = parser.parse_args()
+    there = (HOME / "current").exists()
+    try:
+        deployed = play("deploy.yml")
+        proven = deployed if deployed.rc else play("playbooks/verify.yml")
+        if proven.rc:
+            print(proven.text)
+            return 1
+        rows = costs(proven)
+        try:
+            rows += throughput(options.pairs, options.seconds).rows
+        finally:
+            # What was measured before something failed counts all the same.
+            print(table(rows))
+    finally:
+        if there:
+            print("The demo was there before, and was left.")
+        else:
+            play("playbooks/teardown.yml", teardown_remove_data=True, teardown_stop_docker=False)
+    return 0
+
+
+def costs(proven: Run) -> list[tuple[str, str, str]]:
+    """Times of a proof in full, the readings' share of a core, and the size of the report."""
     report = HOME / "reports" / (HOME / "current").resolve().name
     vram = json.loads((report / "vram.json").read_text(encoding="utf-8"))
     seconds = {
         "smoke test": task_seconds(proven.seconds, "Smoke | Ask"),
         "memory under load": task_seconds(proven.seconds, "VRAM | Measure"),
     }
-    print(table(seconds, vram["sampling"]["cpu_share"], (report / "report.html").stat().st_size))
-    return 0
+    size = (report / "report.html").stat().st_size
+    return [
+        *((name, f"{value:.1f} s", "") for name, value in seconds.items()),
+        ("smoke and memory together", f"{sum(seconds.values()):.1f} s", f"{MOST_SECONDS} s"),
+        ("reading of memory, of one core", f"{100 * vram['sampling']['cpu_share']:.2f} %", f"{100 * MOST_SHARE:.0f} %"),
+        ("report", f"{size / 1000:.0f} kB", f"{MOST_BYTES / 1000:.0f} kB"),
+    ]
+
+
+def throughput(pairs: int, seconds: float) -> Shares:
+    """The engine's tokens per second with readings of memory beside those without, in turns, under one steady load.
+
+    Raises:
+        RuntimeError: The load ends too early, or memory cannot be read.
+    """
+    key = engines_key()
+    session = Session(Target(f"http://127.0.0.1:{PORT}/v1", key))
+    with contextlib.ExitStack() as stack:
+        container = stack.enter_context(Container(f"{PROJECT}-vllm-1", "unix:///var/run/docker.sock"))
+        expected = unplanned("cpu", 1.0, 0, 1)
+        source = vram_run.source_of(stack, container, vram_run.state_now(container), expected, None)
+        if isinstance(source, Failure):
+            raise RuntimeError(str(source))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "load"
+        sends = stack.enter_context(steady(PORT, key, LOAD, folder))
+
+        def rate(read: Read | None) -> float:
+            sends()
+            return tokens_per_second(session, read, seconds)
+
+        begin = time.monotonic()
+        while min(rate(None), rate(None)) < _LEAST_RATE:
+            if time.monotonic() - begin > _STEADY_SECONDS:
+                raise RuntimeError(f"vllm bench serve sent nothing within {_STEADY_SECONDS} s")
+        shares = []
+        for number in range(pairs):
+            # Which comes first changes, for a machine that warms up or tires.
+            seen = {bool(read): rate(read) for read in ((None, source.read) if number % 2 else (source.read, None))}
+            shares.append(seen[True] / seen[False])
+            print(f"{seen[False]:.0f} tokens/s, {seen[True]:.0f} while memory is read", flush=True)
+    return Shares(shares)
+
+
+def tokens_per_second(session: Session, read: Read | None, seconds: float) -> float:
+    """What the engine generates in a stretch of time, in which memory is read or not."""
+    sampler = Sampler(read, INTERVAL) if read else None
+    if sampler:
+        sampler.start()
+    url = f"http://127.0.0.1:{PORT}/metrics"
+    start, before = time.monotonic(), Counters.read(session, url).tokens
+    time.sleep(seconds)
+    end, after = time.monotonic(), Counters.read(session, url).tokens
+    if sampler:
+        sampler.stop()
+        if sampler.failure:
+            raise RuntimeError(sampler.failure)
+    if before is None or after is None:
+        raise RuntimeError(f"{url} does not count tokens")
+    return (after - before) / (end - start)
+
+
+def table(rows: Sequence[tuple[str, str, str]]) -> str:
+    """The figures as aligned text, each beside its goal."""
+    width = max(len(name) for name, _, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value:>16}  {goal:>8}" for name, value, goal in [("what", "", "goal"), *rows])
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ then asks the engine and the gateway at the same time, round by round; each roun
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -24,9 +22,10 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "collections")]
 
 from bench.demo import task_seconds, timed  # noqa: E402
-from e2e.conftest import HOME, PORT, Run  # noqa: E402
+from bench.load import Load, engines_key  # noqa: E402
+from bench.load import ask as send  # noqa: E402
+from e2e.conftest import PORT, Run  # noqa: E402
 
-MODEL = ROOT / "tests" / "tiny_model" / "model"
 CLIENTS_KEY = "sk-bench-0123456789abcdefghijklmnop"
 GATEWAY_PORT = 18443
 SETTINGS: dict[str, Any] = {
@@ -42,9 +41,9 @@ SETTINGS: dict[str, Any] = {
     "gateway_keys": [{"name": "bench", "key": CLIENTS_KEY}],
 }
 WAYS = {"direct": PORT, "gateway": GATEWAY_PORT}
-#: Requests at a time, in all, and tokens of each answer: short answers one by one for the time to the first token, and
-#: half of what the plan allows at once for the throughput, as both ways are asked at once.
-LOADS = {"one": (1, 160, 8), "many": (2, 80, 64)}
+#: Short answers one by one for the time to the first token, and half of what the plan allows at once for the
+#: throughput, as both ways are asked at once.
+LOADS = {"one": Load(1, 160, 8), "many": Load(2, 80, 64)}
 
 
 @dataclass(frozen=True)
@@ -151,30 +150,9 @@ def gateway(rounds: int) -> list[Row]:
 
 
 def ask(way: str, load: str, folder: Path) -> dict[str, Any]:
-    """One run of `vllm bench serve`, which writes into a new folder; its result."""
-    folder.mkdir()
-    # The image's user writes the results.
-    folder.chmod(0o777)
-    key = CLIENTS_KEY if way == "gateway" else (HOME / "secrets" / "api_key").read_text(encoding="utf-8").strip()
-    secret = folder / "environment"
-    secret.write_text(f"OPENAI_API_KEY={key}\nHF_HUB_OFFLINE=1\n", encoding="utf-8")
-    concurrency, requests, tokens = LOADS[load]
-    image = json.loads((HOME / "image.json").read_text(encoding="utf-8"))["reference"]
-    command = [
-        *("docker", "run", "--rm", "--network=host", f"--env-file={secret}", "--entrypoint=vllm"),
-        *(f"--volume={MODEL}:/model:ro", f"--volume={folder}:/results", image),
-        *("bench", "serve", "--backend=openai", f"--base-url=http://127.0.0.1:{WAYS[way]}"),
-        *("--endpoint=/v1/completions", "--model=tiny-qwen3-vl", "--tokenizer=/model", "--dataset-name=random"),
-        *("--input-len=128", f"--output-len={tokens}", "--ignore-eos", f"--num-prompts={requests}"),
-        *(f"--max-concurrency={concurrency}", "--num-warmups=4"),
-        *("--disable-tqdm", "--save-result", "--result-dir=/results", "--result-filename=result.json"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    if done.returncode:
-        raise RuntimeError(f"vllm bench serve failed:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    result = dict(json.loads((folder / "result.json").read_text(encoding="utf-8")))
-    if result["completed"] != requests:
-        raise RuntimeError(f"{way}: {result['completed']} of {requests} requests were answered")
+    """One load by one way; its result."""
+    key = CLIENTS_KEY if way == "gateway" else engines_key()
+    result = send(WAYS[way], key, LOADS[load], folder)
     print(f"{way}, {load}: {result['median_ttft_ms']:.1f} ms, {result['output_throughput']:.1f} tok/s", flush=True)
     return result
 
