@@ -433,9 +433,10 @@ def _largest(session: Session) -> Seen:
     wanted = min(side**2, cap) * cost.pixel
     seen = vram_load.tokens_of(session, vram_load.request_of(session.model, 1, side, 0)) - cost.base
     told = f"an image of {side}x{side} pixels counts {seen:.0f} tokens"
+    reason = f"with the plan's cap of {cap} pixels" if target.cap_pixels else "by its size"
     if not (1 - _CAP_TOLERANCE) * wanted <= seen <= (1 + _CAP_TOLERANCE) * wanted:
-        raise Failure("bad_response", f"{told}; with the plan's cap of {cap} pixels it has {wanted:.0f}", round(seen))
-    return Seen(f"{told}, as the plan's cap of {cap} pixels says", round(seen))
+        raise Failure("bad_response", f"{told}; {reason} it has {wanted:.0f}", round(seen))
+    return Seen(f"{told}; {reason} it has {wanted:.0f}", round(seen))
 
 
 def steps_for(target: Target) -> list[Step]:
