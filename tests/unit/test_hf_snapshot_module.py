@@ -128,6 +128,19 @@ def test_a_redirect_from_tls_to_plain_http_is_refused(served: FaultyHub, tmp_pat
         assert plain.asked == []
 
 
+@pytest.mark.parametrize("no_proxy", ["", "hub.invalid"])
+def test_the_environments_proxy_is_asked(served: FaultyHub, tmp_path: Path, no_proxy: str) -> None:
+    """The list and the bytes go through it; only a proxy can answer for a name that does not exist."""
+    settings = {"http_proxy": served.url, "no_proxy": no_proxy, "HTTP_PROXY": served.url, "NO_PROXY": no_proxy}
+    hub = "http://hub.invalid"
+    result, _ = run(tmp_path, environment=settings, repository="org/tiny", endpoint=hub, retries=0)
+    if no_proxy:
+        assert (result["error"]["code"], served.asked) == ("hub_unreachable", [])
+        return
+    assert result["verified"]
+    assert {asked.path.partition("/org/")[0] for asked in served.asked} == {f"{hub}/api/models", hub}
+
+
 def test_certificates_that_cannot_be_read_are_named(served: FaultyHub, tmp_path: Path) -> None:
     nothing = {"SSL_CERT_FILE": str(tmp_path / "none.pem")}
     result, _ = run(tmp_path, environment=nothing, repository="org/tiny", endpoint=served.url)
