@@ -165,6 +165,9 @@ def figure(done: Mapping[str, Any] | None) -> str:
     if not done.get("completed"):
         return "dead"
     lost = f"; {done['failed']} of {done['failed'] + done['completed']} requests lost" if done["failed"] else ""
+    if done["failed"] > done["completed"]:
+        # The few that ended say nothing of its speed.
+        return "dead" + lost
     good = (
         f"{done['output_throughput']:.0f} tokens/s, {done['request_goodput']:.2f} of {done['request_throughput']:.2f}"
     )

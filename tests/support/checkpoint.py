@@ -45,19 +45,19 @@ def write_checkpoint(entry: Entry, folder: Path, leave_out: str = "") -> None:
 
 
 def config(entry: Entry) -> dict[str, Any]:
-    """The config.json that an entry with vision stands for."""
+    """The config.json that an entry stands for."""
     shapes = entry.shapes
-    vision = {key: value for key, value in shapes["vision"].items() if key not in ("max_pixels", "min_pixels")}
-    tied = shapes["tie_word_embeddings"]
-    data: dict[str, Any] = {
-        "architectures": [shapes["architecture"]],
-        "model_type": "qwen3_vl",
-        "dtype": shapes["dtype"],
-        "tie_word_embeddings": tied,
-        "text_config": {"model_type": "qwen3_vl_text", "dtype": shapes["dtype"], "tie_word_embeddings": tied}
-        | shapes["text"],
-        "vision_config": {"model_type": "qwen3_vl"} | vision,
-    }
+    common = {"dtype": shapes["dtype"], "tie_word_embeddings": shapes["tie_word_embeddings"]}
+    data: dict[str, Any] = {"architectures": [shapes["architecture"]], **common}
+    if shapes["vision"]:
+        vision = {key: value for key, value in shapes["vision"].items() if key not in ("max_pixels", "min_pixels")}
+        data |= {
+            "model_type": "qwen3_vl",
+            "text_config": {"model_type": "qwen3_vl_text"} | common | shapes["text"],
+            "vision_config": {"model_type": "qwen3_vl"} | vision,
+        }
+    else:
+        data |= {"model_type": "qwen3"} | shapes["text"]
     how = entry.quantization
     if how.block:
         data["quantization_config"] = {"quant_method": how.method, "weight_block_size": list(how.block)}

@@ -164,12 +164,19 @@ def account(model: Model, gpu: Gpu, engine: Engine, settings: Settings) -> Accou
         **terms,
         kv_cache=kv_cache,
         regained=regained,
-        holes=engines.FRAGMENTATION_COPIED if settings.copies_encoder else engines.FRAGMENTATION,
+        holes=holes(model, settings),
         outside=outside(gpu, settings),
         card=gpu.usable_gib,
         kv_cache_tokens=tokens_held,
         longest=min(tokens_held, model.text.max_position_embeddings),
     )
+
+
+def holes(model: Model, settings: Settings) -> float:
+    """Share of a step that is lost to holes between the allocator's blocks."""
+    if not model.vision:
+        return engines.FRAGMENTATION_TEXT
+    return engines.FRAGMENTATION_COPIED if settings.copies_encoder else engines.FRAGMENTATION
 
 
 def counted(engine: Engine, terms: Mapping[str, float], *, compiles: bool) -> float:
@@ -251,16 +258,19 @@ def activations(model: Model, settings: Settings) -> float:
     """Peak of one step of the language model: max_num_batched_tokens x what a token holds, or the logits.
 
     A dense layer holds the joined gate and up projection (2 x intermediate), the activated half (intermediate) and
-    residual and hidden states, in BF16. The hidden states are fitted: 1.25 x hidden where the layer is compiled (boots
-    of 32B with 2048 and 8192 tokens), 3 x where it is not (boots of 2B, 4B, 8B and 32B). A mixture of experts holds two
-    buffers for the chosen experts' copies of each token (fused_moe: max(2 x intermediate, hidden) and intermediate).
-    Logits: BF16 and FP32 for each sequence.
+    residual and hidden states, in BF16. The hidden states are fitted: 3 x hidden where the layer is not compiled (boots
+    of 2B, 4B, 8B and 32B), 1.25 x where it is and its weights are FP8 (boots of 32B with 2048 and 8192 tokens), 2.4 x
+    where they are not (4-bit, 8192 tokens). A text model looks its tokens up in the same step, for which others have a
+    buffer (:func:`states`): 0.75 x more (boot of Qwen3-32B-AWQ). A mixture of experts holds two buffers for the chosen
+    experts' copies of each token (fused_moe: max(2 x intermediate, hidden) and intermediate). Logits: BF16 and FP32
+    for each sequence.
     """
     text = model.text
     inter = text.intermediate_size / settings.tensor_parallel
     experts = text.experts_per_token * (max(2 * inter, text.hidden_size) + inter)
     wide = experts if model.is_moe else 3 * inter
-    states = 3 if settings.enforce_eager else 1.25
+    compiled = 1.25 if model.quantization.method == "fp8" else 2.4
+    states = (3 if settings.enforce_eager else compiled) + (0 if model.vision else 0.75)
     step = settings.max_num_batched_tokens * 2 * (wide + states * text.hidden_size)
     logits = settings.max_num_seqs * text.vocab_size * (2 + 4)
     return max(step, logits) / GIB
