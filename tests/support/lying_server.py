@@ -34,6 +34,8 @@ KV_CACHE_TOKENS = 16_000
 IMAGE_CAP = 300
 # Pixels of the largest image that a server without a cap lives through.
 LARGE = 512 * 512
+# Seconds for which the server of a dead engine goes on to answer.
+_LEAVES_AFTER = 0.3
 
 # Lies, and what each pretends.
 LIES = {
@@ -86,6 +88,7 @@ MEMORY_LIES = {
     "counts_nothing": "says the same number of tokens for every prompt",
     "skips_images": "counts no tokens for images",
     "truncates": "cuts long prompts without a word",
+    "fails_and_leaves": "every completion is HTTP 500, and a moment later nothing is answered: its engine has died",
     "dies_of_large_image": "stops listening when a picture has more than 512 x 512 pixels, as an engine without a cap",
 }
 
@@ -148,6 +151,7 @@ class Lie:
 
     name: str = ""
     completions: int = 0
+    failed_at: float = 0.0
     release: threading.Event = field(default_factory=threading.Event)
     stop_listening: Any = None
 
@@ -178,7 +182,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         lie = self.lie.name
-        if lie == "html_everywhere":
+        if lie == "fails_and_leaves" and self.lie.failed_at and time.monotonic() > self.lie.failed_at + _LEAVES_AFTER:
+            self.close_connection = True
+        elif lie == "html_everywhere":
             self._send(200, "<html>It works!</html>", "text/html")
         elif self.path == "/health":
             self._send(200, "")
@@ -285,8 +291,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _misbehaved(self) -> bool:
         """Do what a lie does in place of an answer; whether it did."""
         lie, count = self.lie.name, self.lie.completions
-        statuses = {"error_500": 500, "refuses_all": 400, "busy": 429}
+        statuses = {"error_500": 500, "fails_and_leaves": 500, "refuses_all": 400, "busy": 429}
         if lie in statuses:
+            self.lie.failed_at = self.lie.failed_at or time.monotonic()
             self._error(statuses[lie], "EngineCore encountered an issue.")
         elif lie == "fails_at_times" and count % 7 == 0:
             self._error(500, "EngineCore encountered an issue.")

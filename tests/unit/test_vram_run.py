@@ -199,6 +199,9 @@ def test_an_engine_without_a_container_is_read_by_its_gpus_and_its_own_counters(
     assert "its metrics say" in check(one, "restarts").message
     assert failed(checked("forgets", gpus=("1",), **bare)) == {"restarts": "engine_restarted"}
     assert failed(checked("dies_midway", gpus=("1",), **bare))["restarts"] == "metrics_missing"
+    # The server of an engine that died still answers for a moment; one that lives goes on to count.
+    assert failed(checked("fails_and_leaves", gpus=("1",), **bare))["restarts"] == "metrics_missing"
+    assert "restarts" not in failed(checked("error_500", gpus=("1",), **bare))
     # Whose GPUs they are has to be said.
     assert failed(checked(**bare))["restarts"] == "container_unreadable"
 
@@ -255,6 +258,7 @@ CAUGHT: dict[str, dict[str, str]] = {
     "counts_nothing": dict.fromkeys(LOADED, "bad_response"),
     "skips_images": dict.fromkeys(LOADED, "bad_response"),
     "truncates": dict.fromkeys(LOADED, "bad_response"),
+    "fails_and_leaves": dict.fromkeys(LOADED, "server_error"),
     "dies_of_large_image": dict.fromkeys(LOADED, "connection_lost"),
     "error_500": dict.fromkeys(LOADED, "server_error"),
     "refuses_all": dict.fromkeys(LOADED, "request_refused"),

@@ -112,7 +112,7 @@ def run(target: Target, release: str, expected: Expected, settings: Settings, py
         run = _Run(session, expected, settings, source)
         checks = run.checks()
         if settings.bare:
-            checks.append(restarts_told(counted, Counters.read(session, settings.metrics_url), "restarts"))
+            checks.append(restarts_told(counted, counted_after(session, settings.metrics_url, checks), "restarts"))
         else:
             checks.append(restarts_of(before, state_after(container, before, checks)))
     gpus = () if isinstance(source, Failure) else source.gpus
@@ -140,13 +140,28 @@ def state_now(container: Container) -> State | Failure:
 
 def state_after(container: Container, before: State | Failure, checks: Sequence[Check]) -> State | Failure:
     """The container after the load. Docker learns of a death later than a client does, so it gets time for that."""
-    lost = any(check.runbook in ("connection_lost", "endpoint_unreachable", "server_error") for check in checks)
-    end = time.monotonic() + (_DEATH_SECONDS if lost else 0.0)
+    end = _end_of_doubt(checks)
     state = state_now(container)
     while state == before and isinstance(state, State) and time.monotonic() < end:
         time.sleep(_DEATH_SECONDS / 40)
         state = state_now(container)
     return state
+
+
+def counted_after(session: Session, url: str, checks: Sequence[Check]) -> Counters:
+    """What the engine counts after the load. The server of an engine that died goes on to answer for some seconds."""
+    end = _end_of_doubt(checks)
+    counted = Counters.read(session, url)
+    while counted != Counters() and time.monotonic() < end:
+        time.sleep(_DEATH_SECONDS / 40)
+        counted = Counters.read(session, url)
+    return counted
+
+
+def _end_of_doubt(checks: Sequence[Check]) -> float:
+    """Until when a death may still come out, on the clock of `time.monotonic`: now, but for an engine that failed."""
+    lost = any(check.runbook in ("connection_lost", "endpoint_unreachable", "server_error") for check in checks)
+    return time.monotonic() + (_DEATH_SECONDS if lost else 0.0)
 
 
 def source_of(
