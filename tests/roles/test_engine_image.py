@@ -85,7 +85,7 @@ def test_packages_were_laid_over_the_image_and_nothing_else_changed(host, extra)
 
 
 def python(host: Any, reference: str, code: str) -> str:
-    run = "docker run --rm --network none --read-only --user 12345:0 --entrypoint python3 %s -c %s"
+    run = "docker run --rm --network none --read-only --tmpfs /tmp --user 12345:0 --entrypoint python3 %s -c %s"
     return str(host.check_output(run, reference, code)).strip()
 
 
