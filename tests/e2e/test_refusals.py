@@ -33,6 +33,7 @@ def held_port() -> Iterator[int]:
         ("preflight_min_free_gib", 10**6, ["[disk_too_small]", "vllm_home"]),
         ("preflight_min_memory_gib", 10**6, ["[memory_too_small]"]),
         ("vllm_accelerator", "gpu", ["vllm_accelerator", "nvidia, cpu"]),
+        ("engine_image_extra_packages", ["av"], ["[extra_package_unpinned]"]),
         ("vllm_bind_address", "192.0.2.1", ["[public_address]", "preflight_allow_public_address"]),
     ],
 )
