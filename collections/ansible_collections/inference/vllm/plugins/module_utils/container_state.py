@@ -155,7 +155,7 @@ class Container:
         return state_of(self._ask("inspect_container"))
 
     def used_gib(self) -> float:
-        """Memory in use now, in GiB: Docker's figure, or that of the processes where `by_processes` says so."""
+        """Memory in use now, in GiB, from where `choose_figure` found it."""
         try:
             if self._group:
                 return group_gib(*self._group)

@@ -11,8 +11,9 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from ansible_collections.inference.vllm.plugins.module_utils import smoke_run, verdict, vram_judge, vram_load
 from ansible_collections.inference.vllm.plugins.module_utils.container_state import Container, ContainerError, State
@@ -29,6 +30,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.vram_load import Lo
 _DEATH_SECONDS = 10.0
 
 Read = Callable[[], Mapping[str, float]]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -140,28 +142,23 @@ def state_now(container: Container) -> State | Failure:
 
 def state_after(container: Container, before: State | Failure, checks: Sequence[Check]) -> State | Failure:
     """The container after the load. Docker learns of a death later than a client does, so it gets time for that."""
-    end = _end_of_doubt(checks)
-    state = state_now(container)
-    while state == before and isinstance(state, State) and time.monotonic() < end:
-        time.sleep(_DEATH_SECONDS / 40)
-        state = state_now(container)
-    return state
+    return _settled(partial(state_now, container), lambda now: now == before and isinstance(now, State), checks)
 
 
 def counted_after(session: Session, url: str, checks: Sequence[Check]) -> Counters:
     """What the engine counts after the load. The server of an engine that died goes on to answer for some seconds."""
-    end = _end_of_doubt(checks)
-    counted = Counters.read(session, url)
-    while counted != Counters() and time.monotonic() < end:
-        time.sleep(_DEATH_SECONDS / 40)
-        counted = Counters.read(session, url)
-    return counted
+    return _settled(partial(Counters.read, session, url), lambda now: now != Counters(), checks)
 
 
-def _end_of_doubt(checks: Sequence[Check]) -> float:
-    """Until when a death may still come out, on the clock of `time.monotonic`: now, but for an engine that failed."""
+def _settled(read: Callable[[], _T], alive: Callable[[_T], bool], checks: Sequence[Check]) -> _T:
+    """What is read; of an engine that failed, again while it looks alive, until its death must have come out."""
     lost = any(check.runbook in ("connection_lost", "endpoint_unreachable", "server_error") for check in checks)
-    return time.monotonic() + (_DEATH_SECONDS if lost else 0.0)
+    end = time.monotonic() + (_DEATH_SECONDS if lost else 0.0)
+    seen = read()
+    while alive(seen) and time.monotonic() < end:
+        time.sleep(_DEATH_SECONDS / 40)
+        seen = read()
+    return seen
 
 
 def source_of(
