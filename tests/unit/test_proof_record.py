@@ -243,4 +243,5 @@ def test_checks_and_their_defaults_are_part_of_the_digest() -> None:
         path.as_posix().rpartition("/plugins/")[2].removeprefix(f"{roles}/") for path in proof_settings.sources(roles)
     }
     assert {"module_utils/smoke_cases.py", "modules/vram_check.py", "stability/defaults/main.yml"} <= found
+    assert "verdict/tasks/main.yml" in found
     assert not [path for path in found if "meta" in path]

@@ -37,7 +37,7 @@ _list:
   elements: str
 """
 
-#: Roles whose checks make a proof.
+#: Roles whose checks make a proof; role verdict judges by them.
 CHECKS = ("smoke_test", "vram_check", "stability", "benchmark")
 PREFIXES = (*(f"{role}_" for role in CHECKS), "verify_benchmark")
 PLUGINS = Path(__file__).parents[1]
@@ -54,7 +54,7 @@ def digest(settings: dict[str, Any], files: Iterable[Path]) -> str:
 def sources(roles: Path) -> list[Path]:
     """The files that say what a proof asks."""
     code = [path for folder in ("modules", "module_utils") for path in (PLUGINS / folder).rglob("*.py")]
-    return code + [path for role in CHECKS for path in (roles / role).glob("[dvt]*/*.yml")]
+    return code + [path for role in (*CHECKS, "verdict") for path in (roles / role).glob("[dvt]*/*.yml")]
 
 
 class LookupModule(LookupBase):
