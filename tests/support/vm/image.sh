@@ -24,10 +24,10 @@ echo 'DPkg::Post-Invoke {"/usr/local/sbin/in-place-of-dkms";};' >"$work/apt.conf
 cat >"$work/setup" <<'SETUP'
 set -eu
 kernel=$(basename /lib/modules/*)
-for version in 580.95.05 580.126.20; do
-  make -s -C "/lib/modules/$kernel/build" M=/usr/local/src/nvidia DRIVER_VERSION=$version clean modules
-  install -D -m 0644 /usr/local/src/nvidia/nvidia.ko /usr/local/lib/nvidia/$version.ko
-done
+# The version that scenario nvidia_driver_vm installs.
+version=580.95.05
+make -s -C "/lib/modules/$kernel/build" M=/usr/local/src/nvidia DRIVER_VERSION=$version modules
+install -D -m 0644 /usr/local/src/nvidia/nvidia.ko /usr/local/lib/nvidia/$version.ko
 # An initramfs with what this machine boots with, so that emulation makes one in seconds.
 printf 'MODULES=list\nCOMPRESS=gzip\nCOMPRESSLEVEL=1\n' >/etc/initramfs-tools/conf.d/small
 printf 'virtio_pci\nvirtio_blk\next4\n' >/etc/initramfs-tools/modules
