@@ -10,8 +10,8 @@ SLOW_SCENARIOS ?= benchmark bundle engine_image model_weights nvidia_driver_dkms
 INVENTORY ?= inventories/embedded
 # More arguments for ansible-playbook, e.g. ARGS="-e vllm_port=18001".
 ARGS ?=
-# Linted and type-checked Python.
-PYTHON_CODE := collections roles tests bench bin
+# Python whose style is checked; pyproject.toml says of which the types are.
+PYTHON_CODE := collections roles molecule tests bench bin
 
 .PHONY: help deploy-deps dev-deps demo demo-down test lint test-host test-unit test-roles test-e2e test-slow bench-demo bench-plan bench-proof bench-roles bench-service bench-weights clean
 
