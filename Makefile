@@ -13,7 +13,7 @@ ARGS ?=
 # Python whose style is checked; pyproject.toml says of which the types are.
 PYTHON_CODE := collections roles molecule tests bench bin
 
-.PHONY: help deploy-deps dev-deps demo demo-down test lint test-host test-unit test-roles test-e2e test-slow bench-demo bench-plan bench-proof bench-roles bench-service bench-weights clean
+.PHONY: help deploy-deps dev-deps demo demo-down test lint test-host test-unit test-roles test-e2e test-slow bench-demo bench-fleet bench-plan bench-proof bench-roles bench-service bench-weights clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ bench-weights: dev-deps ## Time a verified download, beside a plain copy and hug
 
 bench-service: test-host ## Time the gateway, restarts and deploys of the demo
 	python bench/service.py
+
+bench-fleet: dev-deps ## Time deploys of eight hosts beside one, all on this machine (16 cores)
+	python bench/service.py --only fleet
 
 bench-demo: dev-deps ## Time the demo, from nothing and again
 	python bench/demo.py

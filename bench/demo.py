@@ -18,7 +18,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "collections")]
 
-from e2e.conftest import Run, play  # noqa: E402
+from e2e.conftest import INVENTORY, Run, play  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,18 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def timed(playbook: str, **extravars: Any) -> tuple[Run, float]:
+def timed(playbook: str, cmdline: str = "", inventory: Path = INVENTORY, **extravars: Any) -> tuple[Run, float]:
     """Run a playbook; its result and the seconds that it took."""
     begin = time.monotonic()
-    run = play(playbook, **extravars)
+    run = play(playbook, cmdline, inventory, **extravars)
     return run, time.monotonic() - begin
+
+
+def green(run: Run) -> Run:
+    """The run, if it succeeded."""
+    if run.rc:
+        raise RuntimeError(run.text)
+    return run
 
 
 def bootstrap_seconds() -> float:

@@ -2,6 +2,8 @@
 
 Deploys the demo with a gateway, from nothing but its image. vLLM's own `vllm bench serve`, out of the engine's image,
 then asks the engine and the gateway at the same time, round by round; each round compares the two.
+
+Part fleet is `make bench-fleet`: it deploys hosts of its own instead and leaves the demo alone (bench/fleet.py).
 """
 
 from __future__ import annotations
@@ -11,7 +13,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -21,10 +22,12 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "collections")]
 
-from bench.demo import task_seconds, timed  # noqa: E402
+from bench import fleet  # noqa: E402
+from bench.demo import green, task_seconds, timed  # noqa: E402
+from bench.goals import Row, table  # noqa: E402
 from bench.load import Load, engines_key  # noqa: E402
 from bench.load import ask as send  # noqa: E402
-from e2e.conftest import PORT, Run  # noqa: E402
+from e2e.conftest import PORT  # noqa: E402
 
 CLIENTS_KEY = "sk-bench-0123456789abcdefghijklmnop"
 GATEWAY_PORT = 18443
@@ -46,36 +49,25 @@ WAYS = {"direct": PORT, "gateway": GATEWAY_PORT}
 LOADS = {"one": Load(1, 160, 8), "many": Load(2, 80, 64)}
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; ``most`` tells whether the goal is an upper or a lower limit."""
-
-    name: str
-    value: float
-    unit: str
-    goal: float | None = None
-    most: bool = True
-
-    @property
-    def met(self) -> bool:
-        """Whether the goal is reached; true where there is none."""
-        return self.goal is None or (self.value <= self.goal if self.most else self.value >= self.goal)
-
-
 def main() -> int:
     """Print the table; 1 where a goal is missed or a deployment failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="how often each way is asked")
-    parser.add_argument("--only", choices=["starts", "deploys", "gateway"], help="one of the three parts")
+    parser.add_argument("--rounds", type=int, help="how often each way is asked (5), or each fleet deployed (3)")
+    parser.add_argument(
+        "--only", choices=["starts", "deploys", "gateway", "fleet"], help="one part; all is without fleet"
+    )
+    parser.add_argument("--hosts", type=int, default=8, help="hosts of the fleet")
     parser.add_argument("--keep", action="store_true", help="leave the deployment there")
     options = parser.parse_args()
+    if options.only == "fleet":
+        return fleet.main(options.hosts, options.rounds or 3, keep=options.keep)
     timed("playbooks/teardown.yml", **SETTINGS, teardown_remove_data=True, teardown_stop_docker=False)
     rows: list[Row] = []
     try:
         parts: dict[str, Callable[[], list[Row]]] = {
             "starts": starts,
             "deploys": deploys,
-            "gateway": partial(gateway, options.rounds),
+            "gateway": partial(gateway, options.rounds or 5),
         }
         if options.only not in (None, "starts"):
             green(timed("deploy.yml", **SETTINGS)[0])
@@ -155,23 +147,6 @@ def ask(way: str, load: str, folder: Path) -> dict[str, Any]:
     result = send(WAYS[way], key, LOADS[load], folder)
     print(f"{way}, {load}: {result['median_ttft_ms']:.1f} ms, {result['output_throughput']:.1f} tok/s", flush=True)
     return result
-
-
-def green(run: Run) -> Run:
-    """The run, if it succeeded."""
-    if run.rc:
-        raise RuntimeError(run.text)
-    return run
-
-
-def table(rows: list[Row]) -> str:
-    """The rows as aligned text."""
-    width = max((len(row.name) for row in rows), default=4)
-    lines = [f"{'what':<{width}}  {'value':>9}  {'unit':<5}  goal"]
-    for row in rows:
-        goal = "" if row.goal is None else f"{'<=' if row.most else '>='} {row.goal:g}{'' if row.met else '  missed'}"
-        lines.append(f"{row.name:<{width}}  {row.value:>9.2f}  {row.unit:<5}  {goal}".rstrip())
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ class Run:
         return "\n".join(self.failures)
 
 
-def play(playbook: str, cmdline: str = "", **extravars: Any) -> Run:
-    """Run a playbook against the embedded inventory and collect its failures and the time of each task."""
+def play(playbook: str, cmdline: str = "", inventory: Path = INVENTORY, **extravars: Any) -> Run:
+    """Run a playbook, against the embedded inventory if none is named; its failures and the time of each task."""
     private = Path(os.environ.get("RUNNER_DIR", ROOT / ".cache" / "runner"))
     shutil.rmtree(private, ignore_errors=True)
     private.mkdir(parents=True)
@@ -50,7 +50,7 @@ def play(playbook: str, cmdline: str = "", **extravars: Any) -> Run:
         private_data_dir=str(private),
         project_dir=str(ROOT),
         playbook=playbook,
-        inventory=str(INVENTORY),
+        inventory=str(inventory),
         extravars=extravars,
         cmdline=cmdline or None,
         envvars={"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
