@@ -55,7 +55,7 @@ def timed(playbook: str, cmdline: str = "", inventory: Path = INVENTORY, **extra
 def green(run: Run) -> Run:
     """The run, if it succeeded."""
     if run.rc:
-        raise RuntimeError(run.text)
+        raise RuntimeError(run.text or f"the playbook was ended, rc {run.rc}")
     return run
 
 

@@ -128,6 +128,7 @@ def remove(folder: Path) -> None:
         green(play("playbooks/teardown.yml", inventory=hosts, teardown_remove_data=True, teardown_stop_docker=False))
         for path in folder.glob("fleet*"):
             shutil.rmtree(path)
+        (folder / "group_vars").unlink()
         hosts.unlink()
 
 
