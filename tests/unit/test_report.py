@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -221,6 +222,14 @@ def test_the_filters_read_what_slurp_returns() -> None:
     seen = filters["report_view"](slurped, "r1", "gpu1", "/k", "/r")
     assert seen["ok"] is True
     assert filters["report_text"](seen).startswith("PROVEN: All 3 checks passed, release r1 on gpu1\n")
+
+
+def test_a_task_with_another_filter_does_not_load_the_report() -> None:
+    plugins = "ansible_collections.inference.vllm.plugins"
+    folder = ROOT / "collections" / plugins.replace(".", "/") / "filter"
+    imports = "; ".join(f"import {plugins}.filter.{file.stem}" for file in folder.glob("*.py"))
+    code = f"import sys; {imports}; sys.exit('{plugins}.module_utils.report' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT / "collections", check=True)
 
 
 def test_the_text_shows_as_a_block_in_the_output_of_a_play() -> None:
