@@ -102,6 +102,13 @@ def certificate(served: FaultyHub, tmp_path: Path) -> Path:
     return certificate
 
 
+def test_without_an_endpoint_the_hub_is_the_one_of_the_environment(served: FaultyHub, tmp_path: Path) -> None:
+    result, _ = run(tmp_path, environment={"HF_ENDPOINT": served.url}, repository="org/tiny")
+    assert result["verified"]
+    result, _ = run(tmp_path, environment={"HF_ENDPOINT": "https://hub.invalid"}, repository="org/other", retries=0)
+    assert (result["error"]["code"], "https://hub.invalid" in result["error"]["message"]) == ("hub_unreachable", True)
+
+
 def test_files_come_over_tls_from_who_has_a_trusted_certificate(
     served: FaultyHub, tmp_path: Path, certificate: Path
 ) -> None:

@@ -181,13 +181,16 @@ class Hub:
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # else a look at the hub before the first request
         try:
             self._library: Any = importlib.import_module("huggingface_hub")
+            # Its parts by name: none of them has to be there because another one is.
+            constants: Any = importlib.import_module("huggingface_hub.constants")
+            self._errors: Any = importlib.import_module("huggingface_hub.errors")
             self._utils: Any = importlib.import_module("huggingface_hub.utils")
             self._http: Any = importlib.import_module("httpx2")
         except ImportError as error:
             raise _library_missing(f"cannot be imported: {error}") from error
         if int(self._library.__version__.split(".")[0]) < LEAST_LIBRARY:
             raise _library_missing(f"is {self._library.__version__}")
-        self.endpoint = check_endpoint("endpoint", endpoint or self._library.constants.ENDPOINT)
+        self.endpoint = check_endpoint("endpoint", endpoint or constants.ENDPOINT)
         self._token_endpoint = check_endpoint("token_endpoint", token_endpoint)
         self._token_origin = origin(self._token_endpoint)
         self._token = token if origin(self.endpoint) == self._token_origin else None
@@ -352,9 +355,9 @@ class Hub:
     def _problem(self, error: Exception, url: str, revision: str) -> Exception:
         """What an exception of the libraries means; one that is not theirs comes back as it is."""
         http = self._http
-        if isinstance(error, self._library.errors.HfHubHTTPError):
+        if isinstance(error, self._errors.HfHubHTTPError):
             return self._status_problem(error.response.status_code, error.response.headers, url, revision)
-        if isinstance(error, (http.HTTPError, http.InvalidURL, self._library.errors.OfflineModeIsEnabled)):
+        if isinstance(error, (http.HTTPError, http.InvalidURL, self._errors.OfflineModeIsEnabled)):
             refusal = _unreachable(url, f"{type(error).__name__}: {error}")
             return HubProblemError(refusal, isinstance(error, http.TransportError))
         return error
