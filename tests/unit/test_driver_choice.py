@@ -11,6 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ansible_collections.inference.vllm.plugins.filter import driver as driver_filter
 from ansible_collections.inference.vllm.plugins.module_utils import driver_choice
 from ansible_collections.inference.vllm.plugins.module_utils.driver_choice import Choice, Host, Wishes
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts import read as gpu_facts
@@ -348,6 +349,36 @@ def test_named_version_or_a_refusal_that_lists_what_there_is() -> None:
         driver_choice.pick_version(MADISON, 570)
     assert caught.value.refusals[0].code == "version_unavailable"
     assert "580.126.20" in str(caught.value)
+
+
+#: From what apt printed of Debian's own open module with a kernel of the security archive.
+NOT_BUILT = """\
+Loading new nvidia-current-open-535.261.03 DKMS files...
+Building for 6.1.0-56-cloud-amd64
+Building initial module for 6.1.0-56-cloud-amd64
+Error! Bad return status for module build on kernel: 6.1.0-56-cloud-amd64 (x86_64)
+Consult /var/lib/dkms/nvidia-current-open/535.261.03/build/make.log for more information.
+dpkg: error processing package nvidia-open-kernel-dkms (--configure):
+ installed nvidia-open-kernel-dkms package post-installation script subprocess returned error exit status 10
+"""
+
+
+@pytest.mark.parametrize("part", ["stdout", "stderr"])
+def test_module_that_does_not_build_is_refused_with_kernel_version_and_log(part: str) -> None:
+    said = driver_filter.install_refused({part: NOT_BUILT, "msg": "'/usr/bin/apt-get -y' failed"})
+    assert said.startswith(
+        "[module_not_built] The kernel module of driver 535.261.03 does not build for kernel 6.1.0-56-"
+    )
+    assert "/var/lib/dkms/nvidia-current-open/535.261.03/build/make.log" in said
+
+
+def test_module_that_does_not_build_is_refused_without_a_log_too() -> None:
+    said = driver_filter.install_refused({"stdout": NOT_BUILT.replace("Consult", "").replace("make.log", "x")})
+    assert "The kernel module of driver does not build for kernel 6.1.0-56-cloud-amd64;" in said
+
+
+def test_any_other_failure_says_what_apt_said() -> None:
+    assert driver_filter.install_refused({"stdout": "Building for 6.1.0", "msg": "no space left"}) == "no space left"
 
 
 @pytest.mark.parametrize(

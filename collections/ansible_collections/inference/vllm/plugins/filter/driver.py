@@ -34,10 +34,20 @@ def disagreements(running: Mapping[str, Any], version: str) -> str:
     return join(driver_choice.disagreements(running, version))
 
 
+def _said(result: Mapping[str, Any]) -> str:
+    """All that a task that failed printed."""
+    return "\n".join(str(result.get(part, "")) for part in ("stdout", "stderr", "msg"))
+
+
 def repository_refused(result: Mapping[str, Any], url: str, key: str, role: str = "nvidia_driver") -> str:
     """What is wrong with a repository that a task could not add or ask, as text."""
-    said = "\n".join(str(result.get(part, "")) for part in ("stdout", "stderr", "msg"))
-    return str(driver_choice.repository_refusal(said, url, key, role))
+    return str(driver_choice.repository_refusal(_said(result), url, key, role))
+
+
+def install_refused(result: Mapping[str, Any]) -> str:
+    """Why packages could not be installed, as text: a module that does not build, else what the task said."""
+    refusal = driver_choice.build_refusal(_said(result))
+    return str(refusal or result.get("msg", ""))
 
 
 class FilterModule:
@@ -49,6 +59,7 @@ class FilterModule:
             "driver_choice": choice,
             "driver_disagreements": disagreements,
             "driver_install_names": driver_choice.install_names,
+            "driver_install_refused": install_refused,
             "driver_packages": driver_choice.packages_of,
             "driver_reboot_reasons": driver_choice.reboot_reasons,
             "driver_reboot_refused": reboot_refused,

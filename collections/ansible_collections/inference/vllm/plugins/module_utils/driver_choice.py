@@ -645,6 +645,24 @@ def disagreements(running: Mapping[str, Any], version: str) -> list[Refusal]:
     ]
 
 
+def build_refusal(output: str) -> Refusal | None:
+    """Which kernel DKMS could not build the module for, from what apt or dpkg printed; None where it did not fail.
+
+    DKMS names the kernel, and its log, whose path has the version.
+    """
+    kernel = re.search(r"Bad return status for module build on kernel: (\S+)", output)
+    if not kernel:
+        return None
+    log = re.search(r"/var/lib/dkms/\S+/([\d.]+)/build/make\.log", output)
+    version, place = (f" {log[1]}", log[0]) if log else ("", "a make.log below /var/lib/dkms")
+    return Refusal(
+        "module_not_built",
+        f"The kernel module of driver{version} does not build for kernel {kernel[1]}; {place} says why.",
+        "Boot a kernel that this driver knows, or take a driver that knows this kernel: set nvidia_driver_version or "
+        "nvidia_driver_branch, or nvidia_driver_source: nvidia.",
+    )
+
+
 _KEY_FAULTS = (
     "NO_PUBKEY",
     "EXPKEYSIG",
