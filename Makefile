@@ -18,7 +18,7 @@ PYTHON_CODE := collections roles molecule tests bench bin
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-deploy-deps:
+deploy-deps: ## Make .venv with Ansible and what its modules need
 	@bin/bootstrap deploy
 
 dev-deps:

@@ -1,4 +1,4 @@
-"""Each module documents itself so that `ansible-doc` shows it, and says how it behaves in check mode."""
+"""Modules document themselves, as `ansible-doc` shows it; pages link to what is there, and tell to type what works."""
 
 from __future__ import annotations
 
@@ -13,6 +13,12 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 PLUGINS = ROOT / "collections" / "ansible_collections" / "inference" / "vllm" / "plugins"
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "roles").glob("*/README.md")),
+    *sorted((ROOT / "tests").rglob("*.md")),
+]
 MODULES = sorted(path.stem for path in (PLUGINS / "modules").glob("*.py"))
 
 
@@ -51,5 +57,59 @@ def test_operators_are_told_of_each_playbook(playbook: str) -> None:
     (row,) = [line for line in table if re.search(rf"[`/]{re.escape(playbook)}`", line)]
     page, _, section = re.findall(r"\]\(([^)#]*)(#?)([^)]*)\)", row)[0]
     text = (ROOT / "docs" / (page or "operations.md")).read_text()
-    headings = [re.sub(r"[^a-z0-9 -]", "", line.lstrip("# ").lower()) for line in text.splitlines() if line[:1] == "#"]
-    assert not section or section.replace("-", " ") in headings
+    assert not section or section in anchors(text)
+
+
+def anchors(text: str) -> set[str]:
+    """What a link may name of a page: its headings, as GitHub writes them."""
+    headings = [line.lstrip("#").strip().lower() for line in text.splitlines() if line.startswith("#")]
+    return {re.sub(r"[^\w -]", "", heading).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_what_is_there(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def boots() -> set[str]:
+    """Names of the boots that `bench.boots` knows."""
+    matrices = [yaml.safe_load(path.read_text()) for path in (ROOT / "bench" / "boots").glob("*.yaml")]
+    return {boot["name"] for matrix in matrices for boot in matrix["boots"]}
+
+
+def options() -> set[str]:
+    """Variables of the roles."""
+    specs = [
+        yaml.safe_load(path.read_text())["argument_specs"] for path in ROOT.glob("roles/*/meta/argument_specs.yml")
+    ]
+    return {name for spec in specs for entry in spec.values() for name in entry.get("options", {})}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_tells_to_type_exists(page: Path) -> None:
+    text = page.read_text().replace("\\\n", " ")
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", "\n".join(code(text)), re.MULTILINE)) <= set(targets)
+    for path in re.findall(r"ansible-playbook (\S+\.yml)", text) + re.findall(
+        r"\b(?:bin/vram-plan|bench/\w+\.py)\b", text
+    ):
+        assert (ROOT / path).is_file(), path
+    for names in re.findall(r"--only((?: [a-z0-9.-]+)+)", text):
+        assert set(names.split()) <= boots()
+    for names in re.findall(r"tests/roles/run((?: [a-z_]+)+)", text):
+        assert all((ROOT / "molecule" / name).is_dir() for name in names.split())
+    # Of a role's variables those that are given a value.
+    owners = tuple(f"{path.name}_" for path in (ROOT / "roles").iterdir())
+    given = re.findall(r"(?:^ *-? ?|[{`,] ?)([a-z]\w+): |-e ([a-z]\w+)=", "\n".join(code(text)), re.MULTILINE)
+    named = {name for pair in given for name in pair if name.startswith(owners)}
+    assert named <= options()
+
+
+def code(text: str) -> list[str]:
+    """What stands between backticks: blocks, and words in a line."""
+    blocks = text.split("```")
+    return [*blocks[1::2], *(f"`{word}" for part in blocks[::2] for word in re.findall(r"`([^`\n]+)`", part))]
