@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.inference.vllm.plugins.module_utils import api_keys
 from ansible_collections.inference.vllm.plugins.modules import api_key
+from support.modules import run_module
 
 GIVEN = "the-first-key-of-all"
 OTHER = "another-key-entirely"
@@ -97,6 +99,26 @@ def test_what_cannot_be_is_refused_and_changes_nothing(
     assert result["failed"] is True
     assert f"[{code}]" in result["msg"]
     assert texts(tmp_path) == there
+
+
+def test_the_folder_is_made_and_closed(run: Any, tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    assert run(key=GIVEN)["changed"] is True
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
+    assert run(key=GIVEN)["changed"] is False
+    tmp_path.chmod(0o750)
+    opened = run(key=GIVEN)
+    assert (opened["changed"], opened["keys_changed"]) == (True, False)
+    assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
+
+
+def test_a_missing_folder_is_made_with_its_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "home" / "secrets"
+    given = {"path": str(folder), "owner": os.geteuid(), "group": os.getegid()}
+    assert run_module(api_key, capsys, given | {"_ansible_check_mode": True})["changed"] is True
+    assert not folder.exists()
+    assert run_module(api_key, capsys, given)["changed"] is True
+    assert (stat.S_IMODE(folder.stat().st_mode), len(texts(folder)[0])) == (0o700, 48)
 
 
 def test_check_mode_writes_nothing(run: Any, tmp_path: Path) -> None:

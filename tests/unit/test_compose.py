@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import re
@@ -417,11 +416,10 @@ def test_what_the_planner_plans_is_what_the_table_takes(name: str, host: str) ->
     yaml.safe_load(compose_text(result["compose"]))
 
 
-def slurped(*contents: Any) -> list[dict[str, Any]]:
-    """What ansible.builtin.slurp returns in a loop; None is a file that was not there."""
+def files(*contents: Any) -> list[dict[str, Any]]:
+    """What module read_files returns; None is a file that was not there."""
     return [
-        {"item": f"/srv/{number}.json", "failed": False}
-        | ({} if content is None else {"content": base64.b64encode(json.dumps(content).encode()).decode()})
+        {"path": f"/srv/{number}.json", "text": None if content is None else json.dumps(content)}
         for number, content in enumerate(contents)
     ]
 
@@ -430,7 +428,7 @@ def test_the_filter_takes_values_that_remember_where_they_came_from() -> None:
     """Ansible hands filters texts and containers of types of its own, which YAML refuses to write."""
     model, plan, image, lock, given = case("embedded")
     given["vllm_service_extra_flags"] = {"attention-backend": trust_as_template("TORCH_SDPA")}
-    result = service_design(model, slurped(plan, image, lock), given)
+    result = service_design(model, files(plan, image, lock), given)
     assert result["refusals"] == []
     assert "attention-backend: TORCH_SDPA\n" in result["vllm_yaml"]
     assert result["manifest"]["rendered_by"] == rendered_by()
@@ -438,9 +436,9 @@ def test_the_filter_takes_values_that_remember_where_they_came_from() -> None:
 
 def test_the_filter_returns_every_refusal() -> None:
     model, plan, image, lock, given = case("embedded", vllm_service_extra_flags={"max-nun-seqs": 1, "port": 1})
-    result = service_design(model, slurped(plan, image, lock), given)
+    result = service_design(model, files(plan, image, lock), given)
     assert [text.split("]")[0] for text in result["refusals"]] == ["[unknown_flag", "[flag_of_service"]
-    (missing,) = service_design(model, slurped(plan, None, lock), given)["refusals"]
+    (missing,) = service_design(model, files(plan, None, lock), given)["refusals"]
     assert missing.startswith("[missing_input] /srv/1.json")
 
 

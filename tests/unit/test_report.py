@@ -213,13 +213,13 @@ def test_a_report_survives_a_controller_without_pillow(monkeypatch: pytest.Monke
     assert "image_url" not in seen["curl"]
 
 
-def test_the_filters_read_what_slurp_returns() -> None:
+def test_the_filters_take_what_read_files_returns() -> None:
     filters = FilterModule().filters()
-    slurped = [
-        {"source": "/opt/vllm/reports/r1/verdict.json", "content": base64.b64encode(GOOD.to_json().encode()).decode()},
-        {"source": "/opt/vllm/plan.json", "failed": True},
+    found = [
+        {"path": "/opt/vllm/reports/r1/verdict.json", "text": GOOD.to_json()},
+        {"path": "/opt/vllm/releases/r1/verdict.json", "text": None},
     ]
-    seen = filters["report_view"](slurped, "r1", "gpu1", "/k", "/r")
+    seen = filters["report_view"](found, "r1", "gpu1", "/k", "/r")
     assert seen["ok"] is True
     assert filters["report_text"](seen).startswith("PROVEN: All 3 checks passed, release r1 on gpu1\n")
 

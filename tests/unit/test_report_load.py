@@ -216,15 +216,13 @@ def test_releases_that_were_never_measured_can_be_compared() -> None:
 
 
 def test_files_belong_to_the_release_of_their_folder() -> None:
-    import base64
-
-    slurped = [
-        {"source": f"/opt/vllm/{kind}/{release}/{name}", "content": base64.b64encode(text.encode()).decode()}
+    read = [
+        {"path": f"/opt/vllm/{kind}/{release}/{name}", "text": text}
         for release, found in (("r0", files("r0", sequences=2)), ("r1", files("r1")))
         for name, text in found.items()
         for kind in ("releases" if name == "manifest.json" else "reports",)
     ]
-    seen = FilterModule().filters()["report_compare"](slurped, ["r0", "r1"], "gpu1", 0.1)
+    seen = FilterModule().filters()["report_compare"](read, ["r0", "r1"], "gpu1", 0.1)
     assert [row["before"] for row in seen["facts"]] == ["2"]
     assert [side["ok"] for side in seen["verdicts"]] == [True, True]
 

@@ -12,12 +12,12 @@ from typing import Any
 
 
 def report_view(
-    slurped: Sequence[Mapping[str, Any]], release: str, host: str, key_file: str, folder: str, *, again: str = ""
+    read: Sequence[Mapping[str, Any]], release: str, host: str, key_file: str, folder: str, *, again: str = ""
 ) -> dict[str, Any]:
-    """All that the report shows, from the results of `ansible.builtin.slurp`; see `report.view`."""
+    """All that the report shows, from what module read_files found; see `report.view`."""
     from ansible_collections.inference.vllm.plugins.module_utils import report
 
-    return report.view(report.files_of(slurped), str(release), str(host), str(key_file), str(folder), again=str(again))
+    return report.view(report.files_of(read), str(release), str(host), str(key_file), str(folder), again=str(again))
 
 
 def report_html(seen: Mapping[str, Any], template: str, style: str) -> str:
@@ -35,13 +35,13 @@ def report_text(seen: Mapping[str, Any]) -> str:
 
 
 def compare_view(
-    slurped: Sequence[Mapping[str, Any]], names: Sequence[str], host: str, tolerance: float
+    read: Sequence[Mapping[str, Any]], names: Sequence[str], host: str, tolerance: float
 ) -> dict[str, Any]:
     """Two releases side by side; a file belongs to the release that its folder is named after."""
     from ansible_collections.inference.vllm.plugins.module_utils import report, report_compare
 
     before, after = (
-        report.files_of([item for item in slurped if PurePosixPath(str(item.get("source"))).parent.name == name])
+        report.files_of([file for file in read if PurePosixPath(str(file["path"])).parent.name == name])
         for name in names
     )
     return report_compare.view(before, after, (str(names[0]), str(names[1])), str(host), float(tolerance))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +14,13 @@ from ansible_collections.inference.vllm.plugins.module_utils.service import desi
 
 
 def service_design(
-    model: Mapping[str, Any], read: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+    model: Mapping[str, Any], files: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What a release of the service holds, or why there can be none.
 
     Args:
         model: Entry of the catalogue.
-        read: Results of ansible.builtin.slurp, in this order: plan.json, image.json, the model's lock.json.
+        files: What module read_files found, in this order: plan.json, image.json, the model's lock.json.
         settings: The role's variables by name.
 
     Returns:
@@ -29,10 +28,7 @@ def service_design(
         nothing else is there.
     """
     try:
-        plan, image, lock = (
-            parse(item["item"], base64.b64decode(item["content"]).decode() if "content" in item else None)
-            for item in read
-        )
+        plan, image, lock = (parse(file["path"], file["text"]) for file in files)
         result = design(as_plain(model), plan, image, lock, as_plain(settings))
     except RefusalError as error:
         return {"refusals": [str(refusal) for refusal in error.refusals]}
@@ -40,17 +36,17 @@ def service_design(
     return {**result, "refusals": []}
 
 
-def spare_design(read: Mapping[str, Any], address: str, port: int) -> dict[str, Any]:
+def spare_design(manifest: Mapping[str, Any], address: str, port: int) -> dict[str, Any]:
     """How a release runs beside the engine that serves; see :func:`spare`.
 
     Args:
-        read: Result of ansible.builtin.slurp on the release's manifest.json.
+        manifest: What module read_files found of the release's manifest.json.
         address: Where the spare engine is published.
         port: At which port.
     """
     try:
-        manifest = parse(read["source"], base64.b64decode(read["content"]).decode())
-        return {**spare(manifest, address, int(port)), "refusals": []}
+        design_of_it = parse(manifest["path"], manifest["text"])
+        return {**spare(design_of_it, address, int(port)), "refusals": []}
     except RefusalError as error:
         return {"refusals": [str(refusal) for refusal in error.refusals]}
 

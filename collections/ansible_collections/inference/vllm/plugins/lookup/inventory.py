@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ansible.errors import AnsibleError
+from ansible.module_utils.common.yaml import yaml_load
 from ansible.plugins.lookup import LookupBase
 
 from ansible_collections.inference.vllm.plugins.module_utils import catalogue, inventory
@@ -48,7 +48,7 @@ def role_options(specs: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """Every public variable of every role, with its entry in the argument spec."""
     options: dict[str, dict[str, Any]] = {}
     for path in specs:
-        for entry in (yaml.safe_load(path.read_text()) or {}).get("argument_specs", {}).values():
+        for entry in (yaml_load(path.read_text()) or {}).get("argument_specs", {}).values():
             for name, option in (entry.get("options") or {}).items():
                 options.setdefault(name, option)
     return options

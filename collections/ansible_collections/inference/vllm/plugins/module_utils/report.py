@@ -10,7 +10,7 @@ import base64
 import io
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -229,13 +229,9 @@ def curl_of(verdict: Verdict, key_file: str) -> str:
 # --- The whole ------------------------------------------------------------------------------------------------------
 
 
-def files_of(slurped: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Name to text of files that `ansible.builtin.slurp` read; files that could not be read are left out."""
-    return {
-        PurePosixPath(str(item["source"])).name: base64.b64decode(item["content"]).decode("utf-8", "replace")
-        for item in slurped
-        if "content" in item
-    }
+def files_of(read: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Name to text of the files that module read_files found."""
+    return {PurePosixPath(str(file["path"])).name: str(file["text"]) for file in read if file["text"] is not None}
 
 
 def view(

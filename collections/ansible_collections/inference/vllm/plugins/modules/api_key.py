@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -19,7 +20,7 @@ description:
   - No key is ever in the output.
 options:
   path:
-    description: Folder of the keys. It must exist.
+    description: Folder of the keys. It is made where it is missing, and closed to all but the user of the task.
     type: path
     required: true
   state:
@@ -106,6 +107,17 @@ def write(module: AnsibleModule, path: Path, text: str) -> bool:
     return bool(module.set_mode_if_different(str(path), "0400", changed))
 
 
+def close(module: AnsibleModule, folder: Path) -> bool:
+    """Make the folder and keep others out; whether that changed something."""
+    made = not folder.exists()
+    if made and module.check_mode:
+        return True
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    changed = module.set_owner_if_different(str(folder), os.geteuid(), made)
+    changed = module.set_group_if_different(str(folder), os.getegid(), changed)
+    return bool(module.set_mode_if_different(str(folder), "0700", changed))
+
+
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
@@ -132,6 +144,7 @@ def main() -> None:
         module.fail_json(msg=str(error), refusals=refusals, failed=True)
     # The former one first: a run that is cut off in between has lost no key.
     changed = [
+        close(module, folder),
         write(module, folder / api_keys.FORMER, after.former),
         write(module, folder / api_keys.CURRENT, after.current),
     ]
