@@ -18,6 +18,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.weights_progress im
 
 __all__ = [
     "FOR_EVER",
+    "HUB_FILE",
     "PEER_FILE",
     "Fault",
     "FaultyHub",

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import os
+import shutil
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +18,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
-from support.faulty_hub import FaultyHub, RequestRefusedError, hub, running, write_model
+from support.faulty_hub import HUB_FILE, FaultyHub, RequestRefusedError, hub, running, write_model
 
 FILES = {
     "config.json": b'{"a": 1}\n',
@@ -157,3 +162,40 @@ def test_a_model_may_change_while_it_is_served(served: FaultyHub, tmp_path: Path
     assert ask(served, "/org/new/resolve/main/a")[2] == b"1"
     write_model(tmp_path, "org/new", {"a": b"2"})
     assert ask(served, "/org/new/resolve/main/a")[2] == b"2"
+
+
+def test_it_tells_what_it_is_and_serves_and_the_source_of_a_copy_is_listed_alike(tmp_path: Path) -> None:
+    source = write_model(tmp_path / "source", "org/tiny", FILES)
+    (source / ".cache").mkdir()
+    (source / ".cache/note").write_text("not of the model")
+    (source / "link.txt").symlink_to(source / "config.json")
+    # As a copy is: what a link led to is a file of its own.
+    shutil.copytree(source, tmp_path / "home/models/org/tiny")
+    settings = {"address": "127.0.0.1", "port": 0, "root": "models"}
+    (tmp_path / "home/hub.json").write_text(json.dumps(settings))
+    shutil.copy(HUB_FILE, tmp_path / "hub.py")
+    command = [sys.executable, "-I", str(tmp_path / "hub.py")]
+    (listed,) = json.loads(subprocess.check_output([*command, "--list", str(source)]))
+    config = str(tmp_path / "home/hub.json")
+    with subprocess.Popen([*command, "--config", config], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            url = process.stdout.readline().split()[-1]
+            # It is the program that runs which tells, not the file that there is now.
+            (tmp_path / "hub.py").write_text("another")
+            with urllib.request.urlopen(url) as answer:
+                told = json.load(answer)
+        finally:
+            process.terminate()
+    assert set(listed) == {*FILES, "link.txt"}
+    assert told == {
+        "software": "local-hub",
+        "program": hashlib.sha256(HUB_FILE.read_bytes()).hexdigest(),
+        "settings": settings,
+        "files": {"org/tiny": listed},
+    }
+
+
+def test_what_is_no_folder_is_not_listed_as_an_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(NotADirectoryError, match="gone is not a folder"):
+        hub.listing(tmp_path / "gone")

@@ -10,9 +10,12 @@ changes when, and only when, the files change. Protocol as seen by huggingface_h
 * ``HEAD`` and ``GET /<org>/<name>/resolve/<rev>/<path>``: a file, also in part (``Range``).
 * Errors carry ``X-Error-Code``: ``RepoNotFound``, ``RevisionNotFound``, ``EntryNotFound``.
 
+Not of that protocol: ``GET /`` tells which program runs, with which settings, and the SHA-256 of every file it serves.
+
 Started as ``hub.py --config hub.json`` with ``{"address": "127.0.0.1", "port": 18080, "root": "models"}``; a relative
 root counts from the folder of that file. With ``"user": "nobody"`` it becomes that user once it is in that folder and
-has the port, so that this user needs no way through the folders above.
+has the port, so that this user needs no way through the folders above. ``hub.py --list FOLDER`` serves nothing, and
+prints what ``GET /`` would tell of a repository with the files of that folder.
 """
 
 from __future__ import annotations
@@ -105,17 +108,17 @@ class Store:
         """Names ``org/name`` of all repositories, sorted."""
         return sorted(f"{p.parent.name}/{p.name}" for p in self.root.glob("*/*") if p.is_dir())
 
+    def listings(self) -> dict[str, dict[str, str]]:
+        """SHA-256 of every file, by repository and path."""
+        return {name: {path: blob.sha256 for path, blob in self.snapshot(name).blobs.items()} for name in self.names()}
+
     def snapshot(self, name: str) -> Snapshot:
         """Read a repository's folder. Raises RequestRefusedError when there is none of that name."""
         folder = self.root / name
         # Looked up in the list, never joined from the request alone: a name cannot leave the root.
         if not REPOSITORY_NAME.fullmatch(name) or name not in self.names():
             raise RequestRefusedError(404, "RepoNotFound", "Repository not found")
-        files = sorted(
-            p
-            for p in folder.rglob("*")
-            if p.is_file() and not p.is_symlink() and SKIPPED_FOLDERS.isdisjoint(p.relative_to(folder).parts)
-        )
+        files = (file for file in _files(folder) if not file.is_symlink())
         blobs = {blob.path: blob for blob in (self._blob(folder, file) for file in files)}
         listing = "".join(f"{blob.sha256} {blob.path}\n" for blob in blobs.values())
         return Snapshot(name, hashlib.sha1(listing.encode(), usedforsecurity=False).hexdigest(), blobs)
@@ -133,6 +136,13 @@ class Store:
         return Blob(file.relative_to(folder).as_posix(), file, seen.st_size, sha256, oid, lfs)
 
 
+def listing(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files of a folder that is to be copied into a repository, by their paths in it."""
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is not a folder")
+    return {file.relative_to(folder).as_posix(): _hashes(file, file.stat().st_size)[0] for file in _files(folder)}
+
+
 def pointer(sha256: str, size: int) -> bytes:
     """What Git keeps in place of a file that lies in LFS."""
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
@@ -141,6 +151,13 @@ def pointer(sha256: str, size: int) -> bytes:
 def git_blob_id(content: bytes) -> str:
     """Git's id of a content: the SHA-1 of a header and the content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files that are a repository's, by name."""
+    return sorted(
+        p for p in folder.rglob("*") if p.is_file() and SKIPPED_FOLDERS.isdisjoint(p.relative_to(folder).parts)
+    )
 
 
 def _hashes(file: Path, size: int) -> tuple[str, str]:
@@ -234,7 +251,7 @@ class HubHandler(BaseHTTPRequestHandler):
         """Find the answer for a path, given as its decoded segments."""
         match parts:
             case [""]:
-                self.send_json({"software": "local-hub", "repositories": self.server.store.names()})
+                self.send_json({**self.server.identity, "files": self.server.store.listings()})
             case ["api", "models", org, name]:
                 self.send_info(self.snapshot(f"{org}/{name}", BRANCH), query)
             case ["api", "models", org, name, "revision", revision]:
@@ -325,6 +342,7 @@ class HubServer(ThreadingHTTPServer):
         """Listen at once; port 0 takes a free one."""
         super().__init__((address, port), handler)
         self.store = Store(root)
+        self.identity: dict[str, Any] = {"software": "local-hub"}
 
     @property
     def url(self) -> str:
@@ -358,13 +376,25 @@ def become(name: str) -> None:
 
 
 def main() -> None:
-    """Serve until the process is ended."""
+    """Serve until the process is ended, or list."""
     parser = argparse.ArgumentParser(description="Serve local folders with the Hugging Face hub's protocol.")
-    parser.add_argument("--config", type=Path, required=True, help="JSON file with address, port and root")
-    file = parser.parse_args().config
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", type=Path, help="JSON file with address, port and root")
+    what.add_argument("--list", type=Path, nargs="*", help="folders whose files to list, with their hashes, as JSON")
+    given = parser.parse_args()
+    if given.list is not None:
+        print(json.dumps([listing(folder) for folder in given.list]))
+    else:
+        serve(given.config)
+
+
+def serve(file: Path) -> None:
+    """Serve with the settings of a file."""
     config = json.loads(file.read_text())
+    program = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     os.chdir(file.parent)
     with listen(config["address"], config["port"], Path(config["root"])) as server:
+        server.identity |= {"program": program, "settings": config}
         if config.get("user"):
             become(config["user"])
         print(f"Serving {server.store.names()} at {server.url}", flush=True)
