@@ -1,4 +1,7 @@
-"""Modules docker_daemon_config and docker_daemon_apply, on real files and with stand-ins for dockerd and systemctl."""
+"""What becomes of Docker's daemon.json, on real files and with stand-ins for dockerd and systemctl.
+
+Modules docker_daemon_config, docker_daemon_apply and docker_engine_info.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,11 @@ from ansible_collections.inference.vllm.plugins.module_utils.docker_daemon_confi
     without,
 )
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
-from ansible_collections.inference.vllm.plugins.modules import docker_daemon_apply, docker_daemon_config
+from ansible_collections.inference.vllm.plugins.modules import (
+    docker_daemon_apply,
+    docker_daemon_config,
+    docker_engine_info,
+)
 from support.modules import run_module
 
 FOREIGN = {"bip": "10.9.0.1/24", "runtimes": {"kata": {"path": "/opt/kata", "runtimeArgs": ["-v"]}}}
@@ -475,3 +482,73 @@ def test_without_systemd_the_log_says_why(run: Any, path: Path, docker: Path, tm
     )["msg"]
     assert "failed to start daemon: now" in said
     assert "older" not in said
+
+
+# Looking.
+
+
+@pytest.fixture
+def look(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Looks at a host that has a dockerd; what the module says of it."""
+    (tmp_path / "dockerd").touch()
+    monkeypatch.setattr(docker_engine_info, "PROGRAMS", (str(tmp_path / "dockerd"),))
+
+    def call(**arguments: Any) -> dict[str, Any]:
+        result = run(docker_engine_info, owner_file=str(tmp_path / "mark"), **arguments)
+        assert result.pop("changed") is False
+        return {key: value for key, value in result.items() if key != "invocation"}
+
+    return call
+
+
+@pytest.mark.usefixtures("path")
+def test_a_look_at_somebody_elses_engine(look: Any, docker: Path) -> None:
+    seen = {"answers": True, "compose": True, "present": True, "owned": False, "proxy_file": False}
+    assert look() == {**seen, "differs": "", "configured": True}
+    assert look(config=FOREIGN) == {**seen, "differs": "", "configured": True}
+    asked = look(config={"debug": True, "bip": "x"}, config_absent=["runtimes/kata"])
+    assert asked == {**seen, "differs": "bip, debug, runtimes would change", "configured": False}
+
+
+def test_a_look_at_an_engine_of_ones_own(look: Any, docker: Path, tmp_path: Path) -> None:
+    (tmp_path / "mark").touch()
+    (tmp_path / "proxy.conf").touch()
+    assert look(proxy_file=str(tmp_path / "proxy.conf")).items() >= {"owned": True, "proxy_file": True}.items()
+    (docker / "up").unlink()
+    assert look().items() >= {"answers": False, "compose": False, "present": True, "owned": True}.items()
+
+
+def test_a_look_where_there_is_none(look: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "dockerd").unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    seen = look(config={"debug": True})
+    assert seen.items() >= {"answers": False, "compose": False, "present": False, "owned": True}.items()
+    assert seen["configured"] is False
+
+
+def test_compose_is_asked_by_itself(look: Any, programs: Path) -> None:
+    program(programs, "docker", '[ "$1" != compose ]')
+    assert look().items() >= {"answers": True, "compose": False}.items()
+
+
+def test_a_file_that_cannot_be_read_differs_and_says_why(look: Any, path: Path, docker: Path) -> None:
+    path.write_text("{oops")
+    seen = look(config={"debug": True})
+    assert "[invalid_daemon_json]" in seen["differs"]
+    assert not seen["configured"]
+
+
+@pytest.mark.usefixtures("path")
+def test_what_docker_was_not_told_yet_is_not_configured(look: Any, run: Any, docker: Path) -> None:
+    run(config={"debug": True})
+    assert look(config={"debug": True}).items() >= {"differs": "", "configured": False}.items()
+    apply(run)
+    assert look(config={"debug": True})["configured"]
+
+
+@pytest.mark.usefixtures("engine", "path")
+@pytest.mark.parametrize(("proxy", "configured"), [("http://u:p%40@h:1", True), ("http://u:other@h:1", False)])
+def test_an_engine_with_another_proxy_is_not_configured(look: Any, docker: Path, proxy: str, configured: bool) -> None:
+    seen = look(environment={"HTTP_PROXY": proxy})
+    assert (seen["differs"], seen["configured"]) == ("", configured)
+    assert "h:1" not in json.dumps(seen)

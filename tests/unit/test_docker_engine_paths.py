@@ -87,8 +87,7 @@ def case(
     there: int = 0,
 ) -> dict[str, Any]:
     registered = {
-        "__docker_engine_answer": {"rc": 1},
-        "__docker_engine_files": {"stdout_lines": []},
+        "__docker_engine": {"answers": False, "present": False, "owned": True},
         "__docker_engine_installed": {"stdout_lines": ["installed"] * there},
         "__docker_engine_key_listing": {"stdout": f"pub:-:4096:1:8D81803C0EBFCD88:1:::-:\nfpr:::::::::{key}:\n"},
         "__docker_engine_lists": {"rc": int(broken), "stderr": "E: no answer"},

@@ -130,6 +130,26 @@ def reason_in(log: str, limit: int = 3) -> str:
     return "\n".join(list(dict.fromkeys(telling or lines))[-limit:])
 
 
+def runs_otherwise(
+    run: Callable[[list[str]], tuple[int, str, str]], wanted: Mapping[str, Any], pidfile: str | None, service: str
+) -> bool:
+    """Does Docker run, and with another environment than it must have?
+
+    Args:
+        run: Runs a command; returns its exit status, output and errors.
+        wanted: Variables that Docker must have been started with; one that is empty must not be there.
+        pidfile: File with Docker's process id; without it systemd is asked.
+        service: Name of systemd's unit.
+    """
+    if not wanted:
+        return False
+    try:
+        running = environment_of(Path(f"/proc/{_pid(run, pidfile, service)}/environ").read_bytes())
+    except (OSError, ValueError):
+        return False
+    return any(running.get(name, "") != str(value) for name, value in wanted.items())
+
+
 def environment_of(environ: bytes) -> dict[str, str]:
     """Variables of a process, from its /proc/PID/environ."""
     pairs = (entry.partition("=") for entry in environ.decode(errors="surrogateescape").split("\0"))
@@ -216,6 +236,15 @@ class ConfigFile:
             return ""
         except UnicodeDecodeError as error:
             raise _invalid(str(path), f"it is not UTF-8 at byte {error.start}") from error
+
+
+def _pid(run: Callable[[list[str]], tuple[int, str, str]], pidfile: str | None, service: str) -> int:
+    """Docker's process; ValueError or OSError where there is none."""
+    if pidfile:
+        pid = int(Path(pidfile).read_text(encoding="utf-8"))
+        # The number outlives its process in the file; whoever has it now need not be Docker.
+        return pid if Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip() == "dockerd" else 0
+    return int(run(["systemctl", "show", "--property=MainPID", "--value", service])[1])
 
 
 def _invalid(name: str, reason: str) -> RefusalError:

@@ -16,8 +16,8 @@ from ansible_collections.inference.vllm.plugins.module_utils.docker_daemon_confi
     ConfigFile,
     action,
     changed_keys,
-    environment_of,
     reason_in,
+    runs_otherwise,
 )
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
@@ -133,18 +133,8 @@ class Engine:
         self.log_size = Path(self.given["logfile"]).stat().st_size if self._has_log() else 0
         self.since = time.time()
         self.stranger = False
-        self.reread = self.given["restart"] or self.outdated()
-
-    def outdated(self) -> bool:
-        """Does it run, and with another environment than it must have?"""
-        wanted = self.given["environment"]
-        if not wanted:
-            return False
-        try:
-            running = environment_of(Path(f"/proc/{self._pid()}/environ").read_bytes())
-        except (OSError, ValueError):
-            return False
-        return any(running.get(name, "") != str(value) for name, value in wanted.items())
+        started = (self.given["environment"], self.given["pidfile"], self.given["service"])
+        self.reread = self.given["restart"] or runs_otherwise(self.run, *started)
 
     def answers(self) -> bool:
         """Does it answer now?"""
@@ -200,14 +190,6 @@ class Engine:
         unit = self.given["service"]
         journal = ["journalctl", f"--unit={unit}", f"--since=@{int(self.since)}", "--output=cat", "--no-pager"]
         return reason_in(self.run(journal)[1])
-
-    def _pid(self) -> int:
-        """Its process; ValueError or OSError where there is none."""
-        if self.given["pidfile"]:
-            pid = int(Path(self.given["pidfile"]).read_text(encoding="utf-8"))
-            # The number outlives its process in the file; whoever has it now need not be Docker.
-            return pid if Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip() == "dockerd" else 0
-        return int(self.run(["systemctl", "show", "--property=MainPID", "--value", self.given["service"]])[1])
 
     def _has_log(self) -> bool:
         return bool(self.given["start"] and self.given["logfile"]) and Path(self.given["logfile"]).exists()
