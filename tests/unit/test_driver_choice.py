@@ -374,7 +374,7 @@ def test_module_that_does_not_build_is_refused_with_kernel_version_and_log(part:
 
 def test_module_that_does_not_build_is_refused_without_a_log_too() -> None:
     said = driver_filter.install_refused({"stdout": NOT_BUILT.replace("Consult", "").replace("make.log", "x")})
-    assert "The kernel module of driver does not build for kernel 6.1.0-56-cloud-amd64;" in said
+    assert "The kernel module of the driver does not build for kernel 6.1.0-56-cloud-amd64;" in said
 
 
 def test_any_other_failure_says_what_apt_said() -> None:

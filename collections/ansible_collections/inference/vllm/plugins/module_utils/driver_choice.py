@@ -654,10 +654,10 @@ def build_refusal(output: str) -> Refusal | None:
     if not kernel:
         return None
     log = re.search(r"/var/lib/dkms/\S+/([\d.]+)/build/make\.log", output)
-    version, place = (f" {log[1]}", log[0]) if log else ("", "a make.log below /var/lib/dkms")
+    driver, place = (f"driver {log[1]}", log[0]) if log else ("the driver", "a make.log below /var/lib/dkms")
     return Refusal(
         "module_not_built",
-        f"The kernel module of driver{version} does not build for kernel {kernel[1]}; {place} says why.",
+        f"The kernel module of {driver} does not build for kernel {kernel[1]}; {place} says why.",
         "Boot a kernel that this driver knows, or take a driver that knows this kernel: set nvidia_driver_version or "
         "nvidia_driver_branch, or nvidia_driver_source: nvidia.",
     )
