@@ -235,10 +235,11 @@ def _invalid(name: str, problem: str) -> Refusal:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml  # hosts that receive entries as data have no PyYAML
-    from ansible.module_utils.common.yaml import yaml_load  # by libyaml where that is there, which is ten times as fast
 
+    # By libyaml where that is there, which is ten times as fast.
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        data = yaml_load(path.read_text(encoding="utf-8"))
+        data = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 - both are safe
     except (OSError, yaml.YAMLError) as error:
         raise RefusalError(_invalid(path.stem, f"{path} cannot be read: {error}")) from error
     if not isinstance(data, dict):
