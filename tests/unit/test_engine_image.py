@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -151,7 +152,7 @@ def test_version(wanted: Wanted, expected: str) -> None:
     ],
 )
 def test_record_of_a_pulled_image(wanted: str, listed: list[str], name: str, digest: str) -> None:
-    content = record(wanted, "pull", "0.33.0", "sha256:1", repo_digests=listed, labels={})
+    content = record(wanted, "pull", "0.33.0", {"Id": "sha256:1", "RepoDigests": listed, "Config": {"Labels": None}})
     assert content == {
         "reference": name,
         "id": "sha256:1",
@@ -163,8 +164,8 @@ def test_record_of_a_pulled_image(wanted: str, listed: list[str], name: str, dig
 
 @pytest.mark.parametrize("source", ["load", "build"])
 def test_record_of_an_image_that_no_registry_has(source: str) -> None:
-    names, labels = [f"elsewhere@{DIGEST}"], {"made-for": "x"}
-    content = record("localhost/vllm-cpu:0.32.0-ab", source, "0.32.0", "sha256:1", repo_digests=names, labels=labels)
+    image = {"Id": "sha256:1", "RepoDigests": [f"elsewhere@{DIGEST}"], "Config": {"Labels": {"made-for": "x"}}}
+    content = record("localhost/vllm-cpu:0.32.0-ab", source, "0.32.0", image)
     assert (content["reference"], content["digest"]) == ("localhost/vllm-cpu:0.32.0-ab", "")
     assert len(content) == 5
 
@@ -177,7 +178,8 @@ def test_record_of_an_image_with_extra_packages_says_what_it_was_made_of(source:
         "inference.vllm.packages": "av==16.0.1 qwen-vl-utils==0.0.14",
         "inference.vllm.home": "/opt/vllm",
     }
-    content = record("localhost/vllm-extra:0.33.0-ab", source, "0.33.0", "sha256:1", repo_digests=[], labels=labels)
+    image = {"Id": "sha256:1", "RepoDigests": [], "Config": {"Labels": labels}}
+    content = record("localhost/vllm-extra:0.33.0-ab", source, "0.33.0", image)
     assert content == {
         "reference": "localhost/vllm-extra:0.33.0-ab",
         "id": "sha256:1",
@@ -204,23 +206,71 @@ def run_module(name: str, arguments: Mapping[str, object]) -> dict[str, Any]:
     return answer
 
 
-def test_module_writes_the_record_once(tmp_path: Path) -> None:
+@pytest.fixture
+def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in which each file is an image that the engine has, named after the last part of its reference."""
+    programs, images = tmp_path / "bin", tmp_path / "images"
+    programs.mkdir()
+    images.mkdir()
+    (programs / "docker").write_text(
+        f"""#!/bin/sh
+[ "$1 $2" = "image inspect" ] && [ -e "{images}/${{3##*/}}" ] && exec cat "{images}/${{3##*/}}"
+echo "No such image: $3" >&2
+exit 1
+"""
+    )
+    (programs / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    return images
+
+
+def has(engine: Path, reference: str, image_id: str) -> None:
+    """Give the engine an image."""
+    image = {"Id": image_id, "RepoDigests": [f"vllm/vllm-openai@{DIGEST}"], "Config": {"Labels": None}}
+    (engine / reference.rpartition("/")[2]).write_text(json.dumps([image]))
+
+
+TAGGED = "docker.io/vllm/vllm-openai:v0.33.0"
+PULLED = {"source": "pull", "repository": "docker.io/vllm/vllm-openai", "tag": "v0.33.0"}
+
+
+def test_module_writes_the_record_once(tmp_path: Path, engine: Path) -> None:
     path = tmp_path / "home" / "image.json"
-    arguments = {
-        "path": str(path),
-        "reference": f"docker.io/vllm/vllm-openai@{DIGEST}",
-        "source": "pull",
-        "vllm_version": "0.33.0",
-        "image_id": "sha256:1",
-    }
+    arguments = {"path": str(path), "reference": TAGGED, "source": "pull", "vllm_version": "0.33.0"}
     dry = run_module("engine_image_record", {**arguments, "_ansible_check_mode": True})
     assert dry["changed"] and not path.exists()
+    missing = run_module("engine_image_record", arguments)
+    assert missing["failed"] and f"No such image: {TAGGED}" in missing["msg"] and not path.exists()
+    has(engine, TAGGED, "sha256:1")
     first = run_module("engine_image_record", arguments)
     assert first["changed"] and path.read_text() == as_json(first["image"])
+    assert first["image"]["reference"] == f"docker.io/vllm/vllm-openai@{DIGEST}"
     assert [file.name for file in path.parent.iterdir()] == ["image.json"]
     assert not run_module("engine_image_record", arguments)["changed"]
-    other = run_module("engine_image_record", {**arguments, "image_id": "sha256:2"})
+    has(engine, TAGGED, "sha256:2")
+    other = run_module("engine_image_record", arguments)
     assert other["changed"] and json.loads(path.read_text())["id"] == "sha256:2"
+
+
+def test_module_tells_whether_the_image_is_there_and_written_down(tmp_path: Path, engine: Path) -> None:
+    path = tmp_path / "image.json"
+    wanted = {**PULLED, "allow_tag_without_digest": True, "record": str(path)}
+
+    def told(**more: str) -> tuple[bool, bool]:
+        answer = run_module("engine_image_request", {**wanted, **more})
+        return answer["present"], answer["recorded"]
+
+    assert told() == (False, False)
+    has(engine, TAGGED, "sha256:1")
+    assert told() == (True, False)
+    written = {"path": str(path), "reference": TAGGED, "source": "pull", "vllm_version": "0.33.0"}
+    run_module("engine_image_record", written)
+    assert told() == (True, True)
+    assert told(vllm_version="0.33.1") == (True, False)
+    has(engine, TAGGED, "sha256:2")
+    assert told() == (True, False)
+    (engine / "vllm-openai:v0.33.0").unlink()
+    assert told() == (False, False)
 
 
 def test_module_refuses() -> None:

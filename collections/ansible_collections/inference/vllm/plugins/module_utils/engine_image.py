@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils import extra_packages, image_signature
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
@@ -124,18 +125,33 @@ def refusals(wanted: Wanted) -> list[Refusal]:
     ]
 
 
-def record(
-    wanted: str, source: str, version: str, image_id: str, *, repo_digests: list[str], labels: Mapping[str, str]
-) -> dict[str, str]:
+def ask(run: Callable[[list[str]], tuple[int, str, str]], docker: str | None, name: str) -> tuple[dict[str, Any], str]:
+    """What the engine says of an image.
+
+    Args:
+        run: Runs a command; returns its exit status, output and errors.
+        docker: The engine's command line, if there is one.
+        name: The image's reference.
+
+    Returns:
+        What ``docker image inspect`` shows, or nothing and why there is nothing.
+    """
+    if docker is None:
+        return {}, "there is no program docker"
+    code, out, err = run([docker, "image", "inspect", name])
+    return (json.loads(out)[0], "") if code == 0 else ({}, err.strip())
+
+
+def record(wanted: str, source: str, version: str, image: Mapping[str, Any]) -> dict[str, str]:
     """The content of ``image.json``.
 
     Args:
         wanted: What reference() gave.
         source: ``pull``, ``load`` or ``build``.
         version: What vllm_version() gave.
-        image_id: The engine's own identifier of the image.
-        repo_digests: Digests in registries as the engine lists them, each ``repository@sha256:...``.
-        labels: The image's labels. They tell what an image with extra packages was made of, also where it was loaded.
+        image: What ask() gave: ``Id``, the engine's own identifier; ``RepoDigests``, its digests in registries, each
+            ``repository@sha256:...``; and the labels in ``Config``. They tell what an image with extra packages was
+            made of, also where it was loaded.
 
     Returns:
         Its five fields, and with extra packages three more. A pulled tag is recorded by the digest it had, so that a
@@ -146,13 +162,14 @@ def record(
         repository, _, digest = wanted.partition("@")
         if not digest:
             repository = wanted.rpartition(":")[0]
-            listed = (entry.partition("@") for entry in repo_digests)
+            listed = (entry.partition("@") for entry in image.get("RepoDigests") or [])
             digest = next((value for name, _, value in listed if _same_repository(name, repository)), "")
         wanted = f"{repository}@{digest}" if digest else wanted
+    labels = (image.get("Config") or {}).get("Labels") or {}
     made_of = {field: labels[label] for label, field in _LABELS.items() if label in labels}
     return {
         "reference": wanted,
-        "id": image_id,
+        "id": image.get("Id", ""),
         "digest": digest,
         "source": source,
         "vllm_version": version,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.inference.vllm.plugins.module_utils.engine_image import as_json, record
+from ansible_collections.inference.vllm.plugins.module_utils.engine_image import as_json, ask, record
 from ansible_collections.inference.vllm.plugins.module_utils.verdict import write_atomic
 
 DOCUMENTATION = r"""
@@ -15,7 +15,7 @@ module: engine_image_record
 short_description: Write down which image the engine runs from
 description:
   - Writes C(image.json), the one place where later steps read the image's reference, identifier and version.
-  - A pulled tag is written down by the digest that it had.
+  - Asks the engine for all that its settings do not say. A pulled tag is written down by the digest that it had.
 options:
   path:
     description: File that receives the record.
@@ -34,22 +34,9 @@ options:
     description: vLLM's version in the image.
     type: str
     required: true
-  image_id:
-    description: The engine's identifier of the image.
-    type: str
-    required: true
-  repo_digests:
-    description: Digests in registries as the engine lists them.
-    type: list
-    elements: str
-    default: []
-  labels:
-    description: The image's labels, which tell what an image with extra packages was made of.
-    type: dict
-    default: {}
 attributes:
   check_mode:
-    description: Says whether the file would change.
+    description: Says whether the file would change. The image need not be there yet.
     support: full
   diff_mode:
     description: Shows the file before and after.
@@ -65,7 +52,6 @@ EXAMPLES = r"""
     reference: localhost/vllm-cpu:0.32.0-0123456789ab
     source: build
     vllm_version: 0.32.0
-    image_id: "{{ image.Id }}"
 """
 
 RETURN = r"""
@@ -86,21 +72,14 @@ def main() -> None:
             "reference": {"type": "str", "required": True},
             "source": {"type": "str", "required": True, "choices": ["pull", "load", "build"]},
             "vllm_version": {"type": "str", "required": True},
-            "image_id": {"type": "str", "required": True},
-            "repo_digests": {"type": "list", "elements": "str", "default": []},
-            "labels": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
     given = module.params
-    image = record(
-        given["reference"],
-        given["source"],
-        given["vllm_version"],
-        given["image_id"],
-        repo_digests=given["repo_digests"],
-        labels=given["labels"],
-    )
+    seen, why_not = ask(module.run_command, module.get_bin_path("docker"), given["reference"])
+    if not seen and not module.check_mode:
+        module.fail_json(msg=f"The Docker engine has no image {given['reference']}: {why_not}. Nothing was written.")
+    image = record(given["reference"], given["source"], given["vllm_version"], seen)
     path, after = Path(given["path"]), as_json(image)
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     try:

@@ -15,6 +15,9 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.inference.vllm.plugins.module_utils import extra_packages
 from ansible_collections.inference.vllm.plugins.module_utils.engine_image import (
     Wanted,
+    as_json,
+    ask,
+    record,
     reference,
     refusals,
     vllm_version,
@@ -28,6 +31,7 @@ short_description: Accept or refuse the settings of the engine's image
 description:
   - Refuses an image without a digest, a version of vLLM with known holes, an image that this host cannot run, packages
     that are not pinned, and a signature that could not be checked.
+  - Tells whether the engine has the image, and whether M(inference.vllm.engine_image_record) wrote down this one.
   - Changes nothing and asks no registry.
 options:
   source:
@@ -111,6 +115,9 @@ options:
     description: Program that checks it, by name or path.
     type: str
     default: cosign
+  record:
+    description: File that M(inference.vllm.engine_image_record) writes.
+    type: path
 attributes:
   check_mode:
     description: Changes nothing, so it answers the same.
@@ -140,6 +147,14 @@ vllm_version:
   description: vLLM's version in the image.
   returned: success
   type: str
+present:
+  description: Whether the engine has an image of that name.
+  returned: success
+  type: bool
+recorded:
+  description: Whether it has, and O(record) says so.
+  returned: success
+  type: bool
 extra_facts:
   description: What of the packages decides the image that is made with them.
   returned: success
@@ -179,6 +194,7 @@ ARGUMENTS = {
     "signature_identity": {"type": "str", "default": ""},
     "signature_issuer": {"type": "str", "default": ""},
     "signature_tool": {"type": "str", "default": "cosign"},
+    "record": {"type": "path"},
 }
 
 
@@ -186,6 +202,7 @@ def main() -> None:
     """Run the module."""
     module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
     given: dict[str, Any] = dict(module.params)
+    written = given.pop("record")
     specs, folder = given.pop("extra_packages"), Path(given["extra_wheels"] or "/nonexistent")
     signer = Signer(*(given.pop(f"signature_{name}") for name in ("key", "identity", "issuer")))
     wanted = Wanted(
@@ -200,14 +217,23 @@ def main() -> None:
     found = refusals(wanted)
     if found:
         module.fail_json(msg=join(found), refusals=[refusal.as_dict() for refusal in found])
+    name, version = reference(wanted), vllm_version(wanted)
+    image, _ = ask(module.run_command, module.get_bin_path("docker"), name)
     module.exit_json(
         changed=False,
-        reference=reference(wanted),
-        vllm_version=vllm_version(wanted),
+        reference=name,
+        vllm_version=version,
+        present=bool(image),
+        recorded=bool(image) and _text(written) == as_json(record(name, wanted.source, version, image)),
         extra_facts=extra_packages.recipe_facts(specs, _hashes(folder, wanted.extra_files, specs)),
         signed=signer.wanted and wanted.source == "pull",
         refusals=[],
     )
+
+
+def _text(file: str | None) -> str:
+    """A file's text; empty where there is none."""
+    return Path(file).read_text(encoding="utf-8") if file and Path(file).exists() else ""
 
 
 def _hashes(folder: Path, files: Iterable[str], specs: list[str]) -> dict[str, str]:
