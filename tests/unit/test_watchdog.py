@@ -135,6 +135,22 @@ def test_reason_is_read_from_the_log(log: str, code: str) -> None:
     assert reason(log)[0] == code
 
 
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        ("graphs_do_not_fit", "out_of_gpu_memory"),
+        ("worker_killed", "process_killed"),
+        ("length_too_long", "engine_error"),
+        ("unknown_backend", "engine_error"),
+    ],
+)
+def test_reason_of_engines_that_ended(log: str, expected: str) -> None:
+    text = (Path(__file__).parent / "fixtures" / "engine_log" / f"{log}.log").read_text(encoding="utf-8")
+    code, line = reason("\n".join(text.splitlines()[-300:]))
+    assert code == expected
+    assert "root cause" not in line
+
+
 def test_reason_shows_the_last_such_line_without_colours() -> None:
     log = "ValueError: first\n\x1b[31mValueError: second\x1b[0m\nINFO: bye"
     assert reason(log) == ("engine_error", "ValueError: second")

@@ -20,12 +20,13 @@ import docker
 
 #: Signs in an engine's log, the most telling first: code, pattern.
 SIGNS = (
-    ("out_of_gpu_memory", r"CUDA out of memory|torch\.OutOfMemoryError"),
+    ("out_of_gpu_memory", r"CUDA (error: )?out of memory|torch\.OutOfMemoryError"),
     ("gpu_error", r"\bXid\b|fallen off the bus|CUDA error: |CUDA_ERROR_\w+|Driver/library version mismatch"),
     ("communication_error", r"NCCL error|ProcessGroupNCCL.*(timeout|timed out)"),
     ("disk_full", r"No space left on device"),
-    # Many warnings name an exception that was dealt with.
-    ("engine_error", r"^(?!.*\bWARNING\b).*\b(\w+Error|Exception): "),
+    # Many warnings name an exception that was dealt with, and the last exceptions only point to one before them.
+    ("engine_error", r"^(?!.*(\bWARNING\b|root cause|: cancelled$)).*\b(\w+Error|Exception): "),
+    ("process_killed", r"\bdied unexpectedly\b"),
 )
 RUNBOOK = "crash_loop"
 _LOG_LINES = 300
