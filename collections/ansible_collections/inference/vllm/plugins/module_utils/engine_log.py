@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+#: Colours, and what Compose writes before a line to erase the one that it would overwrite.
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 #: Which process wrote a line, as ``(EngineCore pid=58) ``.
 _PROCESS = re.compile(r"^\([^()]+ pid=\d+\) ")
 #: Level, time and place, as ``ERROR 11-26 14:34:58 [core.py:1512] ``; a line of a traceback has one space more.
@@ -32,7 +33,7 @@ def reasons(log: str, most: int = 5) -> list[str]:
     """The lines of a log that tell why the engine ended, the first cause first, none twice.
 
     Args:
-        log: Text of the log, with or without colours.
+        log: Text of the log, plain or not.
         most: So many lines at most.
     """
     return list(dict.fromkeys(_telling(log)))[:most]
@@ -40,8 +41,8 @@ def reasons(log: str, most: int = 5) -> list[str]:
 
 def _telling(log: str) -> Iterator[str]:
     explains = False
-    for raw in log.splitlines():
-        line = _PROCESS.sub("", _COLOUR.sub("", raw).rstrip())
+    for raw in plain(log).splitlines():
+        line = _PROCESS.sub("", raw.rstrip())
         level = _LEVEL.match(line)
         text = line[level.end() :] if level else line
         if level and (level[1] not in ("ERROR", "CRITICAL") or _DUMPS.search(level[2])):
@@ -57,6 +58,11 @@ def _telling(log: str) -> Iterator[str]:
 
 
 def last_lines(log: str, count: int) -> list[str]:
-    """The end of a log, without colours and empty lines."""
-    lines = [_COLOUR.sub("", line).rstrip() for line in log.splitlines()]
-    return [line[:_LONGEST] for line in lines if line][-count:]
+    """The end of a log, plain and without empty lines."""
+    lines = [line.rstrip()[:_LONGEST] for line in plain(log).splitlines()]
+    return [line for line in lines if line][-count:]
+
+
+def plain(log: str) -> str:
+    """A log without what is meant for a terminal."""
+    return _ESCAPES.sub("", log)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.inference.vllm.plugins.module_utils.engine_log import last_lines, reasons
+from ansible_collections.inference.vllm.plugins.module_utils.engine_log import last_lines, plain, reasons
 
 DOCUMENTATION = r"""
 module: engine_log
@@ -110,6 +110,7 @@ def main() -> None:
     command = ["docker", "compose", "--ansi=never", f"--project-name={project}", "logs", "--no-color"]
     try:
         code, log, error = module.run_command([*command, "--no-log-prefix", f"--tail={_KEPT}"], handle_exceptions=False)
+        log = plain(log)
         text = told(log, lines, path) if code == 0 else f"Its log cannot be read: {error.strip()}"
         if code == 0 and log.strip() and not module.check_mode:
             keep(module, Path(path), log)
