@@ -96,6 +96,14 @@ def test_the_log_is_kept_and_told(docker: Path, tmp_path: Path, capsys: pytest.C
     assert (stat.S_IMODE(path.stat().st_mode), stat.S_IMODE(path.parent.stat().st_mode)) == (0o640, 0o750)
 
 
+def test_bytes_that_are_no_text_are_replaced(docker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    docker.with_name("docker.log").write_bytes(b"ValueError: \xff!\n")
+    path = tmp_path / "engine.log"
+    result = run_module(engine_log, capsys, {"project": "vllm", "path": str(path)})
+    assert result["reasons"] == ["ValueError: \ufffd!"]
+    assert path.read_text(encoding="utf-8") == "ValueError: \ufffd!\n"
+
+
 def test_check_mode_keeps_nothing(docker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     docker.with_name("docker.log").write_text("ValueError: x\n")
     given = {"project": "vllm", "path": str(tmp_path / "engine.log"), "_ansible_check_mode": True}

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.inference.vllm.plugins.module_utils.engine_log import last_lines, plain, reasons
+from ansible_collections.inference.vllm.plugins.module_utils.verdict import write_atomic
 
 DOCUMENTATION = r"""
 module: engine_log
@@ -87,13 +87,10 @@ def told(log: str, lines: int, path: str) -> str:
     )
 
 
-def keep(module: AnsibleModule, path: Path, log: str) -> None:
-    """Write the log, atomically; only its owner and group may read it."""
+def keep(path: Path, log: str) -> None:
+    """Write the log; only its owner and group may read it."""
     path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=module.tmpdir, delete=False) as draft:
-        draft.write(log)
-    module.atomic_move(draft.name, str(path))
-    module.set_mode_if_different(str(path), "0640", changed=False)
+    write_atomic(path, log)
 
 
 def main() -> None:
@@ -109,11 +106,14 @@ def main() -> None:
     project, path, lines = (module.params[name] for name in ("project", "path", "lines"))
     command = ["docker", "compose", "--ansi=never", f"--project-name={project}", "logs", "--no-color"]
     try:
-        code, log, error = module.run_command([*command, "--no-log-prefix", f"--tail={_KEPT}"], handle_exceptions=False)
+        # A byte that is no text must not end what tells of another failure.
+        code, log, error = module.run_command(
+            [*command, "--no-log-prefix", f"--tail={_KEPT}"], handle_exceptions=False, errors="replace"
+        )
         log = plain(log)
         text = told(log, lines, path) if code == 0 else f"Its log cannot be read: {error.strip()}"
         if code == 0 and log.strip() and not module.check_mode:
-            keep(module, Path(path), log)
+            keep(Path(path), log)
     except OSError as failure:
         log, text = "", f"Its log cannot be kept: {failure}"
     module.exit_json(changed=False, reasons=reasons(log), text=text)
