@@ -11,7 +11,7 @@ INVENTORY ?= inventories/embedded
 # More arguments for ansible-playbook, e.g. ARGS="-e vllm_port=18001".
 ARGS ?=
 # Python whose style is checked; pyproject.toml says of which the types are.
-PYTHON_CODE := collections roles molecule tests bench bin
+PYTHON_CODE := plugins roles molecule tests bench bin
 
 .PHONY: help deploy-deps dev-deps demo demo-down test lint test-host test-unit test-roles test-e2e test-slow bench-demo bench-fleet bench-plan bench-proof bench-roles bench-service bench-weights clean
 

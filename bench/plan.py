@@ -29,15 +29,15 @@ from ansible_collections.inference.vllm.plugins.module_utils import catalogue  #
 from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner.account import kv_bytes_per_token  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Wishes  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import judge, solve  # noqa: E402
-from ansible_collections.inference.vllm.plugins.module_utils.planner.verdict import Case  # noqa: E402
-from ansible_collections.inference.vllm.plugins.module_utils.planner.weights import (  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.planner.tensors import (  # noqa: E402
     GIB,
     from_shapes,
     total_bytes,
 )
-from ansible_collections.inference.vllm.plugins.module_utils.planner.wishes import Wishes  # noqa: E402
 from bench import plan_hub  # noqa: E402
 from bench.pages import between_markers  # noqa: E402
 from support.boots import Boot, boots  # noqa: E402

@@ -21,7 +21,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.planner.account imp
     graph_width,
     largest_captured,
 )
-from ansible_collections.inference.vllm.plugins.module_utils.planner.weights import GIB  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.planner.tensors import GIB  # noqa: E402
 from support.boots import Boot, boots  # noqa: E402
 
 # Share of a constant, so that rounding it is no difference.

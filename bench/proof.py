@@ -24,12 +24,12 @@ from statistics import mean, median, quantiles, stdev
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "collections")]
 
-from ansible_collections.inference.vllm.plugins.module_utils import vram_run  # noqa: E402
-from ansible_collections.inference.vllm.plugins.module_utils.container_state import Container  # noqa: E402
-from ansible_collections.inference.vllm.plugins.module_utils.engine_counters import Counters  # noqa: E402
-from ansible_collections.inference.vllm.plugins.module_utils.memory_sampler import Sampler  # noqa: E402
-from ansible_collections.inference.vllm.plugins.module_utils.smoke_run import Failure, Session, Target  # noqa: E402
-from ansible_collections.inference.vllm.plugins.module_utils.vram_judge import unplanned  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.checks.container import Container  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.checks.engine_counters import Counters  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.checks.memory_sampler import Sampler  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Failure, Session, Target  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import run as vram_run  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.judge import unplanned  # noqa: E402
 from bench.demo import task_seconds  # noqa: E402
 from bench.load import Load, engines_key, steady  # noqa: E402
 from e2e.conftest import HOME, PORT, PROJECT, Run, play  # noqa: E402

@@ -40,12 +40,12 @@ from urllib.request import urlopen
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "collections"), str(ROOT / "tests")]
 
-from ansible_collections.inference.vllm.plugins.module_utils.hf_snapshot import Want, ensure, write_lock  # noqa: E402
-from ansible_collections.inference.vllm.plugins.module_utils.weights_peers import Fleet  # noqa: E402
-from ansible_collections.inference.vllm.plugins.module_utils.weights_plan import FileSpec, Lock, parse_lock  # noqa: E402
-from ansible_collections.inference.vllm.plugins.module_utils.weights_progress import Pace  # noqa: E402
-from ansible_collections.inference.vllm.plugins.module_utils.weights_store import Layout, State  # noqa: E402
-from ansible_collections.inference.vllm.plugins.module_utils.weights_stream import stream  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.weights.peers import Fleet  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.weights.plan import FileSpec, Lock, parse_lock  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.weights.progress import Pace  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.weights.snapshot import Want, ensure, write_lock  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.weights.store import Layout, State  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.weights.stream import stream  # noqa: E402
 from support.faulty_hub import HUB_FILE, PEER_FILE, FaultyHub, serving  # noqa: E402
 
 REPOSITORY, REVISION = "bench/model", "main"

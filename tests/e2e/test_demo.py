@@ -21,7 +21,7 @@ import openai
 import pytest
 import testinfra
 
-from ansible_collections.inference.vllm.plugins.module_utils import deploy_lock
+from ansible_collections.inference.vllm.plugins.module_utils.service import lock as deploy_lock
 from e2e.conftest import HOME, PORT, PROJECT, ROOT, Run
 
 TINY_MODEL = ROOT / "tests" / "tiny_model"
@@ -149,7 +149,7 @@ def client(demo: Run) -> openai.OpenAI:
 
 def test_answer_depends_on_the_image(client: openai.OpenAI) -> None:
     sys.path.insert(0, str(ROOT / "collections"))
-    from ansible_collections.inference.vllm.plugins.module_utils import smoke_images
+    from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import images as smoke_images
 
     def ask(name: str) -> str:
         answer = client.chat.completions.create(

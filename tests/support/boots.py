@@ -10,10 +10,10 @@ from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils import catalogue
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
+from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case, Plan
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Wishes
 from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import judge
-from ansible_collections.inference.vllm.plugins.module_utils.planner.verdict import Case, Plan
-from ansible_collections.inference.vllm.plugins.module_utils.planner.wishes import Wishes
 
 ROWS = Path(__file__).parents[2] / "catalogue" / "calibration.json"
 

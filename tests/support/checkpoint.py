@@ -13,7 +13,7 @@ from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
-from ansible_collections.inference.vllm.plugins.module_utils.planner.weights import from_shapes
+from ansible_collections.inference.vllm.plugins.module_utils.planner.tensors import from_shapes
 
 # Type of a tensor by the bytes of one element; 4-bit values lie eight to a 32-bit number. The measured models hold no
 # others.

@@ -57,7 +57,7 @@ def host(system: str, *, secure_boot: bool = False) -> dict[str, Any]:
             "gpu_containers": ["vllm-engine-1"], "offered": {},
         },
         "__nvidia_driver_listing": {"stdout": LISTING[family], "stderr": "", "rc": 0},
-        "__nvidia_repository_python_debian": {"changed": True},
+        "_nvidia_repository_python_debian": {"changed": True},
         "__nvidia_driver_stream": {"stdout": ""},
         "__nvidia_driver_installed": {
             "installed": {"nvidia-driver-cuda": "580.126.20-1", "libcuda1": "580.126.20-1"}, "held": [],

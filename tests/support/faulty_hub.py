@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ansible_collections.inference.vllm.plugins.module_utils.weights_progress import Pace
+from ansible_collections.inference.vllm.plugins.module_utils.weights.progress import Pace
 
 __all__ = [
     "FOR_EVER",

@@ -16,7 +16,8 @@ from typing import Any
 import jinja2
 import yaml
 
-from ansible_collections.inference.vllm.plugins.module_utils import gateway, gateway_store
+from ansible_collections.inference.vllm.plugins.module_utils.gateway import design as gateway
+from ansible_collections.inference.vllm.plugins.module_utils.gateway import store as gateway_store
 from support.plain_engine import PATIENCE, Engine
 
 ROOT = Path(__file__).parents[2]

@@ -22,8 +22,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.inference.vllm.plugins.module_utils import smoke_more
-from ansible_collections.inference.vllm.plugins.module_utils.smoke_cases import CASES, Case, ToolCall
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import extended as smoke_more
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES, Case, ToolCall
 
 KEY = "sk-the-secret-of-the-test"
 MODEL = "tiny-qwen3-vl"

@@ -80,7 +80,7 @@ def walk_list(path: Path, tasks: Any, variables: Mapping[str, Any]) -> Iterator[
                 file = templar.template(task[module])
                 yield from walk(path.parent / (file["file"] if isinstance(file, dict) else file), here)
             elif module == "ansible.builtin.include_role":
-                role = ROOT / "roles" / templar.template(task[module]["name"])
+                role = ROOT / "roles" / templar.template(task[module]["name"]).removeprefix("inference.vllm.")
                 yield from walk(role / "tasks" / "main.yml", {**settings(role), **here})
             else:
                 passed = module != ASSERT or templar.evaluate_conditional(task[module]["that"])

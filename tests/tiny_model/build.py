@@ -33,8 +33,8 @@ import torch  # noqa: E402
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration  # noqa: E402
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil  # noqa: E402
 
-from ansible_collections.inference.vllm.plugins.module_utils import smoke_cases  # noqa: E402
-from ansible_collections.inference.vllm.plugins.module_utils.smoke_cases import CASES, Answer, Case  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import cases as smoke_cases  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES, Answer, Case  # noqa: E402
 
 SEED = 20
 LOOKING_STEPS = 500

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 
-from ansible_collections.inference.vllm.plugins.module_utils.smoke_cases import Case, messages
-from ansible_collections.inference.vllm.plugins.module_utils.smoke_images import IMAGES
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import Case, messages
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.images import IMAGES
 
 
 def question(case: Case) -> str:

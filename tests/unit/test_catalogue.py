@@ -14,9 +14,9 @@ import yaml
 
 from ansible_collections.inference.vllm.plugins.module_utils import catalogue
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+from support.paths import ROOT
 
 NAMES = catalogue.names()
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ansible_collections.inference.vllm.plugins.module_utils import inventory
+from support.paths import ROOT
 
 OPTIONS = {"vllm_port", "vllm_model", "vllm_service_pids_limit", "smoke_test_level"}
 ROLES = ("vllm", "vllm_service", "smoke_test")
@@ -111,11 +112,10 @@ def test_missing_file_is_named_with_its_variable() -> None:
 
 
 def test_every_range_belongs_to_a_variable_of_a_role() -> None:
-    from pathlib import Path
 
     import yaml
 
-    roles = Path(__file__).parents[2] / "roles"
+    roles = ROOT / "roles"
     known: set[str] = set()
     for path in roles.glob("*/meta/argument_specs.yml"):
         known |= set(yaml.safe_load(path.read_text())["argument_specs"]["main"]["options"])

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.inference.vllm.plugins.module_utils.smoke_cases import CASES, Answer, ToolCall, judge
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES, Answer, ToolCall, judge
+from support.paths import ROOT
 
-HOME = Path(__file__).resolve().parents[1] / "tiny_model"
+HOME = ROOT / "tests" / "tiny_model"
 MODEL = HOME / "model"
 WEIGHTS = MODEL / "model.safetensors"
 

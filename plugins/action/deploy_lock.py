@@ -1,0 +1,68 @@
+"""Say to module deploy_lock which run it is part of, and wait for another one.
+
+Only the controller knows its own processes: whether the run that holds the lock is still there.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import asdict
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
+from ansible_collections.inference.vllm.plugins.module_utils.service.lock import Owner, is_gone, this_run
+
+PAUSE_S = 5
+
+display = Display()
+
+
+class ActionModule(ActionBase):
+    """Runs the module until this run holds the lock or the time is up."""
+
+    _supports_check_mode = True
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Run the module; fails with [deploy_locked] where another run holds the lock."""
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        variables = task_vars or {}
+        # A task runs in a process of its own; the run is its parent.
+        owner = this_run(os.getppid(), str(variables.get("ansible_play_name", "")))
+        arguments = {**self._task.args, "owner": asdict(owner)}
+        deadline = time.monotonic() + self._wait()
+        while True:
+            told: dict[str, Any] = self._execute_module(module_args=arguments, task_vars=variables)
+            held = told.get("held_by")
+            if told.get("failed") or not held:
+                return {**result, **told}
+            other = Owner(**held["owner"])
+            if is_gone(other):
+                display.vv(f"taking over from {held['text']}, which has ended")
+                arguments["instead_of"] = other.key
+            elif time.monotonic() >= deadline:
+                return {**result, **told, "failed": True, "msg": _refusal(variables, held)}
+            else:
+                display.display(f"waiting for {held['text']} (last seen {held['since']})")
+                time.sleep(PAUSE_S)
+
+    def _wait(self) -> float:
+        try:
+            return float(self._task.args.get("wait", 0))
+        except (TypeError, ValueError):
+            return 0.0  # the module says what is wrong with it
+
+
+def _refusal(variables: dict[str, Any], held: dict[str, Any]) -> str:
+    return str(
+        Refusal(
+            "deploy_locked",
+            f"Another run works on {variables.get('inventory_hostname', 'this host')}: {held['text']}, last seen "
+            f"{held['since']}.",
+            "Wait until it has ended (deploy_lock_wait: seconds does so); where its controller is gone, run this once "
+            "with -e deploy_lock_break=true.",
+        )
+    )

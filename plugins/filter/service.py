@@ -1,0 +1,73 @@
+"""Filters of role vllm_service."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+from ansible_collections.inference.vllm.plugins.module_utils.service.design import design, parse, spare
+from ansible_collections.inference.vllm.plugins.module_utils.service.history import status_text
+
+
+def service_design(
+    model: Mapping[str, Any], files: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a release of the service holds, or why there can be none.
+
+    Args:
+        model: Entry of the catalogue.
+        files: What module read_files found, in this order: plan.json, image.json, the model's lock.json.
+        settings: The role's variables by name.
+
+    Returns:
+        What :func:`design` returns, and ``refusals``: every reason against the input as a text. Where there is one,
+        nothing else is there.
+    """
+    try:
+        plan, image, lock = (parse(file["path"], file["text"]) for file in files)
+        result = design(as_plain(model), plan, image, lock, as_plain(settings))
+    except RefusalError as error:
+        return {"refusals": [str(refusal) for refusal in error.refusals]}
+    result["manifest"]["rendered_by"] = rendered_by()
+    return {**result, "refusals": []}
+
+
+def spare_design(manifest: Mapping[str, Any], address: str, port: int) -> dict[str, Any]:
+    """How a release runs beside the engine that serves; see :func:`spare`.
+
+    Args:
+        manifest: What module read_files found of the release's manifest.json.
+        address: Where the spare engine is published.
+        port: At which port.
+    """
+    try:
+        design_of_it = parse(manifest["path"], manifest["text"])
+        return {**spare(design_of_it, address, int(port)), "refusals": []}
+    except RefusalError as error:
+        return {"refusals": [str(refusal) for refusal in error.refusals]}
+
+
+def as_plain(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The same data without the types by which Ansible remembers where a value came from; YAML cannot write those."""
+    return dict(json.loads(json.dumps(data)))
+
+
+def rendered_by(galaxy: Path = Path(__file__).parents[2] / "galaxy.yml") -> str:
+    """Name and version of this collection, from its galaxy.yml."""
+    text = galaxy.read_text(encoding="utf-8")
+    namespace, name, version = (
+        re.findall(rf"^{key}: *(\S+)$", text, re.MULTILINE)[0] for key in ("namespace", "name", "version")
+    )
+    return f"{namespace}.{name} {version}"
+
+
+class FilterModule:
+    """Names under which Ansible finds the filters."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Map each filter's name to its function."""
+        return {"service_design": service_design, "spare_design": spare_design, "status_text": status_text}

@@ -1,0 +1,114 @@
+"""The frame of the modules that check a server: from their arguments to what they return."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+
+from ansible_collections.inference.vllm.plugins.module_utils.checks import endpoint
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Target
+from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict, write_atomic
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError, join
+
+Plan = TypeVar("Plan")
+Value = TypeVar("Value")
+Params = dict[str, Any]
+Files = Iterable[tuple[Path, str]]
+
+
+def run(
+    arguments: Mapping[str, Mapping[str, Any]],
+    prepare: Callable[[Params], tuple[Target, Plan]],
+    ask: Callable[[Params, Target, Plan], tuple[Verdict, Files]],
+    *,
+    unsent: str = "",
+    library: str = "openai",
+    outputs: Iterable[str] = ("report_path",),
+) -> None:
+    """Run a module.
+
+    Args:
+        arguments: Its arguments.
+        prepare: Looks for all that can be refused, and gives the server and what else ``ask`` needs. May raise
+            RefusalError.
+        ask: Asks the server, and gives the verdict and the files that are to be written. May raise ImportError; the
+            files may raise OSError as they are taken.
+        unsent: What check mode says instead of asking; empty where it asks as well.
+        library: What is missing where an ImportError does not say it.
+        outputs: Arguments with the path of a file that is written. Check mode writes none, so it needs no folder; the
+            task that makes it has only been predicted.
+    """
+    module = AnsibleModule(dict(arguments), supports_check_mode=True)
+    params: Params = module.params | (dict.fromkeys(outputs) if module.check_mode else {})
+    try:
+        for name in outputs:
+            if params[name]:
+                # An old result must never pass for a new one, however this run ends.
+                Path(params[name]).unlink(missing_ok=True)
+        target, plan = prepare(params)
+    except RefusalError as error:
+        module.fail_json(join(error.refusals), refusals=[refusal.as_dict() for refusal in error.refusals])
+    except OSError as error:
+        module.fail_json(f"cannot remove {error.filename}: {error.strerror}")
+    if module.check_mode and unsent:
+        module.exit_json(changed=False, msg=f"check mode: {unsent}")
+    if target.api_key:
+        module.no_log_values.add(target.api_key)
+    try:
+        verdict, files = ask(params, target, plan)
+    except ImportError as error:
+        module.fail_json(missing_required_lib(error.name or library))
+    try:
+        for path, text in files:
+            _write(path, text)
+    except OSError as error:
+        module.fail_json(f"cannot write {error.filename}: {error.strerror}", verdict=verdict.as_dict())
+    module.exit_json(**endpoint.result_of(verdict, params["report_path"], params["fail_on_verdict"]))
+
+
+def target_of(params: Params, least: dict[str, float]) -> Target:
+    """The server that the arguments describe.
+
+    Raises:
+        RefusalError: The arguments or the key file cannot be used; names all reasons.
+    """
+    key = endpoint.key_of(params, least)
+    return Target(params["base_url"].rstrip("/"), key, params["model"], timeout=params["timeout"])
+
+
+def report_of(params: Params, text: str) -> Files:
+    """The report as a file to write; none where none is wanted."""
+    return [(Path(params["report_path"]), text)] if params["report_path"] else []
+
+
+def from_manifest(path: str, of: Callable[[Any], Value]) -> Value:
+    """What ``of`` makes of a manifest.json.
+
+    Raises:
+        RefusalError: It is missing, unreadable, or no manifest.
+    """
+    try:
+        return of(json.loads(Path(path).read_text(encoding="utf-8")))
+    except OSError as error:
+        reason = f"cannot be read: {error.strerror}"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"is no manifest with a plan and flags ({type(error).__name__}: {error})"
+    raise RefusalError(
+        Refusal(
+            "manifest_unusable",
+            f"manifest_path is {path!r}, and {reason}.",
+            "Name the manifest.json of the release that runs; the serve step writes it.",
+        )
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomic(path, text)
+    except OSError as error:
+        # It names the file that it writes beside the one that is meant.
+        raise OSError(error.errno, error.strerror, str(path)) from error

@@ -1,0 +1,102 @@
+"""Which start of a container the last full proof of its release was of, so that nothing is proven twice for nothing.
+
+``reports/<id>/proof.json`` is written after a full proof that was good. It stands for as long as the container is not
+started again, whoever does that, and as the same is asked.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from ansible_collections.inference.vllm.plugins.module_utils.checks.container import State
+from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict, VerdictError, write_atomic
+
+RECORD, VERDICT = "proof.json", "verdict.json"
+
+
+@dataclass(frozen=True)
+class Record:
+    """A full proof.
+
+    Attributes:
+        release: The release that was proven.
+        container: Name of its container.
+        started: Start of that container, as Docker writes it, to the nanosecond.
+        settings: Digest of what was asked and of what asked it.
+        finished: End of the proof, UTC, ISO 8601.
+    """
+
+    release: str
+    container: str
+    started: str
+    settings: str
+    finished: str
+
+    @classmethod
+    def of(cls, text: str) -> Record | None:
+        """Read a stored one; None where the text is none."""
+        try:
+            data = json.loads(text)
+            return cls(**{item.name: str(data[item.name]) for item in fields(cls)})
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
+def stored(folder: Path) -> tuple[Record | None, Verdict | None]:
+    """The record and the verdict of a folder of reports, each None where it is missing or not to be read."""
+    return Record.of(_text(folder / RECORD)), _verdict(_text(folder / VERDICT))
+
+
+def doubt(record: Record | None, verdict: Verdict | None, wanted: Record, state: State) -> str:
+    """Why a proof does not stand for the container that runs now; empty where it does.
+
+    Args:
+        record: The last full proof.
+        verdict: What was last said of the release, also by a part of the checks.
+        wanted: What the proof would have to be of; its end does not matter.
+        state: The container now.
+    """
+    judged = _judged(verdict, wanted.release)
+    if judged:
+        return judged
+    if record is None or record.release != wanted.release:
+        return "no full proof of it is on record"
+    if not state.running:
+        return "its container does not run"
+    if (record.container, record.started) != (wanted.container, state.started):
+        return f"its container was started again at {state.started}"
+    if record.settings != wanted.settings:
+        return "what is checked, or how, has changed"
+    return ""
+
+
+def _judged(verdict: Verdict | None, release: str) -> str:
+    if verdict is None or verdict.release != release:
+        return "it has no verdict"
+    failures = ", ".join(check.code for check in verdict.failures)
+    return "" if verdict.ok else f"its verdict is not good ({failures})"
+
+
+def keep(folder: Path, record: Record) -> None:
+    """Write the record.
+
+    Raises:
+        OSError: The folder is missing or the disk is full.
+    """
+    write_atomic(folder / RECORD, json.dumps(asdict(record), indent=2) + "\n")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _verdict(text: str) -> Verdict | None:
+    try:
+        return Verdict.from_json(text)
+    except VerdictError:
+        return None

@@ -1,0 +1,282 @@
+"""Judge complete settings: would the engine start, and would it survive the largest images that it permits?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ansible_collections.inference.vllm.plugins.module_utils.planner import engines
+from ansible_collections.inference.vllm.plugins.module_utils.planner.account import (
+    BLOCK,
+    Account,
+    Settings,
+    account,
+    as_dict,
+    kv_bytes_per_token,
+)
+from ansible_collections.inference.vllm.plugins.module_utils.planner.engines import Engine
+from ansible_collections.inference.vllm.plugins.module_utils.planner.gpus import Host
+from ansible_collections.inference.vllm.plugins.module_utils.planner.model import Model
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Namer, option_name
+from ansible_collections.inference.vllm.plugins.module_utils.planner.tensors import GIB
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
+
+# Image sizes that are proposed and tried, largest first; 16,777,216 is what Qwen3-VL's processor lets through.
+PIXELS = (16_777_216, 8_388_608, 4_194_304, 2_097_152, 1_048_576, 524_288)
+
+# Memory that a found plan leaves free when the largest images arrive together; a verdict on given settings does not ask
+# for it. Assumed, for what the account does not know: boot 32b-fp8, TP 1 held 0.6 GiB more than it explains.
+MARGIN_GIB = 0.3
+HIGHEST_UTILIZATION = 0.95
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a plan is about.
+
+    Attributes:
+        model: The model.
+        host: The GPUs.
+        engine: The version of vLLM whose start-up check is foretold.
+        name: How messages call a setting: option of the command or variable of the role.
+    """
+
+    model: Model
+    host: Host
+    engine: Engine
+    name: Namer = option_name
+
+    def account(self, settings: Settings) -> Account:
+        """The account of one GPU under these settings."""
+        return account(self.model, self.host.gpu, self.engine, settings)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A verdict with the settings that it is about.
+
+    Attributes:
+        case: Model, GPUs and engine.
+        settings: What the engine is told.
+        account: Where the memory of one GPU goes.
+        max_model_len: Longest request: as told, or the most that fits.
+        starts: What vLLM's own check would say.
+        survives: Whether the largest permitted images leave head-room.
+        refusals: Why not; empty where the plan may be used.
+        alternatives: Other models or wishes that were tried, each with ``fits`` and ``why``.
+        closest: Where wishes cannot be met, the plan for this model that comes closest.
+    """
+
+    case: Case
+    settings: Settings
+    account: Account
+    max_model_len: int
+    starts: bool
+    survives: bool
+    refusals: tuple[Refusal, ...] = ()
+    alternatives: tuple[Mapping[str, Any], ...] = ()
+    closest: Plan | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the plan may be used."""
+        return not self.refusals
+
+    def flags(self) -> dict[str, Any]:
+        """vLLM's flags by name without dashes: all that decide about memory."""
+        told = self.settings
+        flags: dict[str, Any] = {
+            "tensor-parallel-size": told.tensor_parallel,
+            "gpu-memory-utilization": round(told.budget_gib / self.case.host.gpu.usable_gib, 4),
+            "kv-cache-dtype": "fp8" if told.kv_cache_dtype == "fp8" else "auto",
+            "max-model-len": told.max_model_len or self.max_model_len,
+            "max-num-seqs": told.max_num_seqs,
+            "max-num-batched-tokens": told.max_num_batched_tokens,
+        }
+        if self.case.model.vision:
+            flags["limit-mm-per-prompt"] = {"image": told.images_per_prompt, "video": 0}
+            flags["mm-processor-kwargs"] = {"max_pixels": told.max_pixels}
+        if told.copies_encoder:
+            flags["mm-encoder-tp-mode"] = "data"
+        if told.enforce_eager:
+            flags["enforce-eager"] = True
+        return flags
+
+    def summary(self) -> dict[str, Any]:
+        """The plan in a few figures, as one of several."""
+        return {
+            "model": self.case.model.name,
+            "max_model_len": self.max_model_len,
+            "kv_cache_tokens": self.account.kv_cache_tokens,
+            "weights_gib": round(self.account.weights, 2),
+            "headroom_gib": round(self.account.headroom, 2),
+            "flags": self.flags(),
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON: the content of ``plan.json`` and of ``bin/vram-plan --json``."""
+        host, engine = self.case.host, self.case.engine
+        gpu = host.gpu
+        return {
+            "accelerator": "nvidia",
+            "model": self.case.model.name,
+            "engine": {"version": engine.version, "calibrated": engine.calibrated},
+            "gpus": [
+                {
+                    "name": gpu.name,
+                    "count": host.count,
+                    "total_gib": gpu.usable_gib,
+                    "compute_capability": gpu.compute_capability,
+                    "fp8": gpu.fp8_path,
+                    "peer_to_peer": gpu.peer_to_peer,
+                }
+            ],
+            "starts": self.starts,
+            "survives": self.survives,
+            "per_gpu_gib": as_dict(self.account),
+            "kv_cache_tokens": self.account.kv_cache_tokens,
+            "max_model_len": self.max_model_len,
+            "concurrency": round(self.account.kv_cache_tokens / max(self.max_model_len, 1), 2),
+            "flags": self.flags(),
+            "environment": {},
+            "refusals": [refusal.as_dict() for refusal in self.refusals],
+            "alternatives": [dict(rung) for rung in self.alternatives],
+            "closest": self.closest.summary() if self.closest else None,
+        }
+
+
+def verdict(case: Case, settings: Settings, concurrent_requests: int = 1) -> Plan:
+    """Judge complete settings for so many requests of the longest length at once."""
+    result = case.account(settings)
+    fitting = result.kv_cache_tokens // concurrent_requests // BLOCK * BLOCK
+    longest = min(fitting, case.model.text.max_position_embeddings)
+    wanted = settings.max_model_len
+    start = [
+        *_over_free(case, result),
+        *_no_cache(case, result),
+        *_short_cache(case, settings, result, longest, concurrent_requests),
+    ]
+    start = start or _no_room(case, settings, result)
+    death = [] if result.ready > result.card else _death(case, settings, result)
+    return Plan(
+        case=case,
+        settings=settings,
+        account=result,
+        max_model_len=wanted if wanted and not start else longest,
+        starts=not start,
+        survives=not start and not death,
+        refusals=(*start, *death),
+    )
+
+
+def highest_budget(case: Case, settings: Settings) -> float | None:
+    """The budget at which the head-room is just the margin, on a grid of 0.01 of the card; None where there is none.
+
+    The KV cache takes what the budget leaves, so that the head-room falls by as much as the budget rises. Where no
+    boot of this engine was measured, the plan must also survive the larger cache that the measured one would make.
+    """
+    card = case.host.gpu.usable_gib
+    empty = case.account(replace(settings, budget_gib=0.0))
+    measured = replace(case, engine=engines.engine(engines.CALIBRATED, is_moe=case.model.is_moe))
+    looser = measured.account(replace(settings, budget_gib=0.0))
+    # At a budget b the cache is b + empty.kv_cache, which is minus what the engine counts.
+    highest = min(
+        empty.headroom - MARGIN_GIB - empty.kv_cache,
+        looser.headroom - looser.kv_cache,
+        empty.free_at_start,
+        HIGHEST_UTILIZATION * card,
+    )
+    share = math.floor(highest / card * 100 + 1e-9) / 100
+    return share * card if share > 0 else None
+
+
+def _over_free(case: Case, result: Account) -> list[Refusal]:
+    """The first check of vLLM: free memory must hold the budget (v1/worker/utils.py: request_memory)."""
+    if result.budget <= result.free_at_start:
+        return []
+    share = math.floor(result.free_at_start / result.card * 100) / 100
+    name = case.name("gpu_memory_utilization")
+    return [
+        Refusal(
+            "budget_above_free_memory",
+            f"{name}: the budget of {result.budget:.2f} GiB is more than the {result.free_at_start:.2f} GiB that are "
+            f"free of {result.card:.2f} GiB after the CUDA context.",
+            f"Set {name} to at most {share}.",
+        )
+    ]
+
+
+def _no_cache(case: Case, result: Account) -> list[Refusal]:
+    if result.kv_cache_tokens > 0:
+        return []
+    rest = result.budget - result.kv_cache - result.weights
+    return [
+        Refusal(
+            "no_memory_for_cache",
+            f"Weights take {result.weights:.2f} GiB of the budget of {result.budget:.2f} GiB per GPU and the rest of "
+            f"the engine {rest:.2f} GiB: nothing is left for the KV cache.",
+            f"Use more or larger GPUs, a smaller model, or raise {case.name('gpu_memory_utilization')}.",
+        )
+    ]
+
+
+def _short_cache(case: Case, settings: Settings, result: Account, longest: int, requests: int) -> list[Refusal]:
+    """The second check of vLLM: one longest request must fit (kv_cache_utils.py: check_enough_kv_cache_memory)."""
+    wanted = settings.max_model_len
+    if wanted is None or result.kv_cache_tokens <= 0 or wanted <= longest:
+        return []
+    name = case.name("context")
+    needed = math.ceil(wanted / BLOCK) * BLOCK * kv_bytes_per_token(case.model, settings) * requests / GIB
+    of = f"{requests} requests of {wanted} tokens need" if requests > 1 else f"one request of {wanted} tokens needs"
+    return [
+        Refusal(
+            "kv_cache_too_small",
+            f"{name}: {of} {needed:.2f} GiB of KV cache per GPU, {result.kv_cache:.2f} GiB are available; "
+            f"the longest that fits is {longest} tokens.",
+            f"Set {name} to at most {longest}.",
+        )
+    ]
+
+
+def _no_room(case: Case, settings: Settings, result: Account) -> list[Refusal]:
+    """What vLLM's own check leaves out: after it has taken its KV cache it still captures graphs and samples once."""
+    if result.ready <= result.card:
+        return []
+    return [
+        Refusal(
+            "out_of_memory_at_start",
+            f"It would die while it starts: with its KV cache, {result.cuda_graphs:.2f} GiB of CUDA graphs and one "
+            f"sampling for {settings.max_num_seqs} sequences it needs {result.ready:.2f} GiB of {result.card:.2f} GiB "
+            "per GPU.",
+            _mend(case, settings),
+        )
+    ]
+
+
+def _death(case: Case, settings: Settings, result: Account) -> list[Refusal]:
+    """What the start-up check does not see: the largest permitted images, all at once."""
+    if result.headroom >= 0:
+        return []
+    images = f"the largest permitted images (max_pixels {settings.max_pixels})" if case.model.vision else "a full step"
+    return [
+        Refusal(
+            "out_of_memory_under_load",
+            f"It would die: the running engine holds {result.resident:.2f} GiB of {result.card:.2f} GiB per GPU, "
+            f"{images} need {result.step:.2f} GiB more; {-result.headroom:.2f} GiB are missing.",
+            _mend(case, settings),
+        )
+    ]
+
+
+def _mend(case: Case, settings: Settings) -> str:
+    """The flag that lets it survive: smaller images, else a smaller budget."""
+    for pixels in PIXELS if case.model.vision else ():
+        smaller = replace(settings, max_pixels=pixels)
+        if pixels < settings.max_pixels and case.account(smaller).headroom >= 0:
+            return f"Cap the images: --mm-processor-kwargs '{{\"max_pixels\": {pixels}}}'."
+    budget = highest_budget(case, settings)
+    if budget is None or case.account(replace(settings, budget_gib=budget)).kv_cache <= 0:
+        return "Use more or larger GPUs, or a smaller model."
+    return f"Lower {case.name('gpu_memory_utilization')} to {budget / case.host.gpu.usable_gib:.2f}."

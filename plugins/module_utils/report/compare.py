@@ -1,0 +1,177 @@
+"""Two releases side by side: what differs in what they are, what they do, and how fast and large they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark import figures as benchmark_figures
+from ansible_collections.inference.vllm.plugins.module_utils.columns import columns
+from ansible_collections.inference.vllm.plugins.module_utils.report import load as report_load
+from ansible_collections.inference.vllm.plugins.module_utils.report import view as report
+
+_NOTHING = "-"
+_MS = "ms"
+# What a release is, in its manifest; the plan's own figures follow from these.
+_IDENTITY = ("accelerator", "environment", "flags", "image", "model")
+
+
+def view(
+    before: Mapping[str, str], after: Mapping[str, str], names: tuple[str, str], host: str, tolerance: float
+) -> dict[str, Any]:
+    """All that the comparison shows.
+
+    Args:
+        before: Name to text of the files of one release: manifest, verdict and results, as far as they are there.
+        after: Those of the other.
+        names: Identifiers of both.
+        host: Name of the host in the inventory.
+        tolerance: Share by which a figure may be worse.
+
+    Returns:
+        A mapping of strings, booleans, and lists and mappings of these.
+    """
+    both = ((names[0], before), (names[1], after))
+    figures = [*_speed(*both, tolerance), *_load(*both, tolerance), *_memory(*both, tolerance)]
+    return {
+        "host": host,
+        "before": names[0],
+        "after": names[1],
+        "verdicts": [_verdict(name, files) for name, files in both],
+        "facts": list(_facts(before, after)),
+        "checks": list(_checks(*both)),
+        "figures": figures,
+        "counts": {word: str(number) for word, number in report_load.counts(figures).items()},
+        "tolerance": f"{100 * tolerance:g} %",
+    }
+
+
+def _verdict(name: str, files: Mapping[str, str]) -> dict[str, Any]:
+    verdict = report.verdict_of(name, files)
+    good = sum(check.ok for check in verdict.checks if check.decides)
+    return {
+        "release": name,
+        "ok": verdict.ok,
+        "told": f"{good} of {sum(check.decides for check in verdict.checks)} checks ok",
+        "finished": verdict.finished or _NOTHING,
+    }
+
+
+def _facts(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """What the manifests say differently."""
+    old, new = (
+        {row["label"]: row["value"] for row in report.rows_of({name: data[name] for name in _IDENTITY if name in data})}
+        for data in (report.parse("manifest.json", files.get("manifest.json")) for files in (before, after))
+    )
+    for label in dict.fromkeys([*old, *new]):
+        if old.get(label) != new.get(label):
+            yield {"label": label, "before": old.get(label, _NOTHING), "after": new.get(label, _NOTHING)}
+
+
+def _checks(before: tuple[str, Mapping[str, str]], after: tuple[str, Mapping[str, str]]) -> Iterator[dict[str, str]]:
+    """Checks that ended differently, or that only one of them has, with what was seen where one failed."""
+    old, new = ({check.code: check for check in report.verdict_of(*side).checks} for side in (before, after))
+    for code in dict.fromkeys([*old, *new]):
+        states = [_state(checks.get(code)) for checks in (old, new)]
+        if states[0] != states[1]:
+            found = [checks[code] for checks in (new, old) if code in checks]
+            told = next((check for check in found if not check.ok), found[0])
+            yield {"code": code, "before": states[0], "after": states[1], "told": told.message}
+
+
+def _state(check: Any) -> str:
+    return _NOTHING if check is None else "ok" if check.ok else "failed" if check.decides else "warning"
+
+
+def _results(
+    before: tuple[str, Mapping[str, str]], after: tuple[str, Mapping[str, str]], name: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    return report.result_of(*before, name), report.result_of(*after, name)
+
+
+def _speed(
+    before: tuple[str, Mapping[str, str]], after: tuple[str, Mapping[str, str]], tolerance: float
+) -> list[dict[str, str]]:
+    try:
+        rows = benchmark_figures.compare(*_results(before, after, "benchmark.json"), tolerance)
+        return [report_load.compared(row) for row in rows]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return []
+
+
+def _load(
+    before: tuple[str, Mapping[str, str]], after: tuple[str, Mapping[str, str]], tolerance: float
+) -> list[dict[str, str]]:
+    """Latency of each kind of the stability check; told only, where the number of clients was not the same."""
+    old, new = _results(before, after, "stability.json")
+    if old.get("concurrency") != new.get("concurrency"):
+        return []
+    try:
+        return [
+            _row(f"mixed requests, {kind}: median", times.get("median"), new["latency_ms"][kind].get("median"), _MS,
+                 tolerance)
+            for kind, times in old.get("latency_ms", {}).items()
+            if kind in new.get("latency_ms", {})
+        ]  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return []
+
+
+def _memory(
+    before: tuple[str, Mapping[str, str]], after: tuple[str, Mapping[str, str]], tolerance: float
+) -> list[dict[str, str]]:
+    """Memory at rest and at its peak, the tokens of the cache, and what was left."""
+    words = {"resident": "memory of the idle engine", "peak": "memory under load", "kv_cache_tokens": "KV cache"}
+    try:
+        old, new = (
+            {term["term"]: term for term in data.get("terms", ())} for data in _results(before, after, "vram.json")
+        )
+        return [
+            _row(word, old[term]["measured"], new[term]["measured"], old[term]["unit"], tolerance,
+                 more_is_better=term == "kv_cache_tokens")
+            for term, word in words.items()
+            if term in old and term in new
+        ]  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return []
+
+
+def _row(
+    what: str, before: Any, after: Any, unit: str, tolerance: float, *, more_is_better: bool = False
+) -> dict[str, str]:
+    """One figure of both; what only one has is not judged."""
+    if before is None or after is None:
+        shown = [_NOTHING if value is None else f"{value:g} {unit}" for value in (before, after)]
+        return {"what": what, "before": shown[0], "after": shown[1], "change": _NOTHING, "judged": "same"}
+    change = (after - before) / before if before else 0.0
+    return {
+        "what": what,
+        "before": f"{before:g} {unit}",
+        "after": f"{after:g} {unit}",
+        "change": f"{100 * change:+.1f} %",
+        "judged": benchmark_figures.judged(before, after, tolerance, more_is_better, unit),
+    }
+
+
+def text(seen: Mapping[str, Any]) -> str:
+    """The comparison as plain text."""
+    lines = [("FIGURE", "BEFORE", "AFTER", "CHANGE", "JUDGED")]
+    lines += [tuple(row[key] for key in ("what", "before", "after", "change", "judged")) for row in seen["figures"]]
+    verdicts = [
+        f"{'PROVEN' if side['ok'] else 'NOT PROVEN'}: {side['release']}, {side['told']}, checked {side['finished']}"
+        for side in seen["verdicts"]
+    ]
+    differing = [f"  {row['label']}: {row['before']} -> {row['after']}" for row in seen["facts"]]
+    changed = [f"  {row['code']}: {row['before']} -> {row['after']}: {row['told']}" for row in seen["checks"]]
+    counts = seen["counts"]
+    return "\n".join(
+        [
+            *verdicts,
+            "",
+            *(["What differs:", *differing, ""] if differing else ["Both are made of the same.", ""]),
+            *(["Checks that ended differently:", *changed, ""] if changed else []),
+            *(columns(lines) if seen["figures"] else ["There is no figure that both have."]),
+            "",
+            f"{counts['better']} better, {counts['worse']} worse, {counts['same']} within {seen['tolerance']}",
+        ]
+    )

@@ -1,0 +1,156 @@
+"""What the report shows of the stability check and of the benchmark: from their results to tables and plots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from ansible_collections.inference.vllm.plugins.module_utils.report import plot as report_plot
+
+_NOTHING = "-"
+_KINDS = {
+    "text": "text",
+    "long_text": "long text",
+    "stream": "stream",
+    "json": "JSON",
+    "image": "one image",
+    "images": "several images",
+}
+_FIGURES = {
+    "output_tokens_per_s": "output",
+    "goodput_per_s": "goodput",
+    "ttft_ms.median": "first token, median",
+    "tpot_ms.median": "per further token, median",
+    "itl_ms.p95": "between tokens, 95 %",
+}
+
+
+def _whole(make: Callable[[Mapping[str, Any]], dict[str, Any]], data: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What is made of a result; None of one that is broken, which is told among the checks."""
+    try:
+        return make(data)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return None
+
+
+def stability(data: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The stability check: requests by kind, and how long each took."""
+    return _whole(_stability, data)
+
+
+def _stability(data: Mapping[str, Any]) -> dict[str, Any]:
+    drift, growth = data["latency_drift"], data["memory_drift_gib"]
+    drifts = [
+        *([] if drift is None else [f"the last third took {drift:.2f} times as long as the first"]),
+        *([] if growth is None else [f"memory changed by {growth:+.2f} GiB from the middle third to the last"]),
+    ]
+    about = (
+        f"{data['requests']} requests in {data['seconds']:.0f} s by {data['concurrency']} clients at once,"
+        f" {data['errors']} errors."
+    )
+    if drifts:
+        told = "; ".join(drifts)
+        about += f" {told[0].upper()}{told[1:]}."
+    return {
+        "about": about,
+        "table": [
+            {
+                "kind": _KINDS.get(kind, kind),
+                "count": str(times["count"]),
+                "median": _figure(times.get("median"), "ms"),
+                "p95": _figure(times.get("p95"), "ms"),
+            }
+            for kind, times in data["latency_ms"].items()
+        ],
+        "plot": report_plot.over_time({_KINDS.get(kind, kind): points for kind, points in data["points"].items()}, "s"),
+    }
+
+
+def benchmark(data: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The benchmark: each point, throughput and first token over the number of requests at once, and comparisons."""
+    return _whole(_benchmark, data)
+
+
+def _benchmark(data: Mapping[str, Any]) -> dict[str, Any]:
+    points, goals = data["points"], data["goals"]
+    return {
+        "about": (
+            f"{data['driver']}, prompts of seed {data['seed']}. A request counts as good with its first token within"
+            f" {goals['ttft_ms']:g} ms and {goals['tpot_ms']:g} ms for each further one."
+        ),
+        "table": [_point(point) for point in points],
+        "plots": [
+            {"title": title, **report_plot.over_steps(_series(points, *path), unit, "at once")}
+            for title, unit, path in (
+                ("Output", "tokens/s", ("output_tokens_per_s",)),
+                ("First token, median", "ms", ("ttft_ms", "median")),
+            )
+            if points
+        ],
+        "comparisons": [
+            {
+                "title": f"{name.replace('_', ' ').capitalize()}: against release {comparison['with']}",
+                "rows": [compared(row) for row in comparison["rows"]],
+            }
+            for name, comparison in (data.get("comparisons") or {}).items()
+        ],
+        "key": {name: value for name, value in data["key"].items() if name != "flags"},
+    }
+
+
+def name_of(point: Mapping[str, Any]) -> str:
+    """What a point is called."""
+    images, again = point.get("images"), " again" if point["again"] else ""
+    size = f", {images} x {point['side']} px" if images else ""
+    return f"{point['workload']}{again} ({point['input_tokens']} in, {point['output_tokens']} out{size})"
+
+
+def _point(point: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "name": name_of(point),
+        "concurrency": str(point["concurrency"]),
+        "ttft": _times(point["ttft_ms"], 0),
+        "tpot": _times(point["tpot_ms"], 1),
+        # Not every tool keeps these.
+        "itl": _times(point.get("itl_ms"), 1),
+        "output": f"{point['output_tokens_per_s']:.1f}",
+        "requests": f"{point['requests_per_s']:.2f}",
+        "goodput": f"{point['goodput_per_s']:.2f}",
+    }
+
+
+def _times(times: Mapping[str, float] | None, digits: int) -> str:
+    return f"{times['median']:.{digits}f} / {times['p95']:.{digits}f}" if times else _NOTHING
+
+
+def _series(points: Sequence[Mapping[str, Any]], *path: str) -> dict[str, dict[int, float]]:
+    """A figure of each workload by the number of requests at once."""
+    found: dict[str, dict[int, float]] = {}
+    for point in points:
+        value: Any = point
+        for part in path:
+            value = value[part]
+        found.setdefault(point["workload"] + (" again" if point["again"] else ""), {})[point["concurrency"]] = value
+    return found
+
+
+def compared(row: Mapping[str, Any]) -> dict[str, str]:
+    """A row of a comparison."""
+    again = " again" if row["again"] else ""
+    return {
+        "what": f"{row['workload']}{again}, {row['concurrency']} at once: {_FIGURES.get(row['figure'], row['figure'])}",
+        "before": _figure(row["before"], row["unit"]),
+        "after": _figure(row["after"], row["unit"]),
+        "change": _NOTHING if row["change"] is None else f"{100 * row['change']:+.1f} %",
+        "judged": row["judged"],
+    }
+
+
+def counts(rows: Iterable[Mapping[str, str]]) -> dict[str, int]:
+    """How many rows are better, worse and the same."""
+    judged = [row["judged"] for row in rows]
+    return {word: judged.count(word) for word in ("better", "worse", "same")}
+
+
+def _figure(value: float | None, unit: str) -> str:
+    return _NOTHING if value is None else f"{value:.4g} {unit}" if abs(value) < 1000 else f"{value:.0f} {unit}"  # noqa: PLR2004

@@ -1,0 +1,330 @@
+"""What the report of a release says: computed here, so that the template only renders it.
+
+The files of the chain go in as text, as far as they exist; a view comes out that holds nothing but strings, booleans
+and lists of them. A report is made of what was found, also when that is nothing: then it says that nothing was proven.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from ansible_collections.inference.vllm.plugins.module_utils.checks import stability as stability_run
+from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark import run as benchmark_run
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import cases as smoke_cases
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import extended as smoke_more
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import run as smoke_run
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES, Case
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import HTTP_STATUS
+from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict, VerdictError, combine
+from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import judge as vram_judge
+from ansible_collections.inference.vllm.plugins.module_utils.columns import columns
+from ansible_collections.inference.vllm.plugins.module_utils.report import criteria as report_criteria
+from ansible_collections.inference.vllm.plugins.module_utils.report import load as report_load
+from ansible_collections.inference.vllm.plugins.module_utils.report import memory as report_memory
+
+# Part of the report, file that it comes from. The verdict's own files are not among them.
+SECTIONS = (("Release", "manifest.json"), ("Engine image", "image.json"), ("Plan", "plan.json"))
+# What to do about each failure that a check can have.
+FAILURES: Mapping[str, str] = {
+    **smoke_run.FAILURES,
+    **vram_judge.FAILURES,
+    **stability_run.FAILURES,
+    **benchmark_run.FAILURES,
+}
+NOTHING = "-"
+_PALETTE_COLOURS = 256
+_EXACT_BELOW = 10.0
+
+
+# --- Small parts ----------------------------------------------------------------------------------------------------
+
+
+def picture_url(name: str) -> str:
+    """A smoke test's picture as a `data:` URL, pixel for pixel the same and as short as PNG allows.
+
+    Raises:
+        KeyError: No picture has that name.
+        ImportError: Pillow is not installed.
+    """
+    image = smoke_more.draw(name)
+    if image.getcolors(_PALETTE_COLOURS):
+        image = image.quantize(_PALETTE_COLOURS)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _pictures(case: Case | None) -> list[dict[str, str]]:
+    """The pictures of a case; none where Pillow is missing, which a report can live without."""
+    try:
+        return [{"name": name, "url": picture_url(name)} for name in case.images] if case else []
+    except ImportError:
+        return []
+
+
+def text_of(value: Any) -> str:
+    """A value of JSON as people write it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if value is None or value == "":
+        return NOTHING
+    if isinstance(value, (list, tuple)) and all(isinstance(item, (str, int, float)) for item in value):
+        return ", ".join(map(str, value)) or NOTHING
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def rows_of(data: Mapping[str, Any], prefix: str = "") -> Iterator[dict[str, str]]:
+    """Every value in nested mappings as a row; the label is the path to it."""
+    for key, value in data.items():
+        label = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            yield from rows_of(value, f"{label}.")
+        else:
+            yield {"label": label, "value": text_of(value)}
+
+
+def seconds_of(seconds: float) -> str:
+    """A duration with the digits that mean something."""
+    return f"{seconds:.2f} s" if seconds < _EXACT_BELOW else f"{seconds:.0f} s"
+
+
+def parse(name: str, text: str | None) -> dict[str, Any]:
+    """The content of a JSON file; a file that is not a JSON object says so in its own words."""
+    if text is None:
+        return {}
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        return {"unreadable": f"{name} is not JSON: {error}"}
+    return data if isinstance(data, dict) else {"unreadable": f"{name} holds no JSON object"}
+
+
+# --- The verdict ----------------------------------------------------------------------------------------------------
+
+
+def verdict_of(release: str, files: Mapping[str, str]) -> Verdict:
+    """The stored verdict; where there is none of this release, what the results say, if only that they are missing."""
+    # The other checks come after the smoke test, and only where that was good.
+    later = {stem: files[f"{stem}.json"] for stem in ("vram", "stability", "benchmark") if f"{stem}.json" in files}
+    results = {"smoke": files.get("smoke.json"), **later}
+    try:
+        stored = Verdict.from_json(files.get("verdict.json", ""))
+    except VerdictError:
+        return combine(release, results)
+    return stored if stored.release == release else combine(release, results)
+
+
+def result_of(release: str, files: Mapping[str, str], name: str) -> dict[str, Any]:
+    """A result file of this release; empty where there is none."""
+    data = parse(name, files.get(name))
+    return data if data.get("release") == release else {}
+
+
+def _headline(verdict: Verdict) -> str:
+    deciding = [check for check in verdict.checks if check.decides]
+    good = sum(check.ok for check in deciding)
+    if verdict.ok:
+        return f"All {len(deciding)} checks passed"
+    return f"{len(deciding) - good} of {len(deciding)} checks failed"
+
+
+def _status(check: Check) -> str:
+    return "ok" if check.ok else "failed" if check.decides else "warning"
+
+
+def _check_view(check: Check, slowest: float) -> dict[str, Any]:
+    case = next((case for case in smoke_more.ALL_CASES if case.code == check.code), None)
+    return {
+        "code": check.code,
+        "status": _status(check),
+        "seconds": seconds_of(check.seconds) if check.seconds else NOTHING,
+        "share": f"{100 * check.seconds / slowest:.1f}" if slowest else "0",
+        "message": check.message,
+        "told": _seen(check) if case and check.ok else check.message,
+        "asked": case.prompt if case else "",
+        "pictures": _pictures(case),
+        "seen": _seen(check),
+    }
+
+
+def _seen(check: Check) -> str:
+    """The value of a check with its unit."""
+    if check.unit == HTTP_STATUS:
+        return f"HTTP {check.value}"
+    if check.unit and check.value is not None:
+        limit = f" of {check.limit}" if check.limit else ""
+        return f"{check.value}{limit} {check.unit}"
+    return text_of(check.value)
+
+
+def _problems(verdict: Verdict) -> list[dict[str, Any]]:
+    """Each kind of failure once, with what to do and the checks that saw it."""
+    names = dict.fromkeys(check.runbook or "failed" for check in verdict.failures)
+    return [
+        {
+            "name": name,
+            "fix": FAILURES.get(name, "Run the check again; its message says what is missing."),
+            "runbook": f"docs/runbooks/{name}.md" if name != "failed" else "",
+            "checks": [check.code for check in verdict.failures if (check.runbook or "failed") == name],
+        }
+        for name in names
+    ]
+
+
+# --- How to ask -----------------------------------------------------------------------------------------------------
+
+
+def _example_case(verdict: Verdict) -> Case | None:
+    """The question about one picture, of those the model is known to answer, with the shortest picture.
+
+    None where Pillow is missing.
+    """
+    cases = [case for case in CASES if case.kind == "chat" and len(case.images) == 1]
+    proven = {check.code for check in verdict.checks if check.ok}
+    try:
+        return min(
+            [case for case in cases if case.code in proven] or cases,
+            key=lambda case: len(picture_url(case.images[0])),
+        )
+    except ImportError:
+        return None
+
+
+def curl_of(verdict: Verdict, key_file: str) -> str:
+    """A command that asks the service about a picture, to be pasted into a shell on the host.
+
+    The key goes from its file to curl through a pipe, so it stands neither in the command nor in the list of processes.
+    Without Pillow the question has no picture; where no server told its model there is no command.
+    """
+    if not (verdict.engine.get("base_url") and verdict.engine.get("model")):
+        return ""
+    case = _example_case(verdict)
+    model = text_of(verdict.engine.get("model"))
+    if case:
+        request = smoke_cases.request(case, model, picture_url)
+    else:
+        request = {"model": model, "messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 32}
+    address = shlex.quote(f"{text_of(verdict.engine.get('base_url'))}/chat/completions")
+    lines = [
+        f"curl --silent --show-error {address} \\",
+        "  --header 'Content-Type: application/json' \\",
+        f"  --data {shlex.quote(json.dumps(request, ensure_ascii=True))}",
+    ]
+    if key_file:
+        lines[0] = (
+            f"$(command -v sudo) sed 's/^/Authorization: Bearer /' {shlex.quote(key_file)} |\n"
+            f"  curl --silent --show-error --header @- {address} \\"
+        )
+    return "\n".join(lines)
+
+
+# --- The whole ------------------------------------------------------------------------------------------------------
+
+
+def files_of(read: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Name to text of the files that module read_files found."""
+    return {PurePosixPath(str(file["path"])).name: str(file["text"]) for file in read if file["text"] is not None}
+
+
+def view(
+    files: Mapping[str, str], release: str, host: str, key_file: str, folder: str, *, again: str = ""
+) -> dict[str, Any]:
+    """All that the report shows.
+
+    Args:
+        files: Name to text of those files of the chain that exist.
+        release: Identifier of the release.
+        host: Name of the host in the inventory.
+        key_file: File on the host that holds the API key; empty for a server without one.
+        folder: Folder on the host that holds the report.
+        again: Command that runs the checks once more; empty for the one that does so for a host of the inventory.
+
+    Returns:
+        A mapping of strings, booleans, and lists and mappings of these.
+    """
+    verdict = verdict_of(release, files)
+    parsed = {name: parse(name, files.get(name)) for _, name in SECTIONS}
+    flags = parsed["manifest.json"].pop("flags", None) or parsed["plan.json"].get("flags") or {}
+    parsed["plan.json"].pop("flags", None)
+    vram, stability, benchmark = (
+        result_of(release, files, f"{name}.json") for name in ("vram", "stability", "benchmark")
+    )
+    slowest = max((check.seconds for check in verdict.checks), default=0.0)
+    return {
+        "release": release,
+        "host": host,
+        "ok": verdict.ok,
+        "headline": _headline(verdict),
+        "started": text_of(verdict.started),
+        "finished": text_of(verdict.finished),
+        "total": seconds_of(sum(check.seconds for check in verdict.checks)),
+        "address": text_of(verdict.engine.get("base_url")),
+        "model": text_of(verdict.engine.get("model")),
+        "version": text_of(verdict.engine.get("version")),
+        "problems": _problems(verdict),
+        "checks": [_check_view(check, slowest) for check in verdict.checks],
+        "criteria": report_criteria.criteria(verdict.checks, str(vram.get("source"))),
+        "memory": report_memory.view(vram),
+        "stability": report_load.stability(stability),
+        "benchmark": report_load.benchmark(benchmark),
+        "sections": [
+            {"title": "Engine", "file": "smoke.json", "rows": list(rows_of(verdict.engine))},
+            {"title": "Flags", "file": "manifest.json", "rows": list(rows_of(flags) if flags else ())},
+            *({"title": title, "file": name, "rows": list(rows_of(parsed[name]))} for title, name in SECTIONS),
+        ],
+        "curl": curl_of(verdict, key_file),
+        "again": again or f"ansible-playbook playbooks/verify.yml --limit {shlex.quote(host)}",
+        "folder": folder,
+        "path": f"{folder}/report.html",
+    }
+
+
+def html(seen: Mapping[str, Any], template: str, style: str) -> str:
+    """The view as a page. Everything that is put in is escaped: models, servers and files are not trusted.
+
+    Ansible's own templating does not do this; there, even an autoescape block has no effect.
+
+    Args:
+        seen: What `view` returns.
+        template: Text of the page's Jinja template.
+        style: Text of its style sheet, which alone is not escaped: it comes from this project.
+
+    Raises:
+        jinja2.UndefinedError: The template asks for something that the view does not hold.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(template).render(report=seen, style=style) + "\n"
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def text(seen: Mapping[str, Any]) -> str:
+    """The view as plain text for the end of a play: table, address, command, path of the report."""
+    lines = [("CHECK", "RESULT", "TIME", "SEEN")]
+    for check in seen["checks"]:
+        result = check["status"] if check["status"] == "ok" else check["status"].upper()
+        what = check["seen"] if check["status"] == "ok" else check["message"]
+        lines.append((check["code"], result, check["seconds"], _short(what, 70 if check["status"] == "ok" else 160)))
+    proven = "PROVEN" if seen["ok"] else "NOT PROVEN"
+    return "\n".join(
+        [
+            f"{proven}: {seen['headline']}, release {seen['release']} on {seen['host']}",
+            "",
+            *columns(lines),
+            "",
+            f"Service  {seen['address']} on {seen['host']}, model {seen['model']}, vLLM {seen['version']}",
+            f"Report   {seen['path']} on {seen['host']}",
+            *(f"Runbook  {problem['runbook']}" for problem in seen["problems"] if problem["runbook"]),
+            *(["", f"To ask about an image, paste this on {seen['host']}:", "", seen["curl"]] if seen["curl"] else []),
+        ]
+    )

@@ -1,0 +1,155 @@
+#!/usr/bin/python
+"""Module: the engine's key on a host, and its rotation."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+from ansible_collections.inference.vllm.plugins.module_utils.service import api_keys
+
+DOCUMENTATION = r"""
+module: api_key
+short_description: Keep the engine's key in a file, and change it with both keys valid in between
+description:
+  - C(api_key) in O(path) is the key in use. C(former_api_key) beside it is empty, but while a key is being changed.
+  - No key is ever in the output.
+options:
+  path:
+    description: Folder of the keys. It is made where it is missing, and closed to all but the user of the task.
+    type: path
+    required: true
+  state:
+    description:
+      - V(present) writes O(key), or makes a random one where there is none.
+      - V(rotated) writes O(key) or a random one, and keeps the one in use as the former one. Where that was done
+        before, nothing changes.
+      - V(finished) forgets the former key.
+    type: str
+    choices: [present, rotated, finished]
+    default: present
+  key:
+    description: The key. Empty makes a random one where one is needed.
+    type: str
+    default: ""
+  owner:
+    description: Numeric user that may read the keys.
+    type: int
+    required: true
+  group:
+    description: Numeric group of the files.
+    type: int
+    required: true
+attributes:
+  check_mode:
+    description: Says whether a key would change.
+    support: full
+  diff_mode:
+    description: A secret is not shown.
+    support: none
+author:
+  - The project's contributors
+"""
+
+EXAMPLES = r"""
+- name: Make sure that there is a key
+  inference.vllm.api_key:
+    path: /opt/vllm/secrets
+    owner: 2000
+    group: 0
+
+- name: Let a new one be valid beside it
+  inference.vllm.api_key:
+    path: /opt/vllm/secrets
+    state: rotated
+    owner: 2000
+    group: 0
+"""
+
+RETURN = r"""
+overlap:
+  description: Whether two keys are valid after the run.
+  returned: success
+  type: bool
+keys_changed:
+  description: Whether a key changed, so that the engine must read them again; owner and mode do not count.
+  returned: success
+  type: bool
+"""
+
+
+def read(folder: Path) -> api_keys.Keys:
+    """The keys that are there."""
+    texts = {}
+    for name in (api_keys.CURRENT, api_keys.FORMER):
+        try:
+            texts[name] = (folder / name).read_text(encoding="utf-8").strip()
+        except FileNotFoundError:
+            texts[name] = ""
+    return api_keys.Keys(texts[api_keys.CURRENT], texts[api_keys.FORMER])
+
+
+def write(module: AnsibleModule, path: Path, text: str) -> bool:
+    """Bring one file to its text, owner and mode; whether that changed something. Atomic."""
+    same = path.exists() and path.read_text(encoding="utf-8").strip() == text
+    if not same and not module.check_mode:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=module.tmpdir, delete=False) as draft:
+            draft.write(text)
+        module.atomic_move(draft.name, str(path))
+    if not path.exists():
+        return True
+    changed = module.set_owner_if_different(str(path), module.params["owner"], not same)
+    changed = module.set_group_if_different(str(path), module.params["group"], changed)
+    return bool(module.set_mode_if_different(str(path), "0400", changed))
+
+
+def close(module: AnsibleModule, folder: Path) -> bool:
+    """Make the folder and keep others out; whether that changed something."""
+    made = not folder.exists()
+    if made and module.check_mode:
+        return True
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    changed = module.set_owner_if_different(str(folder), os.geteuid(), made)
+    changed = module.set_group_if_different(str(folder), os.getegid(), changed)
+    return bool(module.set_mode_if_different(str(folder), "0700", changed))
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "state": {"type": "str", "choices": ["present", "rotated", "finished"], "default": "present"},
+            "key": {"type": "str", "default": "", "no_log": True},
+            "owner": {"type": "int", "required": True},
+            "group": {"type": "int", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    folder, state, given = (module.params[name] for name in ("path", "state", "key"))
+    folder = Path(folder)
+    try:
+        before = read(folder)
+        after = {
+            "present": lambda: api_keys.present(before, given),
+            "rotated": lambda: api_keys.rotated(before, given),
+            "finished": lambda: api_keys.finished(before),
+        }[state]()
+    except RefusalError as error:
+        refusals = [refusal.as_dict() for refusal in error.refusals]
+        module.fail_json(msg=str(error), refusals=refusals, failed=True)
+    # The former one first: a run that is cut off in between has lost no key.
+    changed = [
+        close(module, folder),
+        write(module, folder / api_keys.FORMER, after.former),
+        write(module, folder / api_keys.CURRENT, after.current),
+    ]
+    module.exit_json(changed=any(changed), keys_changed=before != after, overlap=after.overlap, failed=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+#!/usr/bin/python
+"""Module: keep other runs of Ansible off a host."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.service.lock import Owner, hold, release
+
+DOCUMENTATION = r"""
+module: deploy_lock
+short_description: Keep other runs of Ansible off a host
+version_added: 0.1.0
+description:
+  - Takes a lock for the run of C(ansible-playbook) that it is part of, or fails and says which run holds it.
+  - A run that ended without giving its lock back does not stand in the way of others on the same controller.
+  - The action plugin of the same name says who runs; O(owner) is for its use.
+attributes:
+  check_mode:
+    description: Fails as it would, and takes nothing.
+    support: full
+  diff_mode:
+    description: A lock is no change of a host.
+    support: none
+options:
+  path:
+    description: File of the lock, in a folder that only root may write to and that is empty after a boot.
+    type: path
+    required: true
+  state:
+    description: V(held) takes or renews it, V(released) gives it back.
+    type: str
+    choices: [held, released]
+    default: held
+  wait:
+    description: Seconds to wait for another run to end.
+    type: int
+    default: 0
+  max_age:
+    description: Seconds after which a lock that was not renewed counts for nothing.
+    type: int
+    default: 14400
+  break_lock:
+    description: Take the lock from whoever holds it.
+    type: bool
+    default: false
+  owner:
+    description: The run that this is part of; set by the action plugin.
+    type: dict
+  instead_of:
+    description: Key of a run that has ended; set by the action plugin.
+    type: str
+    default: ""
+author:
+  - The project's contributors
+"""
+
+EXAMPLES = r"""
+- name: Lock | Keep other runs out
+  inference.vllm.deploy_lock:
+    path: /run/vllm.deploy-lock
+    wait: 600
+
+- name: Lock | Let them in again
+  inference.vllm.deploy_lock:
+    path: /run/vllm.deploy-lock
+    state: released
+"""
+
+RETURN = r"""
+held_by:
+  description: Who holds the lock instead of this run, and since when; null where this run holds it.
+  type: dict
+  returned: always
+"""
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "state": {"type": "str", "choices": ["held", "released"], "default": "held"},
+            "wait": {"type": "int", "default": 0},
+            "max_age": {"type": "int", "default": 14400},
+            "break_lock": {"type": "bool", "default": False},
+            "owner": {"type": "dict"},
+            "instead_of": {"type": "str", "default": ""},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    if not params["owner"]:
+        module.fail_json(msg="owner is missing: run the task as inference.vllm.deploy_lock, through its action plugin.")
+    owner, path = Owner(**params["owner"]), Path(params["path"])
+    if params["state"] == "released":
+        if not module.check_mode:
+            release(path, owner)
+        module.exit_json(changed=False, failed=False, held_by=None)
+    held = hold(
+        path,
+        owner,
+        time.time(),
+        instead_of="any" if params["break_lock"] else params["instead_of"],
+        max_age=params["max_age"],
+        write=not module.check_mode,
+    )
+    told = None if held is None else {"owner": asdict(held.owner), "text": str(held.owner), "since": held.since()}
+    module.exit_json(changed=False, failed=False, held_by=told)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+#!/usr/bin/python
+"""Module: look at a host's Docker engine, whose it is, and what it runs with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.host.docker_daemon import (
+    ConfigFile,
+    changed_keys,
+    merge,
+    runs_otherwise,
+    without,
+)
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+
+DOCUMENTATION = r"""
+module: docker_engine_info
+short_description: Look at a host's Docker engine, whose it is, and what it runs with
+description:
+  - Tells in one look whether the engine and Compose v2 answer, whether the engine was there before, and whether it runs
+    with a configuration as M(inference.vllm.docker_daemon_config) and M(inference.vllm.docker_daemon_apply) make it.
+  - Changes nothing, and does not fail where there is no Docker.
+options:
+  owner_file:
+    description: Mark on hosts whose engine was installed by who asks.
+    type: path
+    required: true
+  proxy_file:
+    description: File of systemd's unit that sets the engine's proxy. RV(proxy_file) says whether it is there.
+    type: path
+  path:
+    description: The engine's configuration.
+    type: path
+    default: /etc/docker/daemon.json
+  config:
+    description: Keys that it is to have, as O(inference.vllm.docker_daemon_config#module:config).
+    type: dict
+    default: {}
+  config_absent:
+    description: Keys that it is not to have, as O(inference.vllm.docker_daemon_config#module:keys).
+    type: list
+    elements: str
+    default: []
+  environment:
+    description: Variables that it is to run with, as O(inference.vllm.docker_daemon_apply#module:environment).
+    type: dict
+    default: {}
+  pidfile:
+    description: Process id of an engine that no service manager starts. Without it systemd is asked.
+    type: path
+  service:
+    description: Name of systemd's unit.
+    type: str
+    default: docker
+attributes:
+  check_mode:
+    description: Changes nothing, so it answers the same.
+    support: full
+  diff_mode:
+    description: Changes nothing, so there is no difference to show.
+    support: none
+author:
+  - The project's contributors
+"""
+
+EXAMPLES = r"""
+- name: See whether containers live on while Docker restarts
+  inference.vllm.docker_engine_info:
+    owner_file: /etc/docker/installed-by-ansible
+    config:
+      live-restore: true
+  register: engine
+"""
+
+RETURN = r"""
+answers:
+  description: Whether the engine answers.
+  returned: success
+  type: bool
+compose:
+  description: Whether C(docker compose) answers.
+  returned: success
+  type: bool
+present:
+  description: Whether there is an engine, running or not.
+  returned: success
+  type: bool
+owned:
+  description: Whether O(owner_file) is there, or there is no engine yet.
+  returned: success
+  type: bool
+differs:
+  description: What of O(path) is not as asked for, as a text; empty where all is.
+  returned: success
+  type: str
+configured:
+  description: Whether O(path) is as asked for, and the engine, if it runs, runs with it and with O(environment).
+  returned: success
+  type: bool
+proxy_file:
+  description: Whether O(proxy_file) is there.
+  returned: success
+  type: bool
+"""
+
+#: Where packages and archives put the engine.
+PROGRAMS = ("/usr/bin/dockerd", "/usr/sbin/dockerd", "/usr/local/bin/dockerd")
+
+ARGUMENTS: dict[str, Any] = {
+    "owner_file": {"type": "path", "required": True},
+    "proxy_file": {"type": "path"},
+    "path": {"type": "path", "default": "/etc/docker/daemon.json"},
+    "config": {"type": "dict", "default": {}},
+    "config_absent": {"type": "list", "elements": "str", "default": []},
+    # A proxy's URL may carry a password.
+    "environment": {"type": "dict", "default": {}, "no_log": True},
+    "pidfile": {"type": "path"},
+    "service": {"type": "str", "default": "docker"},
+}
+
+
+def difference(file: ConfigFile, config: dict[str, Any], absent: list[str]) -> str:
+    """What of the file is not as asked for; empty where all is."""
+    try:
+        current = file.read()
+    except RefusalError as error:
+        return str(error)
+    keys = changed_keys(current, merge(without(current, absent), config))
+    return f"{', '.join(keys)} would change" if keys else ""
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(argument_spec=ARGUMENTS, supports_check_mode=True)
+    given = module.params
+    docker = module.get_bin_path("docker")
+    answers, compose = (
+        docker is not None and module.run_command([docker, *command])[0] == 0
+        for command in (["version"], ["compose", "version"])
+    )
+    present = answers or any(Path(program).exists() for program in PROGRAMS)
+    file = ConfigFile(Path(given["path"]))
+    differs = difference(file, given["config"], given["config_absent"])
+    otherwise = runs_otherwise(module.run_command, given["environment"], given["pidfile"], given["service"])
+    module.exit_json(
+        changed=False,
+        answers=answers,
+        compose=compose,
+        present=present,
+        owned=not present or Path(given["owner_file"]).exists(),
+        differs=differs,
+        configured=not (differs or file.pending() or otherwise),
+        proxy_file=given["proxy_file"] is not None and Path(given["proxy_file"]).exists(),
+    )
+
+
+if __name__ == "__main__":
+    main()

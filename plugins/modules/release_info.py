@@ -1,0 +1,124 @@
+#!/usr/bin/python
+"""Module: the releases of a host, and the one to step back to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+from ansible_collections.inference.vllm.plugins.module_utils.service import history as release_history
+
+DOCUMENTATION = r"""
+module: release_info
+short_description: Tell the releases of a host, and which one to step back to
+version_added: 0.1.0
+description:
+  - Reads the releases below O(home) with the verdicts of their last proofs, and changes nothing.
+  - With O(choose) it also names one release to start, or fails and says which releases the host has.
+options:
+  home:
+    description: Absolute path of the folder that holds C(releases/), C(reports/) and the link C(current).
+    type: path
+    required: true
+  choose:
+    description:
+      - Identifier of the release to start; a folder that was edited is refused.
+      - V(former) is the newest one that was proven and is not current.
+    type: str
+attributes:
+  check_mode:
+    description: Runs the same in check mode.
+    support: full
+  diff_mode:
+    description: Nothing is changed, so there is no difference to show.
+    support: none
+author:
+  - The project's contributors
+"""
+
+EXAMPLES = r"""
+- name: Find the release to step back to
+  inference.vllm.release_info:
+    home: /opt/vllm
+    choose: former
+  register: former
+
+- name: Say which it is
+  ansible.builtin.debug:
+    var: former.chosen.id
+"""
+
+RETURN = r"""
+releases:
+  description: All releases, newest first.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    id:
+      description: Identifier.
+      type: str
+    current:
+      description: Whether the link C(current) points to it.
+      type: bool
+    state:
+      description: V(proven) or V(failed) as its last verdict says, V(prepared) where it was never proven.
+      type: str
+    finished:
+      description: End of its last proof, UTC, ISO 8601; empty where there was none.
+      type: str
+    failures:
+      description: Codes of the checks that failed then.
+      type: list
+      elements: str
+    model:
+      description: Name of the model in the catalogue.
+      type: str
+    commit:
+      description: Revision of the weights.
+      type: str
+    image:
+      description: Reference of the engine's image.
+      type: str
+    problems:
+      description: What in its folder differs from the day it was written.
+      type: list
+      elements: str
+chosen:
+  description: The release that O(choose) names, in the shape of an element of RV(releases).
+  returned: when O(choose) is set
+  type: dict
+path:
+  description: The chosen release's folder.
+  returned: when O(choose) is set
+  type: str
+"""
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "home": {"type": "path", "required": True},
+            "choose": {"type": "str"},
+        },
+        supports_check_mode=True,
+    )
+    home, choose = Path(module.params["home"]), module.params["choose"]
+    releases = release_history.history(home)
+    result: dict[str, Any] = {"changed": False, "failed": False, "releases": [past.as_dict() for past in releases]}
+    if choose:
+        try:
+            past = release_history.step_back(releases) if choose == "former" else release_history.chosen(home, choose)
+        except RefusalError as error:
+            refusals = [refusal.as_dict() for refusal in error.refusals]
+            module.fail_json(msg=str(error), refusals=refusals, failed=True)
+        result.update(chosen=past.as_dict(), path=str(home / "releases" / past.id))
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,11 @@
+"""Where the checkout has what tests read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ROLES = ROOT / "roles"
+PLUGINS = ROOT / "plugins"
+FIXTURES = ROOT / "tests" / "unit" / "fixtures"
+GOLDEN = ROOT / "tests" / "unit" / "golden"

@@ -1,0 +1,191 @@
+"""The verdict: what counts as good, and that nothing unproven, old or broken ever does."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ansible_collections.inference.vllm.plugins.module_utils.checks import verdict as module
+from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import (
+    Check,
+    Verdict,
+    VerdictError,
+    combine,
+    exit_code,
+    junit,
+    redact,
+    summary,
+    write_atomic,
+)
+
+GOOD = Check("greeting", True, message="said hello", value="Hello!", seconds=0.1)
+BAD = Check("colour_red", False, message="wrong_answer: blue", value="Blue", limit="Red", runbook="wrong_answer")
+WARNING = Check("engine_version", False, "warning", "bad_response: no version", runbook="bad_response")
+
+checks = st.builds(
+    Check,
+    code=st.text(min_size=1),
+    ok=st.booleans(),
+    severity=st.sampled_from(module.SEVERITIES),
+    message=st.text(),
+    value=st.none() | st.text() | st.integers() | st.booleans() | st.floats(allow_nan=False),
+    seconds=st.floats(0, 1e6),
+    runbook=st.none() | st.text(),
+)
+
+
+@pytest.mark.parametrize(
+    ("found", "ok"),
+    [
+        ([], False),
+        ([GOOD], True),
+        ([GOOD, BAD], False),
+        ([GOOD, WARNING], True),
+        ([WARNING], False),
+        ([replace(WARNING, ok=True)], False),
+    ],
+)
+def test_good_means_that_something_was_proven_and_nothing_failed(found: list[Check], ok: bool) -> None:
+    verdict = Verdict("r1", tuple(found))
+    assert verdict.ok is ok
+    assert exit_code(verdict) == (0 if ok else 1)
+
+
+def test_the_json_has_the_documented_shape() -> None:
+    data = json.loads(Verdict("r1", (BAD,), {"version": "0.32.0"}, ({"index": 0},), "s", "f").to_json())
+    assert list(data) == ["ok", "release", "checks", "engine", "gpus", "started", "finished"]
+    assert data["checks"] == [
+        {
+            "code": "colour_red",
+            "ok": False,
+            "severity": "error",
+            "message": "wrong_answer: blue",
+            "value": "Blue",
+            "limit": "Red",
+            "unit": None,
+            "seconds": 0.0,
+            "runbook": "wrong_answer",
+        }
+    ]
+
+
+@given(st.lists(checks, max_size=4), st.text(min_size=1))
+def test_json_there_and_back_changes_nothing(found: list[Check], release: str) -> None:
+    verdict = Verdict(release, tuple(found), {"version": "1"}, ({"index": 0},), "a", "b")
+    assert Verdict.from_json(verdict.to_json()) == verdict
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "null",
+        '{"ok": true, "release": "r1", "checks": [{"code": "x", "o',
+        '{"ok": true, "checks": []}',
+        '{"ok": true, "release": "r1", "checks": "none"}',
+        '{"ok": true, "release": "r1", "checks": []}',
+        '{"ok": true, "release": "r1", "checks": [{"code": "x", "ok": false, "severity": "error"}]}',
+        '{"release": "r1", "checks": [{"code": "x", "ok": true, "severity": "error"}]}',
+        '{"ok": true, "release": "r1", "checks": [{"code": "x", "ok": "yes", "severity": "error"}]}',
+        '{"ok": true, "release": "r1", "checks": [{"code": "x", "ok": true, "severity": "fatal"}]}',
+        '{"ok": true, "release": "r1", "checks": [{"code": "x", "severity": "error"}]}',
+        '{"ok": true, "release": "r1", "checks": [7]}',
+        '{"ok": true, "release": "r1", "checks": [{"code": "x", "ok": true, "severity": "error"}], "gpus": [7]}',
+    ],
+)
+def test_what_is_not_a_verdict_is_refused(text: str) -> None:
+    with pytest.raises(VerdictError):
+        Verdict.from_json(text)
+
+
+def test_a_key_of_a_later_version_is_no_error() -> None:
+    data = Verdict("r1", (GOOD,)).as_dict()
+    data["checks"][0]["colour"] = "red"
+    assert Verdict.from_dict(data) == Verdict("r1", (GOOD,))
+
+
+def test_results_are_joined() -> None:
+    smoke = Verdict("r1", (GOOD, WARNING), {"version": "0.32.0"}, (), "2026-01-01T00:00:05Z", "2026-01-01T00:00:09Z")
+    vram = Verdict("r1", (BAD,), {}, ({"index": 0},), "2026-01-01T00:00:01Z", "2026-01-01T00:00:07Z")
+    joined = combine("r1", {"smoke": smoke.to_json(), "vram": vram.to_json()})
+    assert joined == Verdict(
+        "r1", (GOOD, WARNING, BAD), {"version": "0.32.0"}, ({"index": 0},), vram.started, smoke.finished
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "runbook"),
+    [
+        (None, "smoke_missing", "result_missing"),
+        ('{"ok": tr', "smoke_unreadable", "result_unreadable"),
+        (Verdict("r0", (GOOD,)).to_json(), "smoke_of_other_release", "result_of_other_release"),
+        (Verdict("r1").to_json(), "smoke_empty", "result_empty"),
+    ],
+)
+def test_a_result_that_proves_nothing_is_a_named_failure(text: str | None, code: str, runbook: str) -> None:
+    good = Verdict("r1", (GOOD,)).to_json()
+    joined = combine("r1", {"vram": good, "smoke": text})
+    assert not joined.ok
+    assert [(check.code, check.runbook) for check in joined.failures] == [(code, runbook)]
+    assert joined.failures[0].message.startswith(f"{runbook}: ")
+
+
+def test_no_result_at_all_is_not_good() -> None:
+    assert not combine("r1", {}).ok
+
+
+def test_the_summary_names_what_failed_first() -> None:
+    assert summary(Verdict("r1", (GOOD, WARNING, BAD))).splitlines() == [
+        "release r1: 1 of 2 checks ok",
+        "  FAILED  colour_red: wrong_answer: blue",
+        "  warning engine_version: bad_response: no version",
+    ]
+
+
+def test_junit_counts_what_failed_and_survives_any_answer() -> None:
+    odd = replace(BAD, message="answer \x00\x1b <&> \ufffe \ud800")
+    root = ElementTree.fromstring(junit(Verdict("r1", (GOOD, WARNING, odd), started="s")))
+    assert (root.get("tests"), root.get("failures"), root.get("skipped")) == ("3", "1", "1")
+    assert [child.tag for case in root for child in case] == ["skipped", "failure"]
+
+
+def test_a_secret_is_taken_out_of_every_text() -> None:
+    check = replace(BAD, message="sent Bearer sk-1", value="sk-1!")
+    assert "sk-1" not in json.dumps(redact(check, "sk-1").as_dict())
+    assert redact(check, "") == check
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "smoke.json"
+    write_atomic(path, "old")
+    write_atomic(path, "new \ud800")
+    assert path.read_text() == "new ?"
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(TypeError):
+        write_atomic(path, 7)  # type: ignore[arg-type]
+    assert path.read_text() == "new ?"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [(Verdict("r1", (GOOD,)).to_json(), 0), (Verdict("r1", (BAD,)).to_json(), 1), ("{", 2), (None, 2)],
+)
+def test_as_a_program_it_exits_with_the_judgement(tmp_path: Path, text: str | None, code: int) -> None:
+    path = tmp_path / "verdict.json"
+    if text is not None:
+        path.write_text(text)
+    done = subprocess.run([sys.executable, module.__file__, path], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr
+    assert (done.stdout if code < 2 else done.stderr).strip()

@@ -1,0 +1,115 @@
+"""Modules document themselves, as `ansible-doc` shows it; pages link to what is there, and tell to type what works."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from support.paths import PLUGINS, ROOT
+
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "roles").glob("*/README.md")),
+    *sorted((ROOT / "tests").rglob("*.md")),
+]
+MODULES = sorted(path.stem for path in (PLUGINS / "modules").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def documented() -> dict[str, dict[str, object]]:
+    names = [f"inference.vllm.{name}" for name in MODULES]
+    shown = subprocess.run(
+        [str(Path(sys.executable).with_name("ansible-doc")), "--json", "-t", "module", *names],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return dict(json.loads(shown.stdout))
+
+
+def test_there_are_modules() -> None:
+    assert MODULES
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_is_documented(documented: dict[str, dict[str, object]], name: str) -> None:
+    entry = documented[f"inference.vllm.{name}"]
+    assert yaml.safe_load(str(entry["examples"]))
+    assert entry["return"]
+    doc = entry["doc"]
+    assert isinstance(doc, dict)
+    assert doc["attributes"]["check_mode"]["support"] == "full"
+    assert "diff_mode" in doc["attributes"]
+    assert all(option.get("description") for option in doc.get("options", {}).values())
+
+
+@pytest.mark.parametrize("playbook", sorted(path.name for path in (ROOT / "playbooks").glob("*.yml")))
+def test_operators_are_told_of_each_playbook(playbook: str) -> None:
+    table = [line for line in (ROOT / "docs" / "operations.md").read_text().splitlines() if line.startswith("| `")]
+    (row,) = [line for line in table if re.search(rf"[`/]{re.escape(playbook)}`", line)]
+    page, _, section = re.findall(r"\]\(([^)#]*)(#?)([^)]*)\)", row)[0]
+    text = (ROOT / "docs" / (page or "operations.md")).read_text()
+    assert not section or section in anchors(text)
+
+
+def anchors(text: str) -> set[str]:
+    """What a link may name of a page: its headings, as GitHub writes them."""
+    headings = [line.lstrip("#").strip().lower() for line in text.splitlines() if line.startswith("#")]
+    return {re.sub(r"[^\w -]", "", heading).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_what_is_there(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def boots() -> set[str]:
+    """Names of the boots that `bench.boots` knows."""
+    matrices = [yaml.safe_load(path.read_text()) for path in (ROOT / "bench" / "boots").glob("*.yaml")]
+    return {boot["name"] for matrix in matrices for boot in matrix["boots"]}
+
+
+def options() -> set[str]:
+    """Variables of the roles."""
+    specs = [
+        yaml.safe_load(path.read_text())["argument_specs"] for path in ROOT.glob("roles/*/meta/argument_specs.yml")
+    ]
+    return {name for spec in specs for entry in spec.values() for name in entry.get("options", {})}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_what_a_page_tells_to_type_exists(page: Path) -> None:
+    text = page.read_text().replace("\\\n", " ")
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", "\n".join(code(text)), re.MULTILINE)) <= set(targets)
+    for path in re.findall(r"ansible-playbook (\S+\.yml)", text) + re.findall(
+        r"\b(?:bin/vram-plan|bench/\w+\.py)\b", text
+    ):
+        assert (ROOT / path).is_file(), path
+    for names in re.findall(r"--only((?: [a-z0-9.-]+)+)", text):
+        assert set(names.split()) <= boots()
+    for names in re.findall(r"tests/roles/run((?: [a-z_]+)+)", text):
+        assert all((ROOT / "molecule" / name).is_dir() for name in names.split())
+    # Of a role's variables those that are given a value.
+    owners = tuple(f"{path.name}_" for path in (ROOT / "roles").iterdir())
+    given = re.findall(r"(?:^ *-? ?|[{`,] ?)([a-z]\w+): |-e ([a-z]\w+)=", "\n".join(code(text)), re.MULTILINE)
+    named = {name for pair in given for name in pair if name.startswith(owners)}
+    assert named <= options()
+
+
+def code(text: str) -> list[str]:
+    """What stands between backticks: blocks, and words in a line."""
+    blocks = text.split("```")
+    return [*blocks[1::2], *(f"`{word}" for part in blocks[::2] for word in re.findall(r"`([^`\n]+)`", part))]

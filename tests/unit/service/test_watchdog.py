@@ -1,0 +1,268 @@
+"""What the watchdog does of what it sees: hangs, crash loops, and engines that are only slow."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vllm_watchdog import Limits, Memory, Seen, Watchdog, deploying, judge, metrics, patience, reason
+
+from support.paths import FIXTURES
+
+LIMITS = Limits(stall=30, max_restarts=3, window=3600, pause=30)
+GOOD = Seen("c1", running=True, started_at="t1", health="healthy", restarts=0, tokens=100, pending=0)
+
+
+def watch(
+    looks: Sequence[tuple[float, Seen]], memory: Memory | None = None
+) -> Iterator[tuple[float, str, str, Memory]]:
+    """Judge one look after the other; time, action, cause and memory of each."""
+    memory = memory or Memory()
+    for now, seen in looks:
+        verdict = judge(memory, seen, now, LIMITS)
+        memory = verdict.memory
+        yield now, verdict.action, verdict.cause, memory
+
+
+def actions(looks: Sequence[tuple[float, Seen]]) -> list[tuple[float, str]]:
+    return [(now, action) for now, action, *_ in watch(looks) if action != "nothing"]
+
+
+def test_healthy_engine_is_left_alone() -> None:
+    assert actions([(now, replace(GOOD, tokens=100 + now, pending=4)) for now in range(0, 7200, 5)]) == []
+
+
+def test_idle_engine_is_left_alone() -> None:
+    assert actions([(now, GOOD) for now in range(0, 7200, 5)]) == []
+
+
+def test_engine_that_gives_no_token_is_restarted_in_time() -> None:
+    hung = replace(GOOD, pending=2)
+    (first, *_) = [row for row in watch([(now, hung) for now in range(0, 60, 5)]) if row[1] == "restart"]
+    assert first[0] <= 40
+    assert first[2] == "no token for 30 s while 2 requests wait"
+
+
+def test_one_slow_step_is_no_hang() -> None:
+    slow = [(now, replace(GOOD, pending=2, tokens=now // 25)) for now in range(0, 600, 5)]
+    assert actions(slow) == []
+
+
+def test_unhealthy_engine_is_restarted_at_once() -> None:
+    ((_, action, cause, memory),) = watch([(10, replace(GOOD, health="unhealthy"))])
+    assert (action, cause) == ("restart", "its health check got no token")
+    assert memory.recent == (10,)
+
+
+def test_engine_that_starts_is_left_alone() -> None:
+    starting = replace(GOOD, health="starting", tokens=None, pending=None)
+    assert actions([(now, starting) for now in range(0, 900, 5)]) == []
+
+
+def test_engine_that_tells_nothing_is_judged_by_its_health_only() -> None:
+    silent = replace(GOOD, tokens=None, pending=None)
+    assert actions([(now, silent) for now in range(0, 900, 5)]) == []
+
+
+def test_pauses_double_and_then_it_gives_up() -> None:
+    sick = replace(GOOD, health="unhealthy")
+    done = actions([(now, sick) for now in range(0, 3000, 5)])
+    assert done == [(0, "restart"), (30, "restart"), (90, "restart"), (210, "stop")]
+
+
+def test_engine_that_recovers_after_its_last_restart_is_left_alone() -> None:
+    sick, looks = replace(GOOD, health="unhealthy"), []
+    for number, now in enumerate((0, 30, 90)):
+        looks.append((now, replace(sick, started_at=f"t{number}")))
+    looks += [(now, replace(GOOD, started_at="t3", tokens=now)) for now in range(95, 3000, 5)]
+    assert [action for _, action in actions(looks)] == ["restart"] * 3
+
+
+def test_restarts_of_long_ago_do_not_count() -> None:
+    memory = Memory(container="c1", started_at="t1", recent=(0, 10, 20), tokens=100)
+    verdict = judge(memory, replace(GOOD, health="unhealthy"), 3700, LIMITS)
+    assert (verdict.action, verdict.memory.recent) == ("restart", (3700,))
+
+
+def test_crash_loop_that_docker_feeds_is_stopped() -> None:
+    looks = [(now * 10, replace(GOOD, restarts=now, started_at=f"t{now}", tokens=None)) for now in range(5)]
+    assert actions(looks) == [(40, "stop")]
+    assert [cause for _, action, cause, _ in watch(looks) if action == "stop"] == ["it ended 4 times"]
+
+
+def test_restarts_before_the_watchdog_came_do_not_count() -> None:
+    assert actions([(0, replace(GOOD, restarts=50)), (5, replace(GOOD, restarts=50))]) == []
+
+
+def test_stopped_container_is_left_alone() -> None:
+    stopped = replace(GOOD, running=False, health="unhealthy")
+    assert actions([(now, stopped) for now in range(0, 600, 5)]) == []
+
+
+def test_container_that_an_operator_starts_again_begins_anew() -> None:
+    gave_up = Memory(container="c1", started_at="t1", recent=(1, 2, 3), gave_up=True)
+    assert judge(gave_up, replace(GOOD, health="unhealthy"), 10, LIMITS).action == "nothing"
+    verdict = judge(gave_up, replace(GOOD, started_at="t2", health="unhealthy"), 10, LIMITS)
+    assert (verdict.action, verdict.memory.recent) == ("restart", (10,))
+
+
+def test_new_release_begins_anew() -> None:
+    memory = Memory(container="old", recent=(1, 2, 3), gave_up=True)
+    verdict = judge(memory, GOOD, 10, LIMITS)
+    assert verdict.action == "nothing"
+    assert verdict.memory.recent == ()
+
+
+@pytest.mark.parametrize(
+    ("log", "code"),
+    [
+        (
+            "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 36.00 MiB.\nRuntimeError: dead",
+            "out_of_gpu_memory",
+        ),
+        ("NVRM: Xid (PCI:0000:01:00): 79, GPU has fallen off the bus.", "gpu_error"),
+        ("RuntimeError: NCCL error: unhandled system error", "communication_error"),
+        ("OSError: [Errno 28] No space left on device", "disk_full"),
+        ("ValueError: --max-model-len is too large", "engine_error"),
+        ("WARNING 11-26 [utils.py:597] fallback. Exception: could not create a primitive descriptor", "unknown"),
+        ("INFO: started", "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_reason_is_read_from_the_log(log: str, code: str) -> None:
+    assert reason(log)[0] == code
+
+
+@pytest.mark.parametrize(
+    ("log", "expected"),
+    [
+        ("graphs_do_not_fit", "out_of_gpu_memory"),
+        ("worker_killed", "process_killed"),
+        ("length_too_long", "engine_error"),
+        ("unknown_backend", "engine_error"),
+    ],
+)
+def test_reason_of_engines_that_ended(log: str, expected: str) -> None:
+    text = (FIXTURES / "engine_log" / f"{log}.log").read_text(encoding="utf-8")
+    code, line = reason("\n".join(text.splitlines()[-300:]))
+    assert code == expected
+    assert "root cause" not in line
+
+
+def test_reason_shows_the_last_such_line_without_colours() -> None:
+    log = "ValueError: first\n\x1b[31mValueError: second\x1b[0m\nINFO: bye"
+    assert reason(log) == ("engine_error", "ValueError: second")
+
+
+def test_kernel_that_killed_it_is_the_reason() -> None:
+    assert reason("ValueError: x", out_of_memory=True)[0] == "out_of_host_memory"
+
+
+def test_metrics_add_up_over_engines() -> None:
+    text = (
+        "# HELP vllm:num_requests_running Number\n"
+        'vllm:num_requests_running{engine="0",model_name="m"} 2.0\n'
+        'vllm:num_requests_running{engine="1",model_name="m"} 1.0\n'
+        'vllm:num_requests_waiting{engine="0",model_name="m"} 4.0\n'
+        'vllm:iteration_tokens_total_count{engine="0",model_name="m"} 1e+02\n'
+    )
+    assert metrics(text) == (100.0, 7.0)
+    assert metrics("nothing") == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "now", "busy"),
+    [('{"renewed": 1000}', 1100, True), ('{"renewed": 1000}', 9000, False), ("", 1100, False), ("{", 1100, False)],
+)
+def test_a_run_of_ansible_has_precedence(tmp_path: Path, text: str, now: float, busy: bool) -> None:
+    lock = tmp_path / "lock"
+    lock.write_text(text, encoding="utf-8")
+    assert deploying(lock, now) is busy
+    assert not deploying(tmp_path / "none", now)
+
+
+class _Container:
+    """What the watchdog uses of a container of docker-py."""
+
+    id, name = "c1", "vllm-vllm-1"
+
+    def __init__(self, health: str) -> None:
+        self.did: list[str] = []
+        self.attrs: dict[str, Any] = {
+            "RestartCount": 0,
+            "Config": {"StopTimeout": 7},
+            "State": {"Running": True, "Restarting": False, "StartedAt": "t1", "Health": {"Status": health}},
+        }
+
+    def logs(self, tail: int) -> bytes:
+        return b"torch.OutOfMemoryError: CUDA out of memory."
+
+    def restart(self, timeout: int) -> None:
+        assert timeout == 7
+        self.did.append("restart")
+
+    def stop(self, timeout: int) -> None:
+        assert timeout == 7
+        self.did.append("stop")
+
+
+class _Docker:
+    def __init__(self, *found: _Container) -> None:
+        self.containers, self.found = self, list(found)
+
+    def list(self, **_: Any) -> list[_Container]:
+        return self.found
+
+
+def watchdog(home: Path, *found: _Container) -> Watchdog:
+    config = {
+        "home": str(home),
+        "label": "x",
+        "metrics_url": "http://127.0.0.1:1/metrics",
+        "lock_file": str(home / "lock"),
+    }
+    return Watchdog(config, LIMITS, _Docker(*found))
+
+
+def test_a_container_has_the_time_to_stop_that_it_was_made_with() -> None:
+    container = _Container("healthy")
+    assert patience(container) == 7
+    container.attrs["Config"] = {}
+    assert patience(container) == 10
+
+
+def test_events_are_kept_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    container = _Container("unhealthy")
+    dog = watchdog(tmp_path, container)
+    for now in (0.0, 30.0, 90.0, 210.0, 500.0):
+        dog.step(now)
+    assert container.did == ["restart", "restart", "restart", "stop"]
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [event["event"] for event in events] == ["engine_hung"] * 3 + ["crash_loop"]
+    assert events[-1]["reason"] == "out_of_gpu_memory"
+    assert events[0]["time"] == "1970-01-01T00:00:00Z"
+    assert "[crash_loop] vllm-vllm-1: its health check got no token, after 3 restarts" in capsys.readouterr().out
+
+
+def test_it_remembers_over_its_own_restart(tmp_path: Path) -> None:
+    watchdog(tmp_path, _Container("unhealthy")).step(0.0)
+    container = _Container("unhealthy")
+    again = watchdog(tmp_path, container)
+    again.recall()
+    again.step(5.0)
+    assert container.did == []
+    again.step(31.0)
+    assert container.did == ["restart"]
+
+
+def test_it_holds_still_during_a_deployment_and_without_a_container(tmp_path: Path) -> None:
+    container = _Container("unhealthy")
+    (tmp_path / "lock").write_text('{"renewed": 0}', encoding="utf-8")
+    watchdog(tmp_path, container).step(10.0)
+    watchdog(tmp_path).step(10.0)
+    assert container.did == []
+    assert not (tmp_path / "events.jsonl").exists()
