@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import PlanFile
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import read_gpus, this_machine
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
 from ansible_collections.inference.vllm.plugins.module_utils.planner.cpu import cpu_table, memory_of_host, plan_cpu
@@ -25,7 +25,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.planner.requirement
 )
 from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import solve
 from ansible_collections.inference.vllm.plugins.module_utils.planner.table import table
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError, join
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError, join
 
 DOCUMENTATION = r"""
 module: vram_plan
@@ -189,24 +189,24 @@ def main() -> None:
     except RefusalError as error:
         refusals = [refusal.as_dict() for refusal in error.refusals]
         module.fail_json(msg=str(error), plan={"starts": False, "survives": False, "refusals": refusals})
-    if plan["refusals"]:
-        module.fail_json(msg=join(Refusal(**refusal) for refusal in plan["refusals"]), plan=plan, table=shown)
+    if plan.refusals:
+        module.fail_json(msg=join(plan.refusals), plan=plan.as_dict(), table=shown)
     path = module.params["path"]
     if not path:
-        module.exit_json(changed=False, failed=False, plan=plan, table=shown)
-    before, after = _read(Path(path)), json.dumps(plan, indent=2, sort_keys=True) + "\n"
+        module.exit_json(changed=False, failed=False, plan=plan.as_dict(), table=shown)
+    before, after = _read(Path(path)), plan.to_json()
     if before != after and not module.check_mode:
         _write(module, Path(path), after)
     module.exit_json(
         changed=before != after,
         failed=False,
-        plan=plan,
+        plan=plan.as_dict(),
         table=shown,
         diff={"before": before, "after": after, "before_header": path, "after_header": path},
     )
 
 
-def _plan(module: AnsibleModule) -> tuple[dict[str, Any], str]:
+def _plan(module: AnsibleModule) -> tuple[PlanFile, str]:
     """The plan, and its text for people."""
     params = module.params
     entry = Entry.from_dict(params["model"])
@@ -225,7 +225,7 @@ def _plan(module: AnsibleModule) -> tuple[dict[str, Any], str]:
     engine = engines.engine(params["engine_version"] or engines.DEPLOYED, is_moe=model.is_moe)
     ladder = [Entry.from_dict(other) for other in params["alternatives"]]
     found = solve(Case(model, _host(params["gpus"]), engine, variable_name), wishes, ladder)
-    return found.as_dict(), table(found)
+    return found.file(), table(found)
 
 
 def _wishes(params: dict[str, Any]) -> Wishes:

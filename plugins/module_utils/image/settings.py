@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import ImageFile, ImageSource
 from ansible_collections.inference.vllm.plugins.module_utils.image import packages as extra_packages
 from ansible_collections.inference.vllm.plugins.module_utils.image import signature as image_signature
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
@@ -56,7 +57,7 @@ class Wanted:
         cpu_flags: Instruction sets as in ``/proc/cpuinfo``; empty where they are not known.
     """
 
-    source: str
+    source: ImageSource
     accelerator: str = "nvidia"
     repository: str = ""
     tag: str = ""
@@ -143,7 +144,7 @@ def ask(run: Callable[[list[str]], tuple[int, str, str]], docker: str | None, na
     return (json.loads(out)[0], "") if code == 0 else ({}, err.strip())
 
 
-def record(wanted: str, source: str, version: str, image: Mapping[str, Any]) -> dict[str, str]:
+def record(wanted: str, source: ImageSource, version: str, image: Mapping[str, Any]) -> ImageFile:
     """The content of ``image.json``.
 
     Args:
@@ -155,8 +156,8 @@ def record(wanted: str, source: str, version: str, image: Mapping[str, Any]) -> 
             made of, also where it was loaded.
 
     Returns:
-        Its five fields, and with extra packages three more. A pulled tag is recorded by the digest it had, so that a
-        release keeps meaning one image; what was loaded or built has a digest in no registry.
+        The record. A pulled tag is recorded by the digest it had, so that a release keeps meaning one image; what was
+        loaded or built has a digest in no registry.
     """
     digest = ""
     if source == "pull":
@@ -168,14 +169,22 @@ def record(wanted: str, source: str, version: str, image: Mapping[str, Any]) -> 
         wanted = f"{repository}@{digest}" if digest else wanted
     labels = (image.get("Config") or {}).get("Labels") or {}
     made_of = {field: labels[label] for label, field in _LABELS.items() if label in labels}
-    return {
-        "reference": wanted,
-        "id": image.get("Id", ""),
-        "digest": digest,
-        "source": source,
-        "vllm_version": version,
+    return ImageFile(
+        reference=wanted,
+        id=image.get("Id", ""),
+        digest=digest,
+        source=source,
+        vllm_version=version,
         **made_of,
-    }
+    )
+
+
+def recorded(path: Path) -> ImageFile | None:
+    """What ``image.json`` says; None where it is missing or cannot be read, and has to be written again."""
+    try:
+        return ImageFile.from_json(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, ValueError):
+        return None
 
 
 def in_use(home: Path) -> set[str]:
@@ -194,11 +203,6 @@ def in_use(home: Path) -> set[str]:
 def unused(listed: Collection[str], used: Collection[str]) -> list[str]:
     """Which of the listed names nothing uses, in alphabetical order; an image without a name has none to remove."""
     return sorted(name for name in set(listed) - set(used) if "<none>" not in name)
-
-
-def as_json(content: dict[str, str]) -> str:
-    """The text of ``image.json``: the same for the same content."""
-    return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def _same_repository(listed: str, asked: str) -> bool:

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         else:
             print("\n".join(map(str, error.refusals)), file=sys.stderr)
         return BAD_INPUT
-    print(json.dumps(plan.as_dict(), indent=2) if wants_json else table(plan))
+    print(plan.file().to_json().rstrip() if wants_json else table(plan))
     return FITS if plan.fits else DOES_NOT_FIT
 
 

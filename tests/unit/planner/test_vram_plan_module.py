@@ -125,8 +125,8 @@ def test_cpu_cache_must_hold_one_request() -> None:
         sequences=None,
         images_per_prompt=0,
     )
-    assert [refusal["code"] for refusal in plan["refusals"]] == ["kv_cache_too_small"]
-    assert plan["flags"]["limit-mm-per-prompt"] == {"image": 0, "video": 0}
+    assert [refusal.code for refusal in plan.refusals] == ["kv_cache_too_small"]
+    assert plan.flags["limit-mm-per-prompt"] == {"image": 0, "video": 0}
 
 
 def test_gpu_plan_from_facts(run: Any) -> None:
@@ -134,7 +134,7 @@ def test_gpu_plan_from_facts(run: Any) -> None:
     assert (result["changed"], result["failed"]) == (False, False)
     plan = result["plan"]
     assert plan["accelerator"] == "nvidia"
-    assert plan["gpus"][0]["count"] == 2
+    assert [(gpu["name"], gpu["uuid"], gpu["selected"]) for gpu in plan["gpus"]] == [("RTX 4090", None, True)] * 2
     assert plan["flags"]["tensor-parallel-size"] == 2
     assert "  --gpu-memory-utilization " in result["table"]
 
@@ -154,8 +154,11 @@ def test_gpus_of_the_host_by_its_driver(run: Any, machine: Path) -> None:
     program.parent.mkdir()
     program.write_text(SMI)
     program.chmod(0o755)
-    told = run(model=LARGE)["plan"]["gpus"][0]
-    assert (told["name"], told["count"]) == ("RTX 4090", 2)
+    rows = run(model=LARGE)["plan"]["gpus"]
+    assert [(row["index"], row["uuid"], row["name"], row["total_gib"]) for row in rows] == [
+        (0, "GPU-00000000-0000-0000-0000-000000000000", "RTX 4090", 23.52),
+        (1, "GPU-00000001-0000-0000-0000-000000000001", "RTX 4090", 23.52),
+    ]
 
 
 def test_gpus_of_the_host_by_its_pci_bus(run: Any, machine: Path) -> None:
@@ -169,8 +172,8 @@ def test_gpus_of_the_host_by_its_pci_bus(run: Any, machine: Path) -> None:
         folder.mkdir(parents=True)
         for name, value in (("vendor", vendor), ("class", kind), ("device", device)):
             (folder / name).write_text(value + "\n")
-    told = run(model=LARGE)["plan"]["gpus"][0]
-    assert (told["name"], told["count"]) == ("RTX 4090", 2)
+    rows = run(model=LARGE)["plan"]["gpus"]
+    assert [(row["name"], row["uuid"]) for row in rows] == [("RTX 4090", None)] * 2
 
 
 def test_host_without_a_gpu_is_refused(run: Any) -> None:
