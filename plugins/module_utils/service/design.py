@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils import versions
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.service import api_keys
 from ansible_collections.inference.vllm.plugins.module_utils.service import flags as vllm_flags
@@ -97,9 +98,9 @@ def design(
         RefusalError: With every reason against the input, not only the first.
     """
     refusals = [
-        *_stale(model, plan, lock),
+        *_stale(model, plan, image, lock),
         *vllm_flags.engine_refusals(
-            str(image.get("vllm_version")), model, allow_old=settings["vllm_service_unsafe_allow_old_engine"]
+            str(image.get("vllm_version")), model, allow_old=settings["vllm_unsafe_allow_old_engine"]
         ),
         *_wrong_environment(settings["vllm_service_environment"]),
         *_wrong_settings(settings),
@@ -190,12 +191,18 @@ def parse(name: str, text: str | None) -> dict[str, Any]:
 _REMEDY = "Run the steps before this one: the plan, the engine image, the weights."
 
 
-def _stale(model: Mapping[str, Any], plan: Mapping[str, Any], lock: Mapping[str, Any]) -> list[Refusal]:
+def _stale(
+    model: Mapping[str, Any], plan: Mapping[str, Any], image: Mapping[str, Any], lock: Mapping[str, Any]
+) -> list[Refusal]:
     found = []
     if plan.get("model") != model["name"]:
         found.append(f"plan.json is for {plan.get('model')}, vllm_model is {model['name']}")
     if plan.get("refusals") or not plan.get("starts"):
         found.append("plan.json says that this model does not start on this host")
+    # A plan for the CPU holds for every engine and names none.
+    planned, runs = (plan.get("engine") or {}).get("version"), versions.plain(image.get("vllm_version"))
+    if planned and runs and planned != runs:
+        found.append(f"plan.json is for vLLM {planned}, the engine's image holds vLLM {runs}")
     if lock.get("repo") != model["repository"] or not lock.get("commit"):
         found.append(f"lock.json is for {lock.get('repo')}, vllm_model needs {model['repository']}")
     return [Refusal("stale_input", f"{sentence}.", _REMEDY) for sentence in found]
@@ -247,8 +254,7 @@ def _wrong_settings(settings: Mapping[str, Any]) -> list[Refusal]:
 
 
 def _prefix(model: str, version: str) -> str:
-    numbers = ".".join(map(str, vllm_flags.version_tuple(version)))
-    return f"{model}-v{numbers}"
+    return f"{model}-v{versions.plain(version)}"
 
 
 def _compose(

@@ -19,7 +19,7 @@ import yaml
 from ansible.template import trust_as_template
 
 from ansible_collections.inference.vllm.plugins.filter.service import rendered_by, service_design
-from ansible_collections.inference.vllm.plugins.module_utils import catalogue
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue, versions
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
 from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
@@ -384,6 +384,17 @@ def test_inputs_of_another_deployment_are_refused(part: int, change: dict[str, A
         design(*inputs)
 
 
+def test_a_plan_for_another_engine_than_the_images_is_refused() -> None:
+    model, plan, image, lock, given = case("rtx4090x2")
+    engine = {"version": "0.33.0", "calibrated": False}
+    assert design(model, {**plan, "engine": engine}, {**image, "vllm_version": "0.33.0+cu130"}, lock, given)
+    with pytest.raises(RefusalError) as caught:
+        design(model, {**plan, "engine": engine}, {**image, "vllm_version": "0.40.0"}, lock, given)
+    (refusal,) = caught.value.refusals
+    assert refusal.code == "stale_input"
+    assert refusal.message == "plan.json is for vLLM 0.33.0, the engine's image holds vLLM 0.40.0."
+
+
 @pytest.mark.parametrize(("text", "code"), [(None, "missing_input"), ("{", "broken_input"), ("[]", "broken_input")])
 def test_missing_and_broken_files_are_named(text: str | None, code: str) -> None:
     with pytest.raises(RefusalError, match=code) as caught:
@@ -403,12 +414,12 @@ def test_what_the_planner_plans_is_what_the_table_takes(name: str, host: str) ->
         pytest.skip("listed only to be refused")
     model = from_entry(entry)
     facts = gpus.from_facts([{"name": card, "count": int(count)}])
-    engine = engines.engine(engines.DEPLOYED, is_moe=model.is_moe)
+    engine = engines.engine(versions.DEPLOYED, is_moe=model.is_moe)
     plan = solve(Case(model, facts, engine, str), Wishes(), []).as_dict()
     if not plan["starts"]:
         pytest.skip("does not fit")
     lock = {"repo": entry.repository, "revision": "main", "commit": COMMIT}
-    image = {**GPU_IMAGE, "vllm_version": engines.DEPLOYED}
+    image = {**GPU_IMAGE, "vllm_version": versions.DEPLOYED}
     result = design(entry.as_dict(), plan, image, lock, settings())
     flags = yaml.safe_load(result["vllm_yaml"])
     assert flags.items() >= plan["flags"].items()
