@@ -10,7 +10,7 @@ import pynvml
 import pytest
 import yaml
 
-from ansible_collections.inference.vllm.plugins.module_utils import catalogue
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue, versions
 from ansible_collections.inference.vllm.plugins.module_utils.contracts import (
     ImageFile,
     LockFile,
@@ -58,7 +58,7 @@ def gpu_plan(host: gpus.Host | str | None = None, model: str = GPU_MODEL, **wish
     """A plan for GPUs: two RTX 4090 that were read of a host, unless another host or ``"2x H100"`` is given."""
     where = gpus.parse(host) if isinstance(host, str) else host or read_host(2)
     loaded = from_entry(catalogue.load(model))
-    engine = engines.engine(engines.DEPLOYED, is_moe=loaded.is_moe)
+    engine = engines.engine(versions.DEPLOYED, is_moe=loaded.is_moe)
     return solve(Case(loaded, where, engine, str), Wishes(**wishes), []).file()
 
 
@@ -69,7 +69,7 @@ def cpu_plan(model: str = CPU_MODEL) -> PlanFile:
     )
 
 
-def pulled_image(version: str = engines.DEPLOYED) -> ImageFile:
+def pulled_image(version: str = versions.DEPLOYED) -> ImageFile:
     """The official image, by digest."""
     name = "docker.io/vllm/vllm-openai@sha256:" + "2" * 64
     return record(name, "pull", version, {"Id": "sha256:" + "3" * 64, "RepoDigests": [name]})

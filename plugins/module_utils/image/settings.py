@@ -9,16 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils import versions
 from ansible_collections.inference.vllm.plugins.module_utils.contracts import ImageFile, ImageSource
 from ansible_collections.inference.vllm.plugins.module_utils.image import packages as extra_packages
 from ansible_collections.inference.vllm.plugins.module_utils.image import signature as image_signature
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
 
-#: Oldest vLLM without a known hole that a request can reach: 0.32.0 closed the last of them (chat template of a
-#: request), 0.22.0 the bypass of the API key.
-SECURITY_FLOOR = (0, 32, 0)
-
-_VERSION = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(?=[-+]|$)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?::\d+)?(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*")
 _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
@@ -92,12 +88,8 @@ def reference(wanted: Wanted) -> str:
 
 def vllm_version(wanted: Wanted) -> str:
     """vLLM's version as ``major.minor.patch``; empty where neither a setting nor the tag tells it."""
-    tag_of_archive = wanted.archive_reference.rpartition(":")[2]
-    by_source = {"pull": wanted.tag, "load": tag_of_archive, "build": wanted.built_version}
-    for text in (wanted.vllm_version, by_source.get(wanted.source, "")):
-        if match := _VERSION.match(text):
-            return ".".join(match.groups())
-    return ""
+    by_source = {"pull": wanted.tag, "load": wanted.archive_reference.rpartition(":")[2], "build": wanted.built_version}
+    return versions.plain(wanted.vllm_version) or versions.plain(by_source.get(wanted.source, ""))
 
 
 def refusals(wanted: Wanted) -> list[Refusal]:
@@ -296,26 +288,34 @@ def _save_refusals(wanted: Wanted) -> Iterator[Refusal]:
         )
 
 
-def _version_refusals(wanted: Wanted) -> Iterator[Refusal]:
-    if wanted.vllm_version and not _VERSION.fullmatch(wanted.vllm_version.partition("+")[0]):
-        yield Refusal(
+def unknown_version(wanted: Wanted) -> Refusal | None:
+    """Why vLLM's version in the image is not known, or None where it is."""
+    if wanted.vllm_version and not versions.plain(wanted.vllm_version):
+        return Refusal(
             "vllm_version_malformed",
             f"engine_image_vllm_version is {wanted.vllm_version!r}; allowed is major.minor.patch.",
-            "Write it as 0.33.0.",
+            f"Write it as {versions.DEPLOYED}.",
         )
-        return
-    version = vllm_version(wanted)
-    floor = ".".join(map(str, SECURITY_FLOOR))
-    if not version:
-        yield Refusal(
+    if not vllm_version(wanted):
+        loads = wanted.source == "load"
+        told = f"archive_reference is {wanted.archive_reference!r}" if loads else f"tag is {wanted.tag!r}"
+        return Refusal(
             "vllm_version_unknown",
-            f"the tag of {reference(wanted)} does not tell vLLM's version, and engine_image_vllm_version is empty.",
-            "Set engine_image_vllm_version to the version inside the image, for example 0.33.0.",
+            f"engine_image_{told}, which does not tell vLLM's version, and engine_image_vllm_version is empty.",
+            f"Set engine_image_vllm_version to the version inside the image, for example {versions.DEPLOYED}.",
         )
-    elif tuple(map(int, version.split("."))) < SECURITY_FLOOR and not wanted.unsafe_allow_old_version:
+    return None
+
+
+def _version_refusals(wanted: Wanted) -> Iterator[Refusal]:
+    if unknown := unknown_version(wanted):
+        yield unknown
+        return
+    version, floor = vllm_version(wanted), versions.SECURITY_FLOOR
+    if versions.parse(version) < versions.parse(floor) and not wanted.unsafe_allow_old_version:
         yield Refusal(
             "vllm_version_below_floor",
             f"the image has vLLM {version}; below {floor} a request can reach known holes (remote code, bypass of the"
             " API key).",
-            f"Choose {floor} or newer; or accept the holes with engine_image_unsafe_allow_old_version: true.",
+            f"Choose {floor} or newer; or accept the holes with vllm_unsafe_allow_old_engine: true.",
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils import versions
 from ansible_collections.inference.vllm.plugins.module_utils.contracts import PlanFile, PlannedEngine, PlannedGpu
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines
 from ansible_collections.inference.vllm.plugins.module_utils.planner.account import (
@@ -183,7 +184,7 @@ def highest_budget(case: Case, settings: Settings) -> float | None:
     """
     card = case.host.gpu.usable_gib
     empty = case.account(replace(settings, budget_gib=0.0))
-    measured = replace(case, engine=engines.engine(engines.CALIBRATED, is_moe=case.model.is_moe))
+    measured = replace(case, engine=engines.engine(versions.CALIBRATED, is_moe=case.model.is_moe))
     looser = measured.account(replace(settings, budget_gib=0.0))
     # At a budget b the cache is b + empty.kv_cache, which is minus what the engine counts.
     highest = min(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils import versions
 from ansible_collections.inference.vllm.plugins.module_utils.contracts import (
     ImageFile,
     LockFile,
@@ -115,10 +116,8 @@ def design(inputs: Inputs, rendered_by: str) -> dict[str, Any]:
     """
     model, plan, image, lock, settings = inputs.model, inputs.plan, inputs.image, inputs.lock, inputs.settings
     refusals = [
-        *_stale(model, plan, lock),
-        *vllm_flags.engine_refusals(
-            image.vllm_version, model, allow_old=settings["vllm_service_unsafe_allow_old_engine"]
-        ),
+        *_stale(model, plan, image, lock),
+        *vllm_flags.engine_refusals(image.vllm_version, model, allow_old=settings["vllm_unsafe_allow_old_engine"]),
         *_wrong_environment(settings["vllm_service_environment"]),
         *_wrong_settings(settings),
     ]
@@ -187,12 +186,16 @@ def environment(plan: PlanFile, settings: Mapping[str, Any]) -> dict[str, str]:
 _REMEDY = "Run the steps before this one: the plan, the engine image, the weights."
 
 
-def _stale(model: Mapping[str, Any], plan: PlanFile, lock: LockFile) -> list[Refusal]:
+def _stale(model: Mapping[str, Any], plan: PlanFile, image: ImageFile, lock: LockFile) -> list[Refusal]:
     found = []
     if plan.model != model["name"]:
         found.append(f"plan.json is for {plan.model}, vllm_model is {model['name']}")
     if plan.refusals or not plan.starts:
         found.append("plan.json says that this model does not start on this host")
+    # A plan for the CPU holds for every engine and names none.
+    runs = versions.plain(image.vllm_version)
+    if plan.engine and runs and plan.engine.version != runs:
+        found.append(f"plan.json is for vLLM {plan.engine.version}, the engine's image holds vLLM {runs}")
     if lock.repo != model["repository"] or not lock.commit:
         found.append(f"lock.json is for {lock.repo}, vllm_model needs {model['repository']}")
     return [Refusal("stale_input", f"{sentence}.", _REMEDY) for sentence in found]
@@ -244,8 +247,7 @@ def _wrong_settings(settings: Mapping[str, Any]) -> list[Refusal]:
 
 
 def _prefix(model: str, version: str) -> str:
-    numbers = ".".join(map(str, vllm_flags.version_tuple(version)))
-    return f"{model}-v{numbers}"
+    return f"{model}-v{versions.plain(version)}"
 
 
 def _compose(inputs: Inputs) -> dict[str, Any]:

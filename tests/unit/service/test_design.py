@@ -20,7 +20,7 @@ import yaml
 from ansible.template import trust_as_template
 
 from ansible_collections.inference.vllm.plugins.filter.service import rendered_by, service_design
-from ansible_collections.inference.vllm.plugins.module_utils import catalogue
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue, versions
 from ansible_collections.inference.vllm.plugins.module_utils.contracts import ManifestFile, PlanFile
 from ansible_collections.inference.vllm.plugins.module_utils.planner.gpus import Host
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
@@ -310,6 +310,15 @@ def test_inputs_of_another_deployment_are_refused(part: str, change: dict[str, A
     made_from = case("embedded")
     with pytest.raises(RefusalError, match=code):
         design(replace(made_from, **{part: replace(getattr(made_from, part), **change)}), BY)
+
+
+def test_a_plan_for_another_engine_than_the_images_is_refused() -> None:
+    assert design(inputs(GPU_PLAN, pulled_image(f"{versions.DEPLOYED}+cu130")), BY)
+    with pytest.raises(RefusalError) as caught:
+        design(inputs(GPU_PLAN, pulled_image("0.40.0")), BY)
+    (refusal,) = caught.value.refusals
+    assert refusal.code == "stale_input"
+    assert refusal.message == f"plan.json is for vLLM {versions.DEPLOYED}, the engine's image holds vLLM 0.40.0."
 
 
 GPU_ENTRIES = [
