@@ -697,34 +697,3 @@ def repository_refusal(output: str, url: str, key: str, role: str = "nvidia_driv
 
 def _short(key: str) -> str:
     return key if len(key) < 200 and "\n" not in key else "a key in the inventory"  # noqa: PLR2004
-
-
-def support_table(table: Table) -> str:
-    """The table of systems for people, as Markdown."""
-    lines = [
-        "| system | NVIDIA's repository | distribution's own driver | Secure Boot | evidence |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    evidence = {"container": "tested in containers, with stand-ins for NVIDIA's packages", "rendered": "rendered only"}
-    for name, system in table["systems"].items():
-        own = package_set(table, system.get("own_packages", ""))
-        branch = f"branch {system['own_branch']}" if own else "none"
-        signed = "signed modules" if own.get("signed") else "own key, else refused"
-        lines.append(f"| {name} | `{system['path']}` | {branch} | {signed} | {evidence[system['evidence']]} |")
-    return "\n".join(lines) + "\n"
-
-
-def generation_table(table: Table) -> str:
-    """The table of GPU generations for people, as Markdown."""
-    lines = [
-        "| generation | compute capability | kernel modules | branches |",
-        "| --- | --- | --- | --- |",
-    ]
-    for row in table["generations"]:
-        least, most = row["capability"]
-        capability = f"{least}" if least == most else f"{least} to {most}"
-        branches = (
-            f"{row['first_branch']} to {row['last_branch']}" if row["last_branch"] else f"from {row['first_branch']}"
-        )
-        lines.append(f"| {row['name']} | {capability} | {' or '.join(row['modules'])} | {branches} |")
-    return "\n".join(lines) + "\n"
