@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, get_args, get_type_hints
 
+import jsonschema
 import pytest
+from docs._generate import schemas
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +23,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.contracts import (
     PlanFile,
 )
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
-from support.paths import FIXTURES
+from support.paths import FIXTURES, ROOT
 from support.plans import built_image, cpu_plan, gpu_plan, lock, manifest, pulled_image, read_host
 
 #: Each contract as its own writer makes it, on GPUs and on a CPU.
@@ -65,6 +67,21 @@ def test_what_the_writers_write_is_read_back_equal(contract: Contract) -> None:
     text = contract.to_json()
     assert json.loads(text)[VERSION_KEY] == contract.SCHEMA
     assert type(contract).from_json(text, "/srv/file.json") == contract
+
+
+def schema_of(contract: Contract) -> dict[str, Any]:
+    (path,) = (path for path, kind in schemas.paths().items() if kind is type(contract))
+    return dict(json.loads((ROOT / path).read_text()))
+
+
+@pytest.mark.parametrize("contract", WRITTEN, ids=lambda contract: type(contract).__name__)
+def test_the_schema_takes_what_the_writers_write_and_nothing_else(contract: Contract) -> None:
+    schema = schema_of(contract)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(contract.as_dict(), schema)
+    for wrong in ({"surplus": 1}, {VERSION_KEY: contract.SCHEMA + 1}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(contract.as_dict() | wrong, schema)
 
 
 @pytest.mark.parametrize("kind", CONTRACTS.values(), ids=CONTRACTS)
