@@ -6,7 +6,7 @@ from collections import Counter
 
 from docs._generate.markdown import code, generated, read, table
 
-from ansible_collections.inference.vllm.plugins.module_utils import catalogue
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue, versions
 from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
 from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case
@@ -56,7 +56,7 @@ def page() -> str:
         "boots in `catalogue/calibration.json`.",
         table(head, rows),
         "## Longest request by GPU",
-        f"Tokens of the longest request that the planner finds for vLLM {engines.DEPLOYED} by default; "
+        f"Tokens of the longest request that the planner finds for vLLM {versions.DEPLOYED} by default; "
         "`-`: the model does not fit. These are plans, not measurements; [support](support.md#gpus) lists what was "
         "measured. `bin/vram-plan --model NAME --gpu GPUS --solve` plans for other GPUs and requirements.",
         table(("`vllm_model`", *HOSTS), planned),
@@ -73,7 +73,7 @@ def _quantization(entry: Entry) -> str:
 
 def _longest(entry: Entry, host: str) -> str:
     model: Model = from_entry(entry)
-    case = Case(model, gpus.parse(host), engines.engine(engines.DEPLOYED, is_moe=model.is_moe))
+    case = Case(model, gpus.parse(host), engines.engine(versions.DEPLOYED, is_moe=model.is_moe))
     try:
         plan = solve(case, Wishes())
     except RefusalError:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
-from docs._generate import chain, flags, models, support, variables
+from docs._generate import chain, flags, models, schemas, support, variables
 from docs._generate.markdown import ROOT
 
 #: Path in the repository -> function that makes the whole text.
@@ -15,6 +16,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "docs/reference/support.md": support.page,
     "docs/reference/flags.md": flags.page,
     "docs/chain.svg": chain.picture,
+    **{path: partial(schemas.text, kind) for path, kind in schemas.paths().items()},
 }
 
 

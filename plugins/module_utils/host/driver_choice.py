@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ansible_collections.inference.vllm.plugins.module_utils.planner import engines
+from ansible_collections.inference.vllm.plugins.module_utils import versions
 from ansible_collections.inference.vllm.plugins.module_utils.planner import gpus as gpu_table
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError, join
 
@@ -143,12 +143,11 @@ def cuda_of_engine(table: Table, wishes: Wishes) -> str:
     """CUDA version of the engine's image; raises RefusalError where the tag tells no version."""
     if wishes.cuda_version:
         return wishes.cuda_version
-    tag = wishes.engine_tag or engines.DEPLOYED
+    tag = wishes.engine_tag or versions.DEPLOYED
     named = re.search(r"-cu(\d{2})(\d)\b", tag)
     if named:
         return f"{named[1]}.{named[2]}"
-    version = re.match(r"v?(\d+)\.(\d+)", tag)
-    if not version:
+    if not versions.plain(tag):
         raise RefusalError(
             Refusal(
                 "unknown_cuda",
@@ -156,9 +155,8 @@ def cuda_of_engine(table: Table, wishes: Wishes) -> str:
                 'Set nvidia_driver_cuda_version, for example to "13.0".',
             )
         )
-    wanted = (int(version[1]), int(version[2]))
-    rows = [(tuple(map(int, row["vllm"].split("."))), row["cuda"]) for row in table["engine_cuda"]]
-    return str(max(row for row in rows if row[0] <= wanted)[1])
+    rows = [(versions.parse(row["vllm"]), row["cuda"]) for row in table["engine_cuda"]]
+    return str(max(row for row in rows if row[0] <= versions.parse(tag))[1])
 
 
 def generation_of(table: Table, gpu: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -548,7 +546,7 @@ def pick_version(listing: str, branch: int, wanted: str = "") -> str:
     for line in listing.splitlines():
         name = line.split(maxsplit=1)[0] if line.strip() else ""
         by_name.setdefault(name, set()).update(match[1] for match in _PACKAGED.finditer(line))
-    found = set.intersection(*versions) if (versions := [known for known in by_name.values() if known]) else set()
+    found = set.intersection(*listed) if (listed := [known for known in by_name.values() if known]) else set()
     fitting = {version for version in found if version == wanted or (not wanted and branch_of(version) == branch)}
     if fitting:
         return newest(fitting)
