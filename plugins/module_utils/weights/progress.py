@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
+
 FILE_NAME = ".progress.json"
 RATE_SECONDS = 15  # the rate is that of the last so many seconds
 MINUTE, HOUR = 60, 3600
@@ -80,9 +82,7 @@ class Progress:
             # What cannot be written now is no reason to stop a download; the next second tries again.
             with contextlib.suppress(OSError):
                 assert self._file is not None  # noqa: S101 - the thread runs only with a file
-                new = self._file.with_name(f"{self._file.name}.new")
-                new.write_text(json.dumps(figures))
-                new.replace(self._file)
+                write_atomic(self._file, json.dumps(figures), 0o644, durable=False)
 
 
 class Pace:
