@@ -110,7 +110,7 @@ attributes:
     description: Shows the file before and after.
     support: full
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -177,7 +177,7 @@ def main() -> None:
             "gpu_memory_utilization": {"type": "str", "default": "auto"},
             "kv_cache_dtype": {"type": "str", "choices": ["auto", "bfloat16", "fp8"], "default": "auto"},
             "max_num_seqs": {"type": "str", "default": "auto"},
-            "max_num_batched_tokens": {"type": "str", "default": "auto"},
+            "max_num_batched_tokens": {"type": "str", "default": "auto", "no_log": False},
             "engine_version": {"type": "str", "default": ""},
             "cpu_kv_cache_gib": {"type": "int", "default": 1},
             "path": {"type": "path"},
