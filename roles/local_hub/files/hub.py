@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """A model hub on one host: serves local folders with the Hugging Face hub's download protocol.
 
 Only what a client needs to list and download a model; no accounts, no uploads, standard library only. Each folder

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Gives the other hosts of a deployment the model files that this host holds, while the deployment lasts.
 
 ``peer.py start`` reads its settings from standard input, takes the port, and goes into the background; ``peer.py stop``

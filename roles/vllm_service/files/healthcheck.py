@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Health of the container: does the engine decode a token within a time limit?
 
 vLLM's own /health stays at 200 while its engine hangs; a token does not come from a hung engine.
