@@ -52,7 +52,7 @@ attributes:
     description: A secret is not shown.
     support: none
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

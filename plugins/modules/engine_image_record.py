@@ -42,7 +42,7 @@ attributes:
     description: Shows the file before and after.
     support: full
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

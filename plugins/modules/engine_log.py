@@ -40,7 +40,7 @@ attributes:
     description: The file is a copy of what Docker has, and no state of the host.
     support: none
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -132,7 +132,7 @@ attributes:
     description: Shows the file before and after.
     support: full
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -199,7 +199,7 @@ def main() -> None:
             "gpu_memory_utilization": {"type": "str", "default": "auto"},
             "kv_cache_dtype": {"type": "str", "choices": ["auto", "bfloat16", "fp8"], "default": "auto"},
             "max_num_seqs": {"type": "str", "default": "auto"},
-            "max_num_batched_tokens": {"type": "str", "default": "auto"},
+            "max_num_batched_tokens": {"type": "str", "default": "auto", "no_log": False},
             "engine_image": {
                 "type": "dict",
                 "apply_defaults": True,
