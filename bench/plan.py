@@ -1,9 +1,9 @@
 """`make bench-plan`: predicted against measured for every known boot, beside three other estimators.
 
 The tables are printed and written into docs/planning.md between markers: ``two-rtx-4090`` (what two RTX 4090 can do)
-and ``bench-plan`` (the comparison). hf-mem and accelerate only read a hub, so they get a local one with checkpoints of true
-size and no content. They are installed under .cache/ at the first run; ``--without-others`` skips them and leaves the
-comparison in the page as it is.
+and ``bench-plan`` (the comparison). hf-mem and accelerate only read a hub, so they get a local one with checkpoints
+of true size and no content. They are installed under .cache/ at the first run; ``--without-others`` skips them and
+leaves the comparison in the page as it is.
 """
 
 from __future__ import annotations
