@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """A model hub on one host that serves local folders with the download protocol of the Hugging Face hub.
 
 Implements listing and downloading of models, without accounts and uploads, and needs only the standard library. Each

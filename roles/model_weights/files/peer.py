@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Peer server: serves the model files of this host to the other hosts of a deployment, while the deployment runs.
 
 ``peer.py start`` reads its settings from standard input, opens the port and runs in the background; ``peer.py stop``

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Health check of the container: request one token from the engine within a time limit.
 
 vLLM's own /health still answers 200 while the engine hangs; a hung engine decodes no token. Prints one line and exits
