@@ -358,7 +358,7 @@ def deploy(folder: Path, hosts: int, url: str) -> float:
 
 
 def run_host(folder: Path, number: int, url: str) -> int:
-    """One host: start the peer server, wait for a line on standard input, and download. `folder.name` is the host count."""
+    """One host: start the peer server, wait for a line on stdin, and download. `folder.name` is the host count."""
     os.environ.update(HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1", NO_PROXY="127.0.0.1")
     import huggingface_hub
 
