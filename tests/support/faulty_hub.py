@@ -178,7 +178,7 @@ class FaultyHandler(HubHandler):
                 content[fault.at - start] ^= 1
         for begin in range(0, len(content), PIECE_BYTES):
             piece = content[begin : begin + PIECE_BYTES]
-            # Before the write: whoever is killed by an alarm has certainly not received the piece that rang it.
+            # Before the write, so that a client that an alarm kills has not received this chunk.
             self.server.count(len(piece))
             self.wfile.write(piece)
         if fault.kind in ("cut", "promise"):
