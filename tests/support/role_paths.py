@@ -33,7 +33,7 @@ def paths(cases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def load(path: Path) -> Any:
-    """A YAML file whose texts Ansible may template."""
+    """Load a YAML file with strings that Ansible may template."""
     return LOADER.load_from_file(str(path), trusted_as_template=True)
 
 
@@ -65,7 +65,7 @@ def walk(path: Path, variables: Mapping[str, Any]) -> Iterator[Step]:
 
 
 def walk_list(path: Path, tasks: Any, variables: Mapping[str, Any]) -> Iterator[Step]:
-    """The same for tasks of that file, which may stand in a block; what rescues it is left out."""
+    """The same for a list of tasks of that file, including blocks; rescue sections are omitted."""
     for task in tasks:
         module = next((key for key in task if "." in key), "block")
         here = {**variables, **task.get("vars", {})}
@@ -89,7 +89,7 @@ def walk_list(path: Path, tasks: Any, variables: Mapping[str, Any]) -> Iterator[
 
 
 def answer(case: Mapping[str, Any]) -> Any:
-    """What one case comes to."""
+    """Result of one case."""
     role = ROOT / "roles" / case["role"]
     variables = {**settings(role), **case["variables"]}
     found = []
