@@ -48,7 +48,7 @@ def test_an_invented_variable_of_a_role_is_refused() -> None:
         ("vllm_port", "eighty", {"type": "int"}, "wrong_type"),
         ("vllm_port", True, {"type": "int"}, "wrong_type"),
         ("preflight_min_free_gib", -1, {"type": "float"}, "out_of_range"),
-        ("vram_plan_context", "-5", {"type": "str"}, "out_of_range"),
+        ("vram_plan_max_model_len", "-5", {"type": "str"}, "out_of_range"),
         ("preflight_min_free_gib", "much", {"type": "float"}, "wrong_type"),
         ("x", "gpu", {"type": "str", "choices": ["nvidia", "cpu"]}, "not_a_choice"),
         ("x", "maybe", {"type": "bool"}, "wrong_type"),
@@ -71,7 +71,7 @@ def test_refused_values(name: str, value: object, option: dict[str, object], cod
     [
         ("vllm_port", "8000", {"type": "int"}),
         ("vllm_port", 65535, {"type": "int"}),
-        ("vram_plan_context", "auto", {"type": "str"}),
+        ("vram_plan_max_model_len", "auto", {"type": "str"}),
         ("x", "yes", {"type": "bool"}),
         ("x", False, {"type": "bool"}),
         ("x", "/opt/vllm", {"type": "path"}),

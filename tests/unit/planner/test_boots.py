@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import verdict
+from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import judge_settings
 from support.boots import Boot, boots
 from support.paths import ROOT
 
@@ -71,7 +71,7 @@ def test_a_budget_above_what_is_free_after_nccl_is_refused() -> None:
     # Seen on two GPUs with NVLink, held to 23.52 GiB: "Free memory on device cuda:0 (21.99/79.18 GiB) on startup is
     # less than desired GPU memory utilization (0.27923, 22.11 GiB)".
     plan = named("32B FP8, 2x 24 GB at 0.92, images of 4 megapixels").plan
-    higher = verdict(plan.case, replace(plan.settings, budget_gib=0.94 * 23.52))
+    higher = judge_settings(plan.case, replace(plan.settings, budget_gib=0.94 * 23.52))
     assert higher.refusals[0].code == "budget_above_free_memory"
     assert "21.99 GiB that are free" in higher.refusals[0].message
     assert higher.refusals[0].fix == "Set --gpu-memory-utilization to at most 0.93."

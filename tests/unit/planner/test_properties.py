@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from ansible_collections.inference.vllm.plugins.module_utils import catalogue
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
 from ansible_collections.inference.vllm.plugins.module_utils.planner.account import Account, Settings, account
-from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case, verdict
+from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case, judge_settings
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import Model, from_entry
-from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Wishes
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Requirements
 from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import judge, solve
 
 MODELS = {name: from_entry(entry) for name, entry in catalogue.load_all().items() if not entry.refused}
@@ -73,7 +73,7 @@ def test_a_larger_card_never_survives_less(
 ) -> None:
     assume(said.budget_gib <= host.gpu.usable_gib)
     larger = replace(host, gpu=replace(host.gpu, usable_gib=host.gpu.usable_gib + more))
-    here, there = (verdict(case_of(model, h, version), said) for h in (host, larger))
+    here, there = (judge_settings(case_of(model, h, version), said) for h in (host, larger))
     assert there.starts >= here.starts
     assert there.survives >= here.survives
 
@@ -136,34 +136,34 @@ def test_terms_are_sane_and_add_up(model: Model, host: gpus.Host, version: str, 
 @FEW
 @given(models, cards, versions, st.integers(1024, 200_000), st.floats(0, 64))
 def test_more_memory_never_makes_wishes_impossible(
-    model: Model, host: gpus.Host, version: str, context: int, more: float
+    model: Model, host: gpus.Host, version: str, length: int, more: float
 ) -> None:
-    assume(context <= model.text.max_position_embeddings)
+    assume(length <= model.text.max_position_embeddings)
     larger = replace(host, gpu=replace(host.gpu, usable_gib=host.gpu.usable_gib + more))
-    wishes = Wishes(context=context)
+    requirements = Requirements(max_model_len=length)
     # The solver's grid is a hundredth of the card: a step of it may be lost.
     assume(more == 0 or more > 0.02 * larger.gpu.usable_gib)
-    if solve(case_of(model, host, version), wishes).fits:
-        assert solve(case_of(model, larger, version), wishes).fits
+    if solve(case_of(model, host, version), requirements).fits:
+        assert solve(case_of(model, larger, version), requirements).fits
 
 
 @FEW
 @given(models, cards, versions, st.none() | st.integers(1024, 200_000))
 def test_a_plan_that_was_found_stands_before_the_judge(
-    model: Model, host: gpus.Host, version: str, context: int | None
+    model: Model, host: gpus.Host, version: str, length: int | None
 ) -> None:
-    assume(context is None or context <= model.text.max_position_embeddings)
+    assume(length is None or length <= model.text.max_position_embeddings)
     case = case_of(model, host, version)
-    plan = solve(case, Wishes(context=context))
+    plan = solve(case, Requirements(max_model_len=length))
     if not plan.fits:
         assert plan.refusals
         return
-    assert plan.max_model_len == (context or plan.max_model_len)
+    assert plan.max_model_len == (length or plan.max_model_len)
     flags = plan.flags()
     again = judge(
         case,
-        Wishes(
-            context=flags["max-model-len"],
+        Requirements(
+            max_model_len=flags["max-model-len"],
             max_pixels=flags.get("mm-processor-kwargs", {}).get("max_pixels"),
             images_per_prompt=flags.get("limit-mm-per-prompt", {}).get("image"),
             gpu_memory_utilization=flags["gpu-memory-utilization"],
@@ -175,7 +175,7 @@ def test_a_plan_that_was_found_stands_before_the_judge(
     assert again.fits
     assert again.survives
     # The engine that was measured makes a larger cache; the plan must survive that, too.
-    measured = verdict(case_of(model, host, engines.CALIBRATED), plan.settings)
+    measured = judge_settings(case_of(model, host, engines.CALIBRATED), plan.settings)
     assert measured.survives
 
 
@@ -183,4 +183,4 @@ def test_a_plan_that_was_found_stands_before_the_judge(
 @given(st.sampled_from(LARGE), versions)
 def test_each_entry_fits_a_host_that_is_large_enough(model: Model, version: str) -> None:
     host = gpus.parse("4x B200")
-    assert solve(case_of(model, host, version), Wishes()).fits
+    assert solve(case_of(model, host, version), Requirements()).fits

@@ -23,7 +23,7 @@ from ansible_collections.inference.vllm.plugins.module_utils import catalogue
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
 from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
-from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Wishes
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Requirements
 from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import solve
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.service import releases as release
@@ -404,7 +404,7 @@ def test_what_the_planner_plans_is_what_the_table_takes(name: str, host: str) ->
     model = from_entry(entry)
     facts = gpus.from_facts([{"name": card, "count": int(count)}])
     engine = engines.engine(engines.DEPLOYED, is_moe=model.is_moe)
-    plan = solve(Case(model, facts, engine, str), Wishes(), []).as_dict()
+    plan = solve(Case(model, facts, engine, str), Requirements(), []).as_dict()
     if not plan["starts"]:
         pytest.skip("does not fit")
     lock = {"repo": entry.repository, "revision": "main", "commit": COMMIT}
