@@ -285,8 +285,8 @@ def summary(result: Mapping[str, Any]) -> str:
     tokens = result.get("metrics", {}).get("kv_cache_size_tokens")
     speed = {name: round(done.get("output_throughput", 0), 1) for name, done in result.get("bench", {}).items()}
     return (
-        f"{result['name']:34} ready {result['ready_s']} s, KV {tokens} tokens, max_model_len {result.get('max_model_len')}, "
-        f"alive {result.get('alive')} {stages} {speed or ''}"
+        f"{result['name']:34} ready {result['ready_s']} s, KV {tokens} tokens, "
+        f"max_model_len {result.get('max_model_len')}, alive {result.get('alive')} {stages} {speed or ''}"
     )
 
 

@@ -51,8 +51,8 @@ class LookupModule(LookupBase):
 
     def run(self, terms: list[str], variables: dict[str, Any] | None = None, **_: Any) -> list[dict[str, Any]]:
         """Read one entry per term; raises AnsibleLookupError with the refusal as its text."""
-        own = catalogue_dirs(self, variables)
         try:
+            own = catalogue_dirs(self, variables)
             return [catalogue.load(str(term), own).as_dict() for term in terms]
         except RefusalError as error:
             raise AnsibleLookupError(str(error)) from error

@@ -48,8 +48,8 @@ class LookupModule(LookupBase):
 
     def run(self, terms: list[str], variables: dict[str, Any] | None = None, **_: Any) -> list[str]:
         """Return one path per term; raises AnsibleLookupError with the refusal as its text."""
-        own = catalogue_dirs(self, variables)
         try:
+            own = catalogue_dirs(self, variables)
             return [str(catalogue.lock_file(str(term), own)) for term in terms]
         except RefusalError as error:
             raise AnsibleLookupError(str(error)) from error

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ansible_collections.inference.vllm.plugins.module_utils import catalogue
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue, versions
 from ansible_collections.inference.vllm.plugins.module_utils.closest import closest
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
 from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case, Plan
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         else:
             print("\n".join(map(str, error.refusals)), file=sys.stderr)
         return BAD_INPUT
-    print(json.dumps(plan.as_dict(), indent=2) if wants_json else table(plan))
+    print(plan.file().to_json().rstrip() if wants_json else table(plan))
     return FITS if plan.fits else DOES_NOT_FIT
 
 
@@ -86,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--engine-version",
         metavar="X.Y.Z",
-        help=f"vLLM whose check is predicted: {engines.CALIBRATED}, the newest that was measured; "
-        f"with --solve {engines.DEPLOYED}, which this project deploys",
+        help=f"vLLM whose check is predicted: {versions.CALIBRATED}, the newest that was measured; "
+        f"with --solve {versions.DEPLOYED}, which this project deploys",
     )
     add("--solve", action="store_true", help="find the settings")
     add("--json", action="store_true", help="print JSON instead of a table")
@@ -110,7 +110,7 @@ def _add_requirement(parser: argparse.ArgumentParser, row: Requirement) -> None:
 def _plan(options: argparse.Namespace) -> Plan:
     model, ladder = _model(options.model, options.catalogue_dir)
     host = _host(options)
-    version = options.engine_version or (engines.DEPLOYED if options.solve else engines.CALIBRATED)
+    version = options.engine_version or (versions.DEPLOYED if options.solve else versions.CALIBRATED)
     case = Case(model, host, engines.engine(version, is_moe=model.is_moe))
     way = solve if options.solve else judge
     return way(case, _requirements(options), ladder)

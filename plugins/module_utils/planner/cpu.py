@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import PlanFile
 from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Requirements
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
 
@@ -39,7 +38,7 @@ def plan_cpu(
     *,
     memory_gib: float,
     kv_cache_gib: int,
-) -> dict[str, Any]:
+) -> PlanFile:
     """Plan an engine on the CPU.
 
     Args:
@@ -49,7 +48,7 @@ def plan_cpu(
         kv_cache_gib: Memory that the KV cache gets; vLLM takes whole GiB.
 
     Returns:
-        The content of ``plan.json``; ``refusals`` is empty where the plan may be used.
+        The plan; its ``refusals`` are empty where it may be used.
     """
     max_model_len = requirements.max_model_len or DEFAULT_MAX_MODEL_LEN
     requests = requirements.concurrent_requests
@@ -61,11 +60,15 @@ def plan_cpu(
         *_cache_too_small(max_model_len, requests, kv_cache_gib, tokens),
         *_host_too_small(memory_gib, kv_cache_gib),
     ]
-    return {
-        "accelerator": "cpu",
-        "model": entry.name,
-        "gpus": [],
-        "flags": {
+    return PlanFile(
+        accelerator="cpu",
+        model=entry.name,
+        gpus=(),
+        starts=not refusals,
+        survives=not refusals,
+        kv_cache_tokens=tokens,
+        max_model_len=max_model_len,
+        flags={
             "max-model-len": max_model_len,
             "max-num-seqs": requirements.max_num_seqs or max(DEFAULT_MAX_NUM_SEQS, requests),
             # Without it torch.compile lengthens the start from 42 s to 4 minutes.
@@ -74,33 +77,28 @@ def plan_cpu(
             # The lean CPU build has no other backend; free whitespace lets a small model loop for ever.
             "structured-outputs-config": {"backend": "xgrammar", "disable_any_whitespace": True},
         },
-        "environment": {
+        environment={
             "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
             # enforce-eager spares the model only: the first request for logprobs would still be compiled, finds no C++
             # compiler in the image, and the engine dies of it (seen with 0.32.0).
             "TORCHDYNAMO_DISABLE": "1",
         },
-        "memory_gib": {
+        refusals=tuple(refusals),
+        memory_gib={
             "host": round(memory_gib, 1),
             "engine": round(ENGINE_GIB, 2),
-            "kv_cache": kv_cache_gib,
+            "kv_cache": float(kv_cache_gib),
         },
-        "kv_cache_tokens": tokens,
-        "max_model_len": max_model_len,
-        "starts": not refusals,
-        "survives": not refusals,
-        "refusals": [refusal.as_dict() for refusal in refusals],
-        "alternatives": [],
-    }
+    )
 
 
-def cpu_table(plan: Mapping[str, Any]) -> str:
+def cpu_table(plan: PlanFile) -> str:
     """The plan for people."""
-    memory = plan["memory_gib"]
+    memory = plan.memory_gib or {}
     lines = (
-        f"Model    {plan['model']} on the CPU",
-        f"Memory   {memory['host']} GiB; engine {memory['engine']} GiB, KV cache {memory['kv_cache']} GiB",
-        f"KV cache holds {plan['kv_cache_tokens']} tokens; longest request {plan['max_model_len']} tokens.",
+        f"Model    {plan.model} on the CPU",
+        f"Memory   {memory['host']} GiB; engine {memory['engine']} GiB, KV cache {memory['kv_cache']:g} GiB",
+        f"KV cache holds {plan.kv_cache_tokens} tokens; longest request {plan.max_model_len} tokens.",
     )
     return "\n".join(lines)
 

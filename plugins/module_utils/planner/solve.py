@@ -100,7 +100,7 @@ def default_batches(host: Host) -> tuple[int, int]:
 def _search(case: Case, requirements: Requirements) -> Plan | None:
     """The first candidate, in the order of preference, that meets the requirements; None where none does."""
     tried = (_candidate(case, requirements, settings) for settings in _combinations(case, requirements))
-    plans = [plan for plan in tried if plan]
+    plans: Sequence[Plan] = [plan for plan in tried if plan]
     if requirements.max_model_len is None:
         plans = _longest([plan for plan in plans if plan.account.kv_cache_tokens >= _least_tokens(plan)])
     chosen = _with_room(plans)
@@ -274,7 +274,9 @@ def _too_many(case: Case, requirements: Requirements, met: Requirements, closest
     at_once, length = met.concurrent_requests, _most_tokens(case, requirements)
     shorter = f", {name} to at most {length}" if length else ""
     of_this = " of this length" if requirements.max_model_len else ""
-    fitting = f"{at_once} request{'s' * (at_once > 1)}{of_this} fit{'s' * (at_once == 1)} at once, more wait in the queue"
+    fitting = (
+        f"{at_once} request{'s' * (at_once > 1)}{of_this} fit{'s' * (at_once == 1)} at once, more wait in the queue"
+    )
     return Refusal(
         "context_too_long",
         f"{_needed_cache(case, requirements, closest)}; {fitting}.",

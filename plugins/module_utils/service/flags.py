@@ -10,17 +10,15 @@ Types, choices and versions were read from vLLM's own argument parser and config
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils import versions
+from ansible_collections.inference.vllm.plugins.module_utils.catalogue import REASONING_PARSERS, TOOL_CALL_PARSERS
 from ansible_collections.inference.vllm.plugins.module_utils.closest import closest
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import VARIABLE_OF_FLAG
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
-
-#: Oldest engine without a known hole that this deployment would expose (API key bypass 0.22.0, decompression bomb
-#: 0.26.0, per-request processor arguments 0.31.0, chat template 0.32.0).
-SECURITY_FLOOR = "0.32.0"
 
 #: Layers in the order in which they are merged, and how each is called in a message.
 LAYERS: Mapping[str, str] = {
@@ -32,9 +30,8 @@ LAYERS: Mapping[str, str] = {
 
 #: What to do instead where a layer sets a flag that belongs to another one.
 OWNERS_FIX: Mapping[str, str] = {
-    "catalogue": "Change the model's entry in catalogue/.",
+    "catalogue": "Set it in an entry of your own; vllm_catalogue_dirs names the folder.",
     "service": "Use the variables of role vllm_service.",
-    "plan": "Use the variables of role vram_plan, so that the plan accounts for it.",
     "user": "Set it in vllm_service_extra_flags.",
 }
 
@@ -99,9 +96,9 @@ _ROWS: tuple[Flag, ...] = (
     Flag("disable-fastapi-docs", "bool", _SERVICE),
     Flag("served-model-name", "list", _CATALOGUE),
     # What the model needs.
-    Flag("tool-call-parser", "str", _CATALOGUE, choices=("hermes", "qwen3_coder", "qwen3_xml")),
+    Flag("tool-call-parser", "str", _CATALOGUE, choices=TOOL_CALL_PARSERS),
     Flag("enable-auto-tool-choice", "bool", _CATALOGUE),
-    Flag("reasoning-parser", "str", _CATALOGUE, choices=("qwen3",)),
+    Flag("reasoning-parser", "str", _CATALOGUE, choices=REASONING_PARSERS),
     Flag("quantization", "str", _CATALOGUE),
     Flag("load-format", "str", _CATALOGUE, choices=("auto", "safetensors", "fastsafetensors", "dummy")),
     Flag("chat-template-content-format", "str", ("catalogue", "user"), choices=("auto", "string", "openai")),
@@ -279,14 +276,6 @@ _KINDS: Mapping[str, str] = {
 }
 
 
-def version_tuple(version: str) -> tuple[int, ...]:
-    """Numbers of a release such as ``v0.33.0`` or ``0.32.0+cpu``; raises ValueError where it has none."""
-    match = re.match(r"v?(\d+(?:\.\d+)*)", str(version))
-    if not match:
-        raise ValueError(f"{version!r} is not a version")
-    return tuple(int(part) for part in match[1].split("."))
-
-
 def canonical(name: str, value: Any) -> tuple[str, Any]:
     """One spelling for each flag: no dashes in front, dashes inside, and ``no-x: true`` as ``x: false``."""
     plain = str(name).lstrip("-").replace("_", "-")
@@ -359,7 +348,7 @@ def engine_refusals(version: str, model: Mapping[str, Any], *, allow_old: bool =
         allow_old: Whether the operator accepts an engine with known holes.
     """
     try:
-        engine = version_tuple(version)
+        engine = versions.parse(version)
     except ValueError:
         return [
             Refusal(
@@ -369,16 +358,17 @@ def engine_refusals(version: str, model: Mapping[str, Any], *, allow_old: bool =
             )
         ]
     refusals = []
-    needed = str(model.get("min_engine_version", SECURITY_FLOOR))
-    if engine < version_tuple(SECURITY_FLOOR) and not allow_old:
+    needed = str(model.get("min_engine_version", versions.SECURITY_FLOOR))
+    if engine < versions.parse(versions.SECURITY_FLOOR) and not allow_old:
         refusals.append(
             Refusal(
                 "engine_unsafe",
-                f"The image holds vLLM {version}; releases before {SECURITY_FLOOR} have known holes.",
-                f"Use vLLM {SECURITY_FLOOR} or newer; vllm_service_unsafe_allow_old_engine: true lifts this.",
+                f"The image holds vLLM {version}; releases before {versions.SECURITY_FLOOR} have known holes.",
+                f"Use vLLM {versions.SECURITY_FLOOR} or newer; or accept the holes with"
+                " vllm_unsafe_allow_old_engine: true.",
             )
         )
-    if engine < version_tuple(needed) and not allow_old:
+    if engine < versions.parse(needed) and not allow_old:
         refusals.append(
             Refusal(
                 "engine_too_old_for_model",
@@ -422,25 +412,30 @@ def _not_allowed_here(name: str, layer: str) -> Refusal | None:
         return Refusal("flag_refused", f"{where}: {name} is never set, because {row.why}.", "Remove it.")
     if layer in row.owners:
         return None
-    owner = row.owners[0]
+    # Where the plan has a variable for it, that is the way, whichever other layer may set it.
+    variable = VARIABLE_OF_FLAG.get(name)
+    owner = "plan" if variable else row.owners[0]
     because = f" ({row.why})" if row.why else ""
+    if owner == "plan" and not variable:
+        message = f"{where}: {name} changes the engine's memory, and the planner does not account for it{because}."
+        return Refusal("flag_of_plan", message, "Remove it; no variable sets it.")
     return Refusal(
         f"flag_of_{owner}",
         f"{where}: {name} is set by {LAYERS[owner]} alone{because}.",
-        f"Remove it there. {OWNERS_FIX[owner]}",
+        f"Remove it there. {f'Set {variable}.' if variable else OWNERS_FIX[owner]}",
     )
 
 
 def _wrong_version(row: Flag, setting: Setting, version: str) -> Refusal | None:
-    engine = version_tuple(version)
+    engine = versions.parse(version)
     where = LAYERS[setting.layer]
-    if row.since and engine < version_tuple(row.since):
+    if row.since and engine < versions.parse(row.since):
         return Refusal(
             "flag_too_new",
             f"{where}: {row.name} exists from vLLM {row.since} on, the image holds {version}.",
             "Remove the flag, or use a newer engine image.",
         )
-    if row.removed and engine >= version_tuple(row.removed):
+    if row.removed and engine >= versions.parse(row.removed):
         return Refusal(
             "flag_removed",
             f"{where}: {row.name} was removed in vLLM {row.removed}, the image holds {version}.",
