@@ -145,7 +145,7 @@ def folders(own: Iterable[Path] = ()) -> list[Path]:
             raise RefusalError(
                 Refusal(
                     "missing_catalogue_dir",
-                    f"vllm_catalogue_dirs: {str(folder)!r} is not a folder on the machine where Ansible runs.",
+                    f"vllm_catalogue_dirs or --catalogue-dir names {str(folder)!r}, which is not a folder here.",
                     "Create it, or correct the path.",
                 )
             )

@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_requirement(parser: argparse.ArgumentParser, row: Requirement) -> None:
     """One row of the table as an option, its help without the markup of Ansible's documentation."""
     text = re.sub(r"\b[A-Z]\(([^)]*)\)", r"\1", row.help).rstrip(".")
+    text = text[0].lower() + text[1:] if text[1].islower() else text
     if row.kind == "bool":
         parser.add_argument(option_name(row.name), action="store_true", help=text)
         return

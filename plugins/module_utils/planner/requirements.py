@@ -69,24 +69,21 @@ class Requirement:
         try:
             found = value if self.kind == "bool" else types[self.kind](str(value))
         except ValueError:
-            raise RefusalError(_impossible(called, value, self.allowed)) from None
-        refusal = self.refusal(found, called)
-        if refusal:
-            raise RefusalError(refusal)
+            found = None
+        if found is None or not self.accepts(found):
+            raise RefusalError(_impossible(called, value, self.allowed))
         return found
 
-    def refusal(self, value: Any, called: str) -> Refusal | None:
-        """Why the value is not allowed, or None."""
-        if value is None and self.default is None:
-            fine = True
-        elif self.kind == "bool":
-            fine = isinstance(value, bool)
-        elif self.kind == "str":
-            fine = value in self.choices
-        else:
-            # A number that is none (NaN) is in no range.
-            fine = (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
-        return None if fine else _impossible(called, value, self.allowed)
+    def accepts(self, value: Any) -> bool:
+        """Whether a value is allowed; None is where the choice is left to the plan."""
+        if value is None:
+            return self.default is None
+        if self.kind == "bool":
+            return isinstance(value, bool)
+        if self.kind == "str":
+            return value in self.choices
+        # NaN is in no range.
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
 
 
 def _row(
@@ -221,10 +218,11 @@ def read(values: Mapping[str, Any], name: Namer) -> Requirements:
 
 def check(requirements: Requirements, model: Model, host: Host, name: Namer) -> list[Refusal]:
     """All that is impossible whatever the memory; an empty list where a plan may be tried."""
-    checked = [row.refusal(getattr(requirements, row.name), name(row.name)) for row in REQUIREMENTS]
-    if any(checked):
+    values = {row: getattr(requirements, row.name) for row in REQUIREMENTS}
+    wrong = {row: value for row, value in values.items() if not row.accepts(value)}
+    if wrong:
         # What follows compares possible values.
-        return [refusal for refusal in checked if refusal]
+        return [_impossible(name(row.name), value, row.allowed) for row, value in wrong.items()]
     return [
         *_batches(requirements, name),
         *_images(requirements, model, name),

@@ -85,7 +85,7 @@ def solve(case: Case, requirements: Requirements, ladder: Sequence[Entry] = ()) 
     _refuse(case, requirements)
     found = _search(case, requirements)
     if found:
-        return found
+        return replace(found, alternatives=tuple(_longer(case, requirements, found)))
     met, closest = _closest(case, requirements)
     plan = _unmet(case, requirements, met, closest) if closest else _smallest_plan(case, requirements)
     return replace(plan, alternatives=tuple(_rungs(case, requirements, ladder)), closest=closest)
@@ -99,7 +99,7 @@ def default_batches(host: Host) -> tuple[int, int]:
 
 def _search(case: Case, requirements: Requirements) -> Plan | None:
     """The first candidate, in the order of preference, that meets the requirements; None where none does."""
-    tried = (_candidate(case, requirements, settings) for settings in _combinations(case, requirements))
+    tried = (_candidate(case, requirements, settings) for settings in combinations(case, requirements))
     plans: Sequence[Plan] = [plan for plan in tried if plan]
     if requirements.max_model_len is None:
         plans = _longest([plan for plan in plans if plan.account.kv_cache_tokens >= _least_tokens(plan)])
@@ -109,7 +109,7 @@ def _search(case: Case, requirements: Requirements) -> Plan | None:
     return replace(chosen, settings=replace(chosen.settings, max_model_len=chosen.max_model_len))
 
 
-def _combinations(case: Case, requirements: Requirements) -> list[Settings]:
+def combinations(case: Case, requirements: Requirements) -> list[Settings]:
     """The settings that the solver may choose, without a budget, in the order of preference."""
     offered = (
         _settings(case, requirements, dtype, batch, area)
@@ -328,6 +328,20 @@ def _smallest_plan(case: Case, requirements: Requirements) -> Plan:
         f"Take an alternative, or set {case.name('gpu_memory_utilization')}, which leaves out the margin.",
     )
     return replace(plan, refusals=(tight,), survives=False)
+
+
+def _longer(case: Case, requirements: Requirements, found: Plan) -> Iterator[dict[str, Any]]:
+    """The same model with an FP8 cache, where that would hold longer requests than the plan with BF16 does."""
+    is_open = requirements.max_model_len is None and requirements.kv_cache_dtype is None
+    if not is_open or found.settings.kv_cache_dtype == "fp8" or "fp8" not in _dtypes(case):
+        return
+    other = _search(case, replace(requirements, kv_cache_dtype="fp8"))
+    if other and other.max_model_len > found.max_model_len:
+        name = case.name("kv_cache_dtype")
+        yield other.summary() | {
+            "fits": True,
+            "why": f"longer requests with {name} fp8, whose scales are not calibrated",
+        }
 
 
 def _rungs(case: Case, requirements: Requirements, ladder: Sequence[Entry]) -> Iterator[dict[str, Any]]:

@@ -100,6 +100,55 @@ def test_concurrent_requests_share_the_cache() -> None:
     assert "9 x 12000 tokens" in too_many.refusals[0].message
 
 
+@pytest.mark.parametrize(
+    ("requests", "length", "fits"),
+    [(13, 4096, True), (14, 4096, False), (14, 3840, True), (30, 4096, False), (30, 1024, True), (44, 1024, True)],
+)
+def test_as_many_requests_at_once_as_the_cache_holds(requests: int, length: int, fits: bool) -> None:
+    plan = on_4090s(Requirements(max_model_len=length, concurrent_requests=requests))
+    assert plan.fits is fits
+    if fits:
+        assert plan.account.kv_cache_tokens >= requests * length
+        return
+    (reason,) = plan.refusals
+    assert reason.code == "context_too_long"
+    assert f"{requests} x {length} tokens need " in reason.message
+    assert "13 requests of this length fit at once, more wait in the queue." in reason.message
+    assert reason.fix.startswith("Set --concurrent-requests to at most 13, --max-model-len to at most ")
+    assert plan.alternatives[0]["why"] == f"smaller images do not leave room for {requests} x {length} tokens"
+    # The closest plan serves the length, with the others in the queue.
+    assert plan.closest is not None
+    assert plan.closest.flags()["max-model-len"] == length
+
+
+def test_requests_at_once_share_a_length_that_is_left_open() -> None:
+    plan = on_4090s(Requirements(concurrent_requests=30))
+    assert plan.fits
+    assert 1024 < plan.max_model_len <= plan.account.kv_cache_tokens // 30
+    # An image fits into such a request, with as much text.
+    assert 2 * plan.settings.max_pixels <= 1024 * plan.max_model_len
+
+
+def test_more_requests_than_a_batch_can_hold_say_how_many_can() -> None:
+    (reason,) = on_4090s(Requirements(concurrent_requests=3000)).refusals
+    assert reason.code == "context_too_long"
+    assert reason.message.startswith("--concurrent-requests: 3000 requests of any length do not fit; ")
+    at_most = int(reason.fix.split("at most ")[1].split(",")[0])
+    assert on_4090s(Requirements(max_model_len=16, concurrent_requests=at_most)).fits
+
+
+def test_a_cache_without_a_useful_length_is_taken_when_the_length_is_named() -> None:
+    # Some GPU between too small and large enough.
+    small = replace(case("qwen3-vl-8b-instruct-fp8", "L4"), host=gpus.custom(12.3, 1, 8.9))
+    plan = solve(small, Requirements())
+    (reason,) = plan.refusals
+    assert reason.code == "context_too_short"
+    assert reason.message.startswith("--max-model-len: auto asks for at least 2560 tokens, a prompt with one image; ")
+    at_most = int(reason.fix.split("at most ")[1].split(",")[0])
+    assert 0 < at_most < 2560
+    assert solve(small, Requirements(max_model_len=at_most)).fits
+
+
 def test_a_model_that_cannot_fit_says_so_and_climbs_down() -> None:
     name = "qwen3-vl-32b-instruct-fp8"
     plan = solve(case(name, "1x RTX 4090"), Requirements(max_model_len=65_536), ladder(name))
