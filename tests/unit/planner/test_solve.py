@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -119,6 +120,20 @@ def test_as_many_requests_at_once_as_the_cache_holds(requests: int, length: int,
     # The closest plan serves the length, with the others in the queue.
     assert plan.closest is not None
     assert plan.closest.flags()["max-model-len"] == length
+
+
+def test_the_judge_says_how_many_requests_fit_at_once_with_the_given_settings() -> None:
+    given = Requirements(
+        max_model_len=4096, gpu_memory_utilization=0.9, kv_cache_dtype="fp8", max_num_seqs=32, max_pixels=1_048_576
+    )
+    eager = case("qwen3-vl-32b-instruct-fp8", "2x RTX 4090")
+    (reason,) = judge(eager, replace(given, concurrent_requests=30)).refusals
+    assert reason.code == "kv_cache_too_small"
+    assert "30 requests of 4096 tokens need 7.50 GiB" in reason.message
+    at_most, length = (int(number) for number in re.findall(r"at most (\d+)", reason.fix)[::-1])
+    assert f"{at_most} of this length fit at once, more wait in the queue" in reason.message
+    assert judge(eager, replace(given, concurrent_requests=at_most)).fits
+    assert judge(eager, replace(given, concurrent_requests=30, max_model_len=length)).fits
 
 
 def test_requests_at_once_share_a_length_that_is_left_open() -> None:
