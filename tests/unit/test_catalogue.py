@@ -223,7 +223,7 @@ def test_a_broken_file_of_the_user_is_named_with_its_path(
     assert refusal.fix == f"Correct {path}."
 
 
-JUNK = (None, 5, -1, 1.5, True, "x", "", [], [5], [[]], {}, {"a": 1}, {5: []})
+JUNK: tuple[Any, ...] = (None, 5, -1, 1.5, True, "x", "", [], [5], [[]], {}, {"a": 1}, {5: []})
 
 
 @pytest.mark.parametrize("part", [(), ("quantization",), ("shapes",), ("shapes", "text"), ("shapes", "vision")])

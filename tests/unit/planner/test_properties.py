@@ -243,10 +243,14 @@ def test_a_refusal_names_the_largest_number_that_fits(one: tuple[Case, Requireme
     assert limits
     for option, most in limits.items():
         name = option.replace("-", "_")
-        assert solve(case, replace(requirements, **{name: most})).fits
+        assert solve(case, named(requirements, name, most)).fits
         if code == "context_too_long":
             more = most + (BLOCK if name == "max_model_len" else 1)
-            assert not solve(case, replace(requirements, **{name: more})).fits
+            assert not solve(case, named(requirements, name, more)).fits
+
+
+def named(requirements: Requirements, name: str, value: int) -> Requirements:
+    return Requirements(**{**vars(requirements), name: value})
 
 
 @FEW
