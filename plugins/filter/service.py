@@ -15,6 +15,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.contracts import (
     PlanFile,
 )
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+from ansible_collections.inference.vllm.plugins.module_utils.service.api_keys import reason_invalid_for_engine
 from ansible_collections.inference.vllm.plugins.module_utils.service.design import Inputs, design, spare
 from ansible_collections.inference.vllm.plugins.module_utils.service.history import status_text
 
@@ -82,4 +83,9 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Map each filter's name to its function."""
-        return {"service_design": service_design, "spare_design": spare_design, "status_text": status_text}
+        return {
+            "api_key_problem": reason_invalid_for_engine,
+            "service_design": service_design,
+            "spare_design": spare_design,
+            "status_text": status_text,
+        }

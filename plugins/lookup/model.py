@@ -25,7 +25,7 @@ options:
     elements: str
     required: true
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.inference.vllm.plugins.module_utils import versions
 from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry
 from ansible_collections.inference.vllm.plugins.module_utils.contracts import PlanFile
+from ansible_collections.inference.vllm.plugins.module_utils.files import FOLDER_MODE, write_atomic
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import read_gpus, this_machine
 from ansible_collections.inference.vllm.plugins.module_utils.image.settings import (
     Wanted,
@@ -93,7 +92,7 @@ attributes:
     description: Shows the file before and after.
     support: full
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -181,7 +180,7 @@ def main() -> None:
         module.exit_json(changed=False, failed=False, plan=plan.as_dict(), table=shown)
     before, after = _read(Path(path)), plan.to_json()
     if before != after and not module.check_mode:
-        _write(module, Path(path), after)
+        write_atomic(Path(path), after, mode=0o644, folder_mode=FOLDER_MODE)
     module.exit_json(
         changed=before != after,
         failed=False,
@@ -237,16 +236,6 @@ def _host(named: list[dict[str, Any]]) -> gpus.Host:
 
 def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8") if path.exists() else ""
-
-
-def _write(module: AnsibleModule, path: Path, text: str) -> None:
-    """Replace the file in one step, so that an interrupted run leaves the old plan or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".plan-")
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(temporary).chmod(0o644)
-    module.atomic_move(temporary, str(path))
 
 
 if __name__ == "__main__":

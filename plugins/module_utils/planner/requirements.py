@@ -199,7 +199,8 @@ VARIABLE_OF_FLAG: Mapping[str, str] = {row.flag: variable_name(row.name) for row
 
 def options() -> dict[str, dict[str, Any]]:
     """The requirements as options of a module, without their documentation."""
-    return {row.name: row.option() for row in REQUIREMENTS}
+    # None is a secret, though Ansible takes a name with "token" for one.
+    return {row.name: row.option() | {"no_log": False} for row in REQUIREMENTS}
 
 
 def read(values: Mapping[str, Any], name: Namer) -> Requirements:

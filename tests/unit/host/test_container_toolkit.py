@@ -235,7 +235,9 @@ def test_docker_devices_and_proof_are_the_same_everywhere(done: dict[str, Any], 
 
 
 def test_refusals(done: dict[str, Any]) -> None:
-    assert done["Archlinux"].startswith("[unsupported_system] This host runs Archlinux 1; known are Debian 12,")
+    assert done["Archlinux"].startswith(
+        "[unsupported_system] This host runs Archlinux 1; supported systems are Debian 12,"
+    )
     assert done["no GPU"].startswith("[no_gpu_on_host]")
     assert not any("nvidia-ctk" in str(given) for given in arguments(done["unproven"], "command"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
@@ -250,7 +251,8 @@ def test_a_refusal_names_the_largest_number_that_fits(one: tuple[Case, Requireme
 
 
 def named(requirements: Requirements, name: str, value: int) -> Requirements:
-    return Requirements(**{**vars(requirements), name: value})
+    values: dict[str, Any] = {**vars(requirements), name: value}
+    return Requirements(**values)
 
 
 @FEW
