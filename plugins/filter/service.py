@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils import collection
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.service.design import design, parse, spare
 from ansible_collections.inference.vllm.plugins.module_utils.service.history import status_text
@@ -32,7 +31,7 @@ def service_design(
         result = design(as_plain(model), plan, image, lock, as_plain(settings))
     except RefusalError as error:
         return {"refusals": [str(refusal) for refusal in error.refusals]}
-    result["manifest"]["rendered_by"] = rendered_by()
+    result["manifest"]["rendered_by"] = str(collection.read())
     return {**result, "refusals": []}
 
 
@@ -54,15 +53,6 @@ def spare_design(manifest: Mapping[str, Any], address: str, port: int) -> dict[s
 def as_plain(data: Mapping[str, Any]) -> dict[str, Any]:
     """The same data without the types by which Ansible remembers where a value came from; YAML cannot write those."""
     return dict(json.loads(json.dumps(data)))
-
-
-def rendered_by(galaxy: Path = Path(__file__).parents[2] / "galaxy.yml") -> str:
-    """Name and version of this collection, from its galaxy.yml."""
-    text = galaxy.read_text(encoding="utf-8")
-    namespace, name, version = (
-        re.findall(rf"^{key}: *(\S+)$", text, re.MULTILINE)[0] for key in ("namespace", "name", "version")
-    )
-    return f"{namespace}.{name} {version}"
 
 
 class FilterModule:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from ansible_collections.inference.vllm.plugins.module_utils.closest import closest
+from ansible_collections.inference.vllm.plugins.module_utils.closest import closest, misspelt
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
 
-#: How alike two names must be for one to count as a slip of the other (difflib ratio, 0 to 1).
-SIMILAR = 0.86
-
-#: Whole numbers that argument_specs cannot bound: variable -> (least, most), most None where only the host can tell.
+#: Numbers that argument_specs cannot bound: variable -> (least, most), most None where only the host can tell.
 RANGES: Mapping[str, tuple[int, int | None]] = {
     "vllm_port": (1, 65535),
     "vllm_spare_port": (0, 65535),
@@ -33,8 +30,9 @@ RANGES: Mapping[str, tuple[int, int | None]] = {
     "stability_max_pixels": (1024, None),
     "vllm_service_start_timeout": (1, None),
     "vllm_service_keep_releases": (1, None),
-    "vllm_service_stop_timeout": (0, None),
+    "vllm_service_stop_timeout": (1, None),
     "vllm_service_pids_limit": (64, None),
+    "vllm_service_log_max_files": (1, None),
     "vllm_service_health_interval": (1, None),
     "vllm_service_health_timeout": (1, None),
     "model_weights_max_workers": (1, 64),
@@ -47,7 +45,16 @@ RANGES: Mapping[str, tuple[int, int | None]] = {
     "vram_plan_concurrent_requests": (1, None),
 }
 
-#: What each type of an argument spec accepts; values come as YAML or as text of the command line.
+#: Sizes for Docker: a whole number and its unit.
+SIZES = (
+    "vllm_service_memory_limit",
+    "vllm_service_shm_size",
+    "vllm_service_tmp_size",
+    "vllm_service_log_max_size",
+)
+_SIZE = re.compile(r"[1-9]\d*[bkmg]")
+
+#: What a text of the command line may be where true or false is wanted.
 TRUE_FALSE = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
 
@@ -70,6 +77,9 @@ def _is_float(value: object) -> bool:
     return True
 
 
+#: What each type of an argument spec accepts; values come as YAML or as text of the command line. Stricter than
+#: Ansible's own validator, which takes true for a number, a text for a list and anything for a text: it converts, and
+#: tasks read the variable as it was given.
 _ACCEPTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "int": (_is_int, "a whole number"),
     "float": (_is_float, "a number"),
@@ -81,27 +91,38 @@ _ACCEPTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def unknown_variables(names: Collection[str], options: Collection[str], roles: Collection[str]) -> list[Refusal]:
-    """Variables that nothing reads: they begin like a role's, or look like a slip of a known name.
+def unknown_variables(
+    names: Collection[str], options: Collection[str], roles: Collection[str]
+) -> tuple[list[Refusal], list[str]]:
+    """Variables that no role reads: misspelt ones are refused, others may be somebody else's.
 
     Args:
         names: Variables that the inventory sets for a host.
         options: Every public variable of every role.
-        roles: Names of the roles; a variable ``<role>_...`` must be one of `options`.
+        roles: Names of the roles.
+
+    Returns:
+        A refusal for each misspelt name, and a warning for each other one that begins like a role's variables.
     """
-    prefixes = tuple(f"{role}_" for role in roles)
-    refusals = []
+    prefixes = {role: f"{role}_" for role in roles}
+    owners = {option: _role_of(option, prefixes) for option in options}
+    refusals, warnings = [], []
     for name in sorted(set(names) - set(options)):
-        alike = closest(name, options, cutoff=0.75)
-        if name.startswith(prefixes) or difflib.get_close_matches(name, options, n=1, cutoff=SIMILAR):
-            refusals.append(
-                Refusal(
-                    "unknown_variable",
-                    f"{name} is set, but nothing reads it.",
-                    f"Did you mean {' or '.join(alike)}?" if alike else "Remove it.",
-                )
-            )
-    return refusals
+        meant = [option for option, role in owners.items() if misspelt(name, option, role)]
+        role = _role_of(name, prefixes)
+        if meant:
+            fix = f"Did you mean {' or '.join(closest(name, meant, cutoff=0))}?"
+            refusals.append(Refusal("unknown_variable", f"{name} is set, but nothing reads it.", fix))
+        elif role:
+            alike = closest(name, [option for option in options if option.startswith(prefixes[role])], cutoff=0.85)
+            hint = f" Its closest variables: {', '.join(alike)}." if alike else ""
+            warnings.append(f"{name} begins like a variable of role {role}, but no role reads it.{hint}")
+    return refusals, warnings
+
+
+def _role_of(name: str, prefixes: Mapping[str, str]) -> str:
+    """The role whose variables begin like this name, the one with the longest name; empty for none."""
+    return max((role for role, prefix in prefixes.items() if name.startswith(prefix)), key=len, default="")
 
 
 def value_refusal(name: str, value: Any, option: Mapping[str, Any]) -> Refusal | None:
@@ -115,20 +136,45 @@ def value_refusal(name: str, value: Any, option: Mapping[str, Any]) -> Refusal |
     kind = option.get("type", "str")
     accepts, wanted = _ACCEPTS.get(kind, (lambda _: True, kind))
     if value is None or not accepts(value):
-        return Refusal("wrong_type", f"{name} is {value!r}, but must be {wanted}.", f"Set {name} to {wanted}.")
+        shown = f"a {type(value).__name__}" if _secret(option) else repr(value)
+        return Refusal("wrong_type", f"{name} is {shown}, but must be {wanted}.", f"Set {name} to {wanted}.")
     choices = option.get("choices")
     if choices and value not in choices:
         allowed = ", ".join(map(str, choices))
         return Refusal("not_a_choice", f"{name} is {value!r}; allowed: {allowed}.", f"Set {name} to one of these.")
-    # Where "auto" and the like are allowed the type is text, and only numbers have a range.
-    if name in RANGES and _is_float(value):
-        least, most = RANGES[name]
-        if float(value) < least or (most is not None and float(value) > most):
-            allowed = f"{least} to {most}" if most is not None else f"{least} or more"
-            return Refusal("out_of_range", f"{name} is {value}; allowed: {allowed}.", f"Set {name} to {allowed}.")
     if kind == "path" and value and not PurePosixPath(str(value)).is_absolute():
-        return Refusal("relative_path", f"{name} is {value!r}; allowed: an absolute path.", f"Begin {name} with /.")
-    return None
+        return Refusal("relative_path", f"{name} is {value!r}; allowed: an absolute path.", f"Make {name} an absolute path.")
+    return limit_refusal(name, value) or _element_refusal(name, value, option)
+
+
+def limit_refusal(name: str, value: Any) -> Refusal | None:
+    """Why a number or a size is outside of what a variable may be, or None; for a variable without limits too."""
+    if name in SIZES and not _SIZE.fullmatch(str(value)):
+        message = f"{name} is {value!r}; allowed: a whole number and b, k, m or g, such as 4g."
+        return Refusal("bad_size", message, f"Set {name} to such a size.")
+    # Where "auto" and the like are allowed the type is text, and only numbers have a range.
+    if name not in RANGES or not _is_float(value):
+        return None
+    least, most = RANGES[name]
+    if float(value) >= least and (most is None or float(value) <= most):
+        return None
+    allowed = f"{least} to {most}" if most is not None else f"{least} or more"
+    return Refusal("out_of_range", f"{name} is {value}; allowed: {allowed}.", f"Set {name} to {allowed}.")
+
+
+def _element_refusal(name: str, value: Any, option: Mapping[str, Any]) -> Refusal | None:
+    """Why the elements of a list or the keys of a mapping are not what the spec says; Ansible's validator says so."""
+    from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+
+    if not {"elements", "options"} & set(option):
+        return None
+    spec = {key: option[key] for key in ("type", "elements", "options") if key in option}
+    errors = ArgumentSpecValidator({name: spec}).validate({name: value}).error_messages
+    return Refusal("bad_element", f"{name}: {'; '.join(error.rstrip('.') for error in errors)}.", f"Correct {name}.") if errors else None
+
+
+def _secret(option: Mapping[str, Any]) -> bool:
+    return bool(option.get("no_log")) or any(map(_secret, (option.get("options") or {}).values()))
 
 
 def address_refusal(address: str, *, allow_public: bool) -> Refusal | None:

@@ -60,12 +60,12 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Lock | Keep other runs out
+- name: Lock | Acquire the deploy lock
   inference.vllm.deploy_lock:
     path: /run/vllm.deploy-lock
     wait: 600
 
-- name: Lock | Let them in again
+- name: Lock | Release the deploy lock
   inference.vllm.deploy_lock:
     path: /run/vllm.deploy-lock
     state: released
