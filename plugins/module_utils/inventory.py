@@ -143,7 +143,8 @@ def value_refusal(name: str, value: Any, option: Mapping[str, Any]) -> Refusal |
         allowed = ", ".join(map(str, choices))
         return Refusal("not_a_choice", f"{name} is {value!r}; allowed: {allowed}.", f"Set {name} to one of these.")
     if kind == "path" and value and not PurePosixPath(str(value)).is_absolute():
-        return Refusal("relative_path", f"{name} is {value!r}; allowed: an absolute path.", f"Make {name} an absolute path.")
+        fix = f"Make {name} an absolute path."
+        return Refusal("relative_path", f"{name} is {value!r}; allowed: an absolute path.", fix)
     return limit_refusal(name, value) or _element_refusal(name, value, option)
 
 
@@ -170,7 +171,10 @@ def _element_refusal(name: str, value: Any, option: Mapping[str, Any]) -> Refusa
         return None
     spec = {key: option[key] for key in ("type", "elements", "options") if key in option}
     errors = ArgumentSpecValidator({name: spec}).validate({name: value}).error_messages
-    return Refusal("bad_element", f"{name}: {'; '.join(error.rstrip('.') for error in errors)}.", f"Correct {name}.") if errors else None
+    if not errors:
+        return None
+    found = "; ".join(error.rstrip(".") for error in errors)
+    return Refusal("bad_element", f"{name}: {found}.", f"Correct {name}.")
 
 
 def _secret(option: Mapping[str, Any]) -> bool:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import yaml
 from hypothesis import given
@@ -216,6 +221,32 @@ def test_missing_file_is_named_with_its_variable() -> None:
     (refusal,) = inventory.missing_files({"key_file": "/nope", "unset": "", "there": "/yes"}, lambda p: p == "/yes")
     assert "key_file" in refusal.message
     assert "/nope" in refusal.message
+
+
+def test_the_lookup_refuses_what_the_service_would_refuse_and_warns_of_what_may_be_foreign(tmp_path: Path) -> None:
+    given = {
+        "vllm_service_extra_flags": {"trust-remote-code": True, "max-model-len": 32768, "seed": "abc"},
+        "vllm_service_environment": {"LD_PRELOAD": "x"},
+        "vllm_service_ulimits": {"memlock": "many"},
+        "vllm_service_memory_limit": "32GiB",
+        "vllm_service_stop_timeout": 0,
+        "vllm_prot": 8000,
+        "gateway_ip": "192.0.2.1",
+        "vllm_model": "tiny-qwen3-vl",
+        "vllm_bind_address": "127.0.0.1",
+        "preflight_allow_public_address": False,
+    }
+    (tmp_path / "given.yml").write_text(yaml.safe_dump(given), encoding="utf-8")
+    message = "{{ lookup('inference.vllm.inventory', '" + str(ROOT / "roles") + "', wantlist=true) | join('|') }}"
+    command = [str(Path(sys.executable).with_name("ansible")), "localhost", "-m", "debug", "-a", f"msg={message}"]
+    command += ["-e", f"@{tmp_path}/given.yml"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    assert set(re.findall(r"\[(\w+)\]", result.stdout)) == {
+        *("flag_refused", "flag_of_plan", "flag_type", "refused_environment", "bad_number", "bad_size"),
+        *("out_of_range", "unknown_variable"),
+    }
+    assert "gateway_ip begins like a variable of role gateway" in result.stderr
+    assert "gateway_ip" not in result.stdout
 
 
 def test_every_limit_belongs_to_a_variable_of_a_role() -> None:

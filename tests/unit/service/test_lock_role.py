@@ -40,7 +40,7 @@ PLAY = """
 def test_it_is_taken_once_and_again_after_its_release(tmp_path: Path) -> None:
     play, noted = tmp_path / "play.yml", tmp_path / "noted"
     play.write_text(PLAY, encoding="utf-8")
-    command = [Path(sys.executable).with_name("ansible-playbook"), play, "-i", "localhost,", "-c", "local"]
+    command = [str(Path(sys.executable).with_name("ansible-playbook")), str(play), "-i", "localhost,", "-c", "local"]
     command += ["-e", f"vllm_lock_file={tmp_path}/lock", "-e", f"noted={noted}"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert result.returncode == 0, result.stdout + result.stderr
