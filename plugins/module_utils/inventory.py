@@ -54,7 +54,14 @@ SIZES = (
 )
 _SIZE = re.compile(r"[1-9]\d*[bkmg]")
 
-#: What a text of the command line may be where true or false is wanted.
+#: Former names of variables and what they are called now; each is refused with its new name for one release.
+RENAMED: Mapping[str, str] = {
+    "engine_image_unsafe_allow_old_version": "vllm_unsafe_allow_old_engine",
+    "vllm_service_unsafe_allow_old_engine": "vllm_unsafe_allow_old_engine",
+    "vram_plan_engine_version": "engine_image_vllm_version",
+}
+
+#: Texts of the command line that are accepted for true or false.
 TRUE_FALSE = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
 
@@ -110,7 +117,11 @@ def unknown_variables(
     for name in sorted(set(names) - set(options)):
         meant = [option for option, role in owners.items() if misspelt(name, option, role)]
         role = _role_of(name, prefixes)
-        if meant:
+        if name in RENAMED:
+            refusals.append(
+                Refusal("renamed_variable", f"{name} was renamed to {RENAMED[name]}.", f"Set {RENAMED[name]} instead.")
+            )
+        elif meant:
             fix = f"Did you mean {' or '.join(closest(name, meant, cutoff=0))}?"
             refusals.append(Refusal("unknown_variable", f"{name} is set, but nothing reads it.", fix))
         elif role:

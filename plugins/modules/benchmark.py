@@ -23,7 +23,7 @@ module: benchmark
 short_description: Measure latency and throughput of a server with vllm bench serve or GuideLLM, and compare
 version_added: 0.1.0
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 description:
   - Runs C(vllm bench serve) from the image of the engine's container, or another O(tool), in a container beside it,
     once for each workload and number of requests at once. Every run has new prompts; the largest of a workload is run
@@ -227,8 +227,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "required": True,
         "options": {
             "name": {"type": "str", "required": True},
-            "input_tokens": {"type": "int", "required": True},
-            "output_tokens": {"type": "int", "required": True},
+            "input_tokens": {"type": "int", "required": True, "no_log": False},
+            "output_tokens": {"type": "int", "required": True, "no_log": False},
             "concurrency": {"type": "list", "elements": "int", "required": True},
             "images": {"type": "int", "default": 0},
             "side": {"type": "int", "default": 0},
@@ -242,7 +242,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "seed": {"type": "int"},
     "container": {"type": "str", "default": ""},
     "image": {"type": "str", "default": ""},
-    "tokenizer": {"type": "str", "default": ""},
+    "tokenizer": {"type": "str", "default": "", "no_log": False},
     "network": {"type": "str", "default": "host"},
     "docker_host": {"type": "str", "default": "unix:///var/run/docker.sock"},
     "timeout": {"type": "float", "default": 900},

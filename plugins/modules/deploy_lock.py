@@ -62,7 +62,7 @@ options:
     type: str
     default: ""
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -90,7 +90,7 @@ attributes:
     description: The files differ by what M(inference.vllm.docker_daemon_config) shows.
     support: none
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -104,7 +104,7 @@ action:
   description: What was done, V(none), V(reload) or V(restart).
   returned: success
   type: str
-keys:
+changed_keys:
   description: Outermost keys that Docker now has another value of.
   returned: success
   type: list
@@ -255,7 +255,7 @@ def main() -> None:
             if todo != NOTHING and not apply(engine, todo):
                 raise RefusalError(go_back(engine, file, keys))
             file.accept()
-        result = {"changed": todo != NOTHING, "action": todo, "keys": keys}
+        result = {"changed": todo != NOTHING, "action": todo, "changed_keys": keys}
     except RefusalError as error:
         refusals = [refusal.as_dict() for refusal in error.refusals]
         module.fail_json(msg=str(error), refusals=refusals, failed=True)

@@ -59,7 +59,7 @@ attributes:
     description: Shows the file before and after.
     support: full
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -77,7 +77,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-keys:
+changed_keys:
   description: Outermost keys whose value changes.
   returned: success
   type: list
@@ -169,7 +169,7 @@ def main() -> None:
         # A change that Docker has not been told yet, because a run was interrupted, is still one to tell.
         changed=bool(keys) or pending,
         failed=False,
-        keys=keys,
+        changed_keys=keys,
         action=todo,
         backup=str(file.last_good) if file.pending() else None,
         validated_by=validated_by,

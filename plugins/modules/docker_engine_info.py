@@ -64,7 +64,7 @@ attributes:
     description: Changes nothing, so there is no difference to show.
     support: none
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -11,7 +11,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.inference.vllm.plugins.module_utils.host import driver_state
 
 DOCUMENTATION = r"""
-module: driver_state
+module: driver_info
 short_description: Read the packages of a host's NVIDIA driver and the containers that use it
 version_added: 0.1.0
 description:
@@ -40,7 +40,7 @@ attributes:
     description: Nothing is changed, so there is no difference to show.
     support: none
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

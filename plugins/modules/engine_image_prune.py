@@ -32,7 +32,7 @@ attributes:
     description: An image is not text.
     support: none
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

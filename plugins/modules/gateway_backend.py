@@ -54,7 +54,7 @@ attributes:
     description: Shows the state before and after.
     support: full
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

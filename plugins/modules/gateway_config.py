@@ -70,7 +70,7 @@ attributes:
     description: Shows the configuration as text, and secrets by the first digits of their digest.
     support: full
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -8,7 +8,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import read, this_machine
 
 DOCUMENTATION = r"""
-module: gpu_facts
+module: gpu_info
 short_description: Read the NVIDIA GPUs of a host and their driver
 version_added: 0.1.0
 description:
@@ -34,7 +34,7 @@ attributes:
     description: Nothing is changed, so there is no difference to show.
     support: none
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -22,7 +22,7 @@ module: hf_snapshot
 short_description: Fetch a model from a Hugging Face hub and verify every byte
 version_added: 0.1.0
 description:
-  - Makes O(root/<org>/<name>/<commit>/) hold exactly the wanted files of one commit of a model repository.
+  - Makes C(<root>/<org>/<name>/<commit>/) hold exactly the wanted files of one commit of a model repository.
   - A revision is resolved to its commit once. Files are fetched beside the folder, verified by size and SHA-256 (small
     files by Git's blob id until their SHA-256 is recorded) and moved in by one rename, so that the folder is never half
     there. A run that is cut off continues where it stopped; finished bytes are not fetched again.
@@ -101,7 +101,7 @@ options:
   lock:
     description:
       - The files that are accepted, as the content of a C(lock.json) or the path of one on the host.
-      - Without it, whatever the hub gives is accepted and recorded in O(root/<org>/<name>/lock.json).
+      - Without it, whatever the hub gives is accepted and recorded in C(<root>/<org>/<name>/lock.json).
     type: raw
   lock_only:
     description:
@@ -188,7 +188,7 @@ options:
     type: float
     default: 3600
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 attributes:
   check_mode:
     description: Asks the hub and reads the disk; fetches and writes nothing.
@@ -444,7 +444,7 @@ def lock_result(lock: Lock) -> dict[str, Any]:
         "changed": False,
         "msg": f"{lock.repo} {lock.revision} is commit {lock.commit}: {len(lock.files)} files, {total:,} bytes.",
         "commit": lock.commit,
-        "lock": lock.as_dict(),
+        "lock": lock.file().as_dict(),
     }
 
 

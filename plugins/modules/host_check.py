@@ -66,7 +66,7 @@ options:
         type: str
         default: ""
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

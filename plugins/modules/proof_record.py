@@ -20,7 +20,7 @@ module: proof_record
 short_description: Tell whether the proof of a release still stands for the container that runs, or record a proof
 version_added: 0.1.0
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 description:
   - A full proof loads the engine. As long as its container was not started again and the same is asked, proving it
     again would tell nothing new.

@@ -68,7 +68,7 @@ attributes:
     description: Shows the new release's files against those of the current one.
     support: full
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -36,7 +36,7 @@ attributes:
     description: Nothing is changed, so there is no difference to show.
     support: none
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -20,7 +20,7 @@ module: smoke_test
 short_description: Ask a running vLLM service real questions and judge its answers
 version_added: 0.1.0
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 description:
   - Sends text, images, a tool call, a JSON schema and a stream with the official OpenAI client at temperature 0, then
     requests that must be refused, then asks whether the server still answers.

@@ -17,7 +17,7 @@ module: stability
 short_description: Send mixed requests, so many and for so long, and judge whether a service stays what it was
 version_added: 0.1.0
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 description:
   - Sends texts, streams, JSON, images and long prompts in turn, by some clients at once, until O(requests) were sent
     and O(minutes) are over.

@@ -15,15 +15,15 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict impo
     exit_code,
     junit,
     summary,
-    write_atomic,
 )
+from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
 
 DOCUMENTATION = r"""
 module: verdict
 short_description: Join the results of all checks of a release into one verdict, or read the verdict again
 version_added: 0.1.0
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 description:
   - With O(results), reads these files, joins their checks and writes O(path). A file that is missing, broken, empty or
     of another release becomes a failed check, so that nothing unproven counts as good.

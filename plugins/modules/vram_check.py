@@ -21,7 +21,7 @@ module: vram_check
 short_description: Measure a server's memory under the heaviest load that it permits, and judge it
 version_added: 0.1.0
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 description:
   - Reads the memory of the GPUs of a service's container by NVML, or on a CPU host that of the container itself, all
     the time from before a load until after it.

@@ -251,3 +251,9 @@ def test_the_lookup_refuses_what_the_service_would_refuse_and_warns_of_what_may_
 
 def test_every_limit_belongs_to_a_variable_of_a_role() -> None:
     assert {*inventory.RANGES, *inventory.SIZES} <= OPTIONS
+
+
+@pytest.mark.parametrize(("old", "new"), inventory.RENAMED.items())
+def test_a_renamed_variable_is_refused_with_its_new_name(old: str, new: str) -> None:
+    assert (old in OPTIONS, new in OPTIONS) == (False, True)
+    assert judged(old) == ([f"[renamed_variable] {old} was renamed to {new}. Fix: Set {new} instead."], [])

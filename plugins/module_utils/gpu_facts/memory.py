@@ -75,7 +75,8 @@ class GpuMemory:
         return float(f"{major}.{minor}")
 
     def _memory(self, name: str, handle: Any) -> Any:
-        assert self.nvml is not None  # noqa: S101 - for the type checker; __enter__ refuses it
+        if self.nvml is None:
+            raise RuntimeError("GpuMemory is read inside its with block")
         try:
             return self.nvml.nvmlDeviceGetMemoryInfo(handle, self.nvml.nvmlMemory_v2)
         except (self.nvml.NVMLError_FunctionNotFound, self.nvml.NVMLError_NotSupported):

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
+
 FILE_NAME = ".progress.json"
 RATE_SECONDS = 15  # the rate is that of the last so many seconds
 MINUTE, HOUR = 60, 3600
@@ -32,7 +34,7 @@ class Progress:
         self._file, self._clock = file, clock
         self._mutex = threading.Lock()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._write_on, daemon=True)
+        self._thread = threading.Thread(target=self._write_on, args=(file,), daemon=True)
         self.begin("start", 0)
 
     def __enter__(self) -> Progress:
@@ -74,15 +76,12 @@ class Progress:
             left = max(self._total - self._done, 0) / rate if rate > 0 else None
             return {"phase": self._phase, "done": self._done, "total": self._total, "rate": rate, "left": left}
 
-    def _write_on(self) -> None:
+    def _write_on(self, file: Path) -> None:
         while not self._ended.wait(SECONDS_BETWEEN):
             figures = self.figures()
             # What cannot be written now is no reason to stop a download; the next second tries again.
             with contextlib.suppress(OSError):
-                assert self._file is not None  # noqa: S101 - the thread runs only with a file
-                new = self._file.with_name(f"{self._file.name}.new")
-                new.write_text(json.dumps(figures))
-                new.replace(self._file)
+                write_atomic(file, json.dumps(figures), 0o644, durable=False)
 
 
 class Pace:

@@ -172,7 +172,7 @@ docker.service: Main process exited, code=exited, status=1/FAILURE
 
 def test_first_write_makes_folder_and_file(run: Any, folder: Path) -> None:
     result = run(config={"live-restore": True})
-    assert (result["changed"], result["failed"], result["keys"]) == (True, False, ["live-restore"])
+    assert (result["changed"], result["failed"], result["changed_keys"]) == (True, False, ["live-restore"])
     assert json.loads((folder / "daemon.json").read_text()) == {"live-restore": True}
     assert files(folder) == ["daemon.json", "daemon.json.last-good"]
 
@@ -204,7 +204,7 @@ def test_same_keys_rewrite_nothing(run: Any, path: Path) -> None:
 def test_a_change_that_docker_was_not_told_is_still_to_tell(run: Any, path: Path) -> None:
     run(config={"live-restore": True})
     again = run(config={"live-restore": True})
-    assert (again["changed"], again["keys"], again["action"]) == (True, [], "reload")
+    assert (again["changed"], again["changed_keys"], again["action"]) == (True, [], "reload")
 
 
 def test_check_mode_writes_nothing_and_shows_the_difference(run: Any, path: Path) -> None:
@@ -217,9 +217,9 @@ def test_check_mode_writes_nothing_and_shows_the_difference(run: Any, path: Path
 
 def test_absent(run: Any, path: Path) -> None:
     result = run(state="absent", keys=["runtimes/kata", "never-there"])
-    assert result["keys"] == ["runtimes"]
+    assert result["changed_keys"] == ["runtimes"]
     assert json.loads(path.read_text()) == {"bip": "10.9.0.1/24"}
-    assert run(state="absent", keys=["never-there"])["keys"] == []
+    assert run(state="absent", keys=["never-there"])["changed_keys"] == []
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_nothing_pending_touches_nothing(run: Any, path: Path, docker: Path) -> 
 def test_reload_is_enough_for_keys_that_docker_reads_again(run: Any, path: Path, docker: Path) -> None:
     run(config={"debug": True})
     result = apply(run)
-    assert (result["action"], result["keys"], calls(docker)) == ("reload", ["debug"], ["reload"])
+    assert (result["action"], result["changed_keys"], calls(docker)) == ("reload", ["debug"], ["reload"])
     assert json.loads((path.parent / "daemon.json.bak").read_text()) == FOREIGN
     assert run(config={"debug": True})["changed"] is False
     assert apply(run)["changed"] is False

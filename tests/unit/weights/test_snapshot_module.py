@@ -158,8 +158,8 @@ def test_certificates_that_cannot_be_read_are_named(served: FaultyHub, tmp_path:
 
 
 def test_the_command_in_the_documentation(served: FaultyHub, tmp_path: Path) -> None:
-    """docs/weights.md, "Alone", but for the model and the two paths."""
-    section = (COLLECTIONS.parent / "docs/weights.md").read_text().partition("## Alone")[2]
+    """The command of docs/weights.md, with another model and other paths."""
+    section = (COLLECTIONS.parent / "docs/weights.md").read_text().partition("## Use the module directly")[2]
     ansible, *words = shlex.split(section.split("```")[1].replace("\\\n", " "))
     changes = {
         "repository=Qwen/Qwen3-VL-2B-Instruct-FP8": "repository=org/tiny",
@@ -345,7 +345,9 @@ def test_a_number_that_cannot_be_meant_is_refused_by_name(name: str) -> None:
     module.check_numbers(module.LEAST)
 
 
-@pytest.mark.parametrize(("content", "problem"), [(None, "does not exist"), ("{", "no JSON"), ("[]", "is list")])
+@pytest.mark.parametrize(
+    ("content", "problem"), [(None, "does not exist"), ("{", "no JSON"), ("[]", "must be a mapping")]
+)
 def test_a_lock_file_that_is_none_is_refused(tmp_path: Path, content: str | None, problem: str) -> None:
     path = tmp_path / "lock.json"
     if content is not None:

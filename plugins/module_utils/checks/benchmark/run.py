@@ -386,7 +386,8 @@ class _Run:
 
     def _step(self, point: Point) -> Any:
         def measure(session: Session) -> Seen:
-            assert self.tool is not None  # noqa: S101 - for the type checker
+            if self.tool is None:
+                raise RuntimeError("the step that finds the tool comes first")
             driver = self.settings.driver
             root = session.target.base_url.rstrip("/").removesuffix("/v1")
             call = Call(root, session.model, self.tool.tokenizer, _FOLDER, _RESULT)

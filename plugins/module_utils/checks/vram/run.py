@@ -217,10 +217,10 @@ def _source(
 
 def restarts_of(before: State | Failure, after: State | Failure, code: str = "restarts") -> Check:
     """Whether the container is still the one that it was, by Docker's count and by the time of its start."""
-    for state in (before, after):
-        if isinstance(state, Failure):
-            return vram_judge.failed(code, state, 0, "restarts")
-    assert isinstance(before, State) and isinstance(after, State)  # noqa: S101 - for the type checker
+    if isinstance(before, Failure):
+        return vram_judge.failed(code, before, 0, "restarts")
+    if isinstance(after, Failure):
+        return vram_judge.failed(code, after, 0, "restarts")
     count = after.restarts - before.restarts
     if not after.running:
         failure = Failure("engine_restarted", "the container does not run any more", count)
