@@ -17,6 +17,8 @@ from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refu
 from ansible_collections.inference.vllm.plugins.module_utils.service.lock import Owner, is_gone, this_run
 
 PAUSE_S = 5
+#: The plays of a deploy follow each other within seconds: a lock is not renewed sooner than this.
+FRESH_S = 60
 
 display = Display()
 
@@ -29,16 +31,21 @@ class ActionModule(ActionBase):
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Run the module; fails with [deploy_locked] where another run holds the lock."""
         result: dict[str, Any] = super().run(tmp, task_vars)
+        if time.time() < (fresh_until := self._number("fresh_until")):
+            return {**result, "changed": False, "held_by": None, "fresh_until": fresh_until}
         variables = task_vars or {}
         # A task runs in a process of its own; the run is its parent.
         owner = this_run(os.getppid(), str(variables.get("ansible_play_name", "")))
         arguments = {**self._task.args, "owner": asdict(owner)}
-        deadline = time.monotonic() + self._wait()
+        deadline = time.monotonic() + self._number("wait")
         while True:
             told: dict[str, Any] = self._execute_module(module_args=arguments, task_vars=variables)
             held = told.get("held_by")
-            if told.get("failed") or not held:
+            if told.get("failed"):
                 return {**result, **told}
+            if not held:
+                released = arguments.get("state") == "released"
+                return {**result, **told, "fresh_until": 0.0 if released else time.time() + FRESH_S}
             other = Owner(**held["owner"])
             if is_gone(other):
                 display.vv(f"taking over from {held['text']}, which has ended")
@@ -49,9 +56,9 @@ class ActionModule(ActionBase):
                 display.display(f"waiting for {held['text']} (last seen {held['since']})")
                 time.sleep(PAUSE_S)
 
-    def _wait(self) -> float:
+    def _number(self, option: str) -> float:
         try:
-            return float(self._task.args.get("wait", 0))
+            return float(self._task.args.get(option, 0))
         except (TypeError, ValueError):
             return 0.0  # the module says what is wrong with it
 

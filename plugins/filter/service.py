@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils import collection
 from ansible_collections.inference.vllm.plugins.module_utils.contracts import (
     ImageFile,
     LockFile,
@@ -43,7 +42,7 @@ def service_design(
             lock=LockFile.from_json(lock["text"], lock["path"]),
             settings=as_plain(settings),
         )
-        result = design(inputs, rendered_by())
+        result = design(inputs, str(collection.read()))
     except RefusalError as error:
         return {"refusals": [str(refusal) for refusal in error.refusals]}
     return {**result, "refusals": []}
@@ -67,15 +66,6 @@ def spare_design(manifest: Mapping[str, Any], address: str, port: int) -> dict[s
 def as_plain(data: Mapping[str, Any]) -> dict[str, Any]:
     """The same data without the types by which Ansible remembers where a value came from; YAML cannot write those."""
     return dict(json.loads(json.dumps(data)))
-
-
-def rendered_by(galaxy: Path = Path(__file__).parents[2] / "galaxy.yml") -> str:
-    """Name and version of this collection, from its galaxy.yml."""
-    text = galaxy.read_text(encoding="utf-8")
-    namespace, name, version = (
-        re.findall(rf"^{key}: *(\S+)$", text, re.MULTILINE)[0] for key in ("namespace", "name", "version")
-    )
-    return f"{namespace}.{name} {version}"
 
 
 class FilterModule:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleError
 from ansible.module_utils.common.yaml import yaml_load
 from ansible.plugins.lookup import LookupBase
+from ansible.utils.display import Display
 
 from ansible_collections.inference.vllm.plugins.module_utils import catalogue, inventory
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
+from ansible_collections.inference.vllm.plugins.module_utils.service import design, flags
 from ansible_collections.inference.vllm.plugins.plugin_utils.catalogue_dirs import catalogue_dirs
 
 DOCUMENTATION = r"""
@@ -21,8 +23,9 @@ short_description: What is wrong with the variables of the current host
 version_added: 0.1.0
 description:
   - Compares every variable that the inventory or the command line sets with the argument specs of all roles.
-  - Names misspelt variables, wrong types, values that are not allowed, models that the catalogue does not have,
-    and files that are named but missing on the machine where Ansible runs.
+  - Names misspelt variables, wrong types, values that are not allowed, flags and environment that the service refuses,
+    models that the catalogue does not have, and files that are named but missing on the machine where Ansible runs.
+  - Warns of a variable that begins like a role's variables and is none; it may belong to another project.
 options:
   _terms:
     description: Folder that holds the roles.
@@ -46,6 +49,21 @@ _list:
 CONTROLLER_FILES = ("vllm_service_api_key_file",)
 
 
+def _flag_refusals(extra_flags: Mapping[str, Any]) -> list[Refusal]:
+    merged, refused = flags.merge([("user", extra_flags)])
+    return [*refused, *flags.value_refusals(merged)]
+
+
+#: Mappings of role vllm_service, and what refuses their content.
+CONTENT: Mapping[str, Callable[[Mapping[str, Any]], list[Refusal]]] = {
+    "vllm_service_environment": design.environment_refusals,
+    "vllm_service_extra_flags": _flag_refusals,
+    "vllm_service_ulimits": design.ulimit_refusals,
+}
+
+display = Display()
+
+
 def role_options(specs: Iterable[Path]) -> dict[str, dict[str, Any]]:
     """Every public variable of every role, with its entry in the argument spec."""
     options: dict[str, dict[str, Any]] = {}
@@ -67,9 +85,14 @@ class LookupModule(LookupBase):
         specs = sorted(Path(terms[0]).glob("*/meta/argument_specs.yml"))
         options = role_options(specs)
         given = set(variables["hostvars"][variables["inventory_hostname"]])
-        refusals = inventory.unknown_variables(given, options, [path.parents[1].name for path in specs])
+        refusals, warnings = inventory.unknown_variables(given, options, [path.parents[1].name for path in specs])
+        for warning in warnings:
+            display.warning(warning)
         values = {name: self._templar.template(variables[name]) for name in sorted(given & set(options))}
         refusals += filter(None, (inventory.value_refusal(n, v, options[n]) for n, v in values.items()))
+        for name, check in CONTENT.items():
+            if isinstance(values.get(name), Mapping):
+                refusals += check(values[name])
         shared = {n: self._templar.template(variables[n]) for n in ("vllm_model", "vllm_bind_address")}
         allow_public = bool(self._templar.template(variables["preflight_allow_public_address"]))
         refusals += self._model_refusals(str(shared["vllm_model"]), variables)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 
 def closest(word: str, known: Iterable[str], count: int = 3, cutoff: float = 0.4) -> list[str]:
@@ -19,3 +20,80 @@ def closest(word: str, known: Iterable[str], count: int = 3, cutoff: float = 0.4
     begun = sorted((name for name in by_lower if word and name.startswith(word.lower())), key=len)
     alike = difflib.get_close_matches(word.lower(), by_lower, n=count, cutoff=cutoff)
     return [by_lower[name] for name in dict.fromkeys([*begun, *alike])][:count]
+
+
+def misspelt(name: str, option: str, role: str) -> bool:
+    """Whether a name is meant to be a role's variable: so near that it can hardly be anybody else's.
+
+    Near is: one letter off as a whole; the same words in another order or each a letter off; one word missing or one
+    too many between the others; with the prefix of all roles, ``vllm_``, in place of the role's own.
+
+    Args:
+        name: What was written.
+        option: A variable of a role.
+        role: The role.
+    """
+    rest = option.removeprefix(f"{role}_")
+    one, other = _letters(name), _letters(option)
+    if one_letter_off(one, other) and (len(rest) > _SHORT or sorted(one) == sorted(other)):
+        return True
+    words, ours, theirs = _words(rest), _words(name), _words(option)
+    if name == f"vllm_{rest}" and len(words) > 1:
+        return True
+    if abs(len(ours) - len(theirs)) > 1 or not _same_word(ours[0], theirs[0]):
+        return False
+    if len(ours) != len(theirs) and sum(any(_same_word(word, our) for our in ours) for word in words) < _WORDS:
+        return False
+    if len(ours) <= len(theirs):
+        return _all_found(ours, theirs)
+    # A word behind the others makes a name of its own, e.g. gateway_tls_names_of_site.
+    return _all_found(theirs, ours) and _same_word(ours[-1], theirs[-1])
+
+
+#: Letters up to which a name tells too little to compare it letter by letter, e.g. ``uid`` and ``id``.
+_SHORT = 3
+
+#: Words of a role's variable that must be there, besides the role's name, where another one is missing or too many.
+_WORDS = 2
+
+
+@lru_cache(maxsize=1024)
+def _letters(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+@lru_cache(maxsize=1024)
+def _words(name: str) -> list[str]:
+    return name.lower().split("_")
+
+
+def _same_word(one: str, other: str) -> bool:
+    return one.rstrip("s") == other.rstrip("s") or (max(len(one), len(other)) > _SHORT and one_letter_off(one, other))
+
+
+def _all_found(words: Sequence[str], among: Sequence[str]) -> bool:
+    """Whether each word has one of its own among the others."""
+    left = list(among)
+    for word in words:
+        match = next((other for other in left if _same_word(word, other)), None)
+        if match is None:
+            return False
+        left.remove(match)
+    return True
+
+
+def one_letter_off(one: str, other: str) -> bool:
+    """Whether two words are the same but for one letter: missing, added, another one, or swapped with its neighbour."""
+    if abs(len(one) - len(other)) > 1:
+        return False
+    start = _common(one, other)
+    one, other = one[start:][::-1], other[start:][::-1]
+    end = _common(one, other)
+    one, other = one[end:], other[end:]
+    return max(len(one), len(other)) <= 1 or (not one[2:] and one == other[::-1])
+
+
+def _common(one: str, other: str) -> int:
+    """Letters that two words have in common at their begin."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from ansible_collections.inference.vllm.plugins.module_utils.closest import closest
+from ansible_collections.inference.vllm.plugins.module_utils.closest import closest, misspelt
 from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import (
     AUTO,
     REQUIREMENTS,
@@ -17,10 +17,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.planner.requirement
 )
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
 
-#: How alike two names must be for one to count as a slip of the other (difflib ratio, 0 to 1).
-SIMILAR = 0.86
-
-#: Whole numbers that argument_specs cannot bound: variable -> (least, most), most None where only the host can tell.
+#: Numbers that argument_specs cannot bound: variable -> (least, most), most None where only the host can tell.
 RANGES: Mapping[str, tuple[float, float | None]] = {
     "vllm_port": (1, 65535),
     "vllm_spare_port": (0, 65535),
@@ -39,8 +36,9 @@ RANGES: Mapping[str, tuple[float, float | None]] = {
     "stability_max_pixels": (1024, None),
     "vllm_service_start_timeout": (1, None),
     "vllm_service_keep_releases": (1, None),
-    "vllm_service_stop_timeout": (0, None),
+    "vllm_service_stop_timeout": (1, None),
     "vllm_service_pids_limit": (64, None),
+    "vllm_service_log_max_files": (1, None),
     "vllm_service_health_interval": (1, None),
     "vllm_service_health_timeout": (1, None),
     "model_weights_max_workers": (1, 64),
@@ -48,6 +46,15 @@ RANGES: Mapping[str, tuple[float, float | None]] = {
     "model_weights_retries": (0, None),
     **{variable_name(row.name): (row.least, row.most) for row in REQUIREMENTS if row.least is not None},
 }
+
+#: Sizes for Docker: a whole number and its unit.
+SIZES = (
+    "vllm_service_memory_limit",
+    "vllm_service_shm_size",
+    "vllm_service_tmp_size",
+    "vllm_service_log_max_size",
+)
+_SIZE = re.compile(r"[1-9]\d*[bkmg]")
 
 #: Former names of variables and what they are called now; each is refused with its new name for one release.
 RENAMED: Mapping[str, str] = {
@@ -60,7 +67,7 @@ RENAMED: Mapping[str, str] = {
 #: Flags of vLLM as they may be taken for variables, and the variable that sets each.
 SPELT_AS_FLAGS: Mapping[str, str] = {flag.replace("-", "_"): name for flag, name in VARIABLE_OF_FLAG.items()}
 
-#: What each type of an argument spec accepts; values come as YAML or as text of the command line.
+#: Texts of the command line that are accepted for true or false.
 TRUE_FALSE = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
 
@@ -83,6 +90,9 @@ def _is_float(value: object) -> bool:
     return True
 
 
+#: What each type of an argument spec accepts; values come as YAML or as text of the command line. Stricter than
+#: Ansible's own validator, which takes true for a number, a text for a list and anything for a text: it converts, and
+#: tasks read the variable as it was given.
 _ACCEPTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "int": (_is_int, "a whole number"),
     "float": (_is_float, "a number"),
@@ -94,42 +104,43 @@ _ACCEPTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def unknown_variables(names: Collection[str], options: Collection[str], roles: Collection[str]) -> list[Refusal]:
-    """Variables that nothing reads: they begin like a role's, or look like a slip of a known name.
+def unknown_variables(
+    names: Collection[str], options: Collection[str], roles: Collection[str]
+) -> tuple[list[Refusal], list[str]]:
+    """Variables that no role reads: misspelt ones are refused, others may be somebody else's.
 
     Args:
         names: Variables that the inventory sets for a host.
         options: Every public variable of every role.
-        roles: Names of the roles; a variable ``<role>_...`` must be one of `options`.
+        roles: Names of the roles.
+
+    Returns:
+        A refusal for each misspelt name, and a warning for each other one that begins like a role's variables.
     """
-    prefixes = tuple(f"{role}_" for role in roles)
-    refusals = []
+    prefixes = {role: f"{role}_" for role in roles}
+    owners = {option: _role_of(option, prefixes) for option in options}
+    refusals, warnings = [], []
     for name in sorted(set(names) - set(options)):
+        meant = [option for option, role in owners.items() if misspelt(name, option, role)]
+        role = _role_of(name, prefixes)
         if name in RENAMED:
             refusals += renamed_variables([name])
-            continue
-        flag = SPELT_AS_FLAGS.get(name) or SPELT_AS_FLAGS.get(_without_role(name, prefixes))
-        if flag:
+        elif flag := SPELT_AS_FLAGS.get(name) or SPELT_AS_FLAGS.get(name.removeprefix(prefixes.get(role, ""))):
             message = f"{name} is set, but nothing reads it."
             refusals.append(Refusal("unknown_variable", message, f"Did you mean {flag}?"))
-            continue
-        alike = closest(name, options, cutoff=0.75)
-        if name.startswith(prefixes) or difflib.get_close_matches(name, options, n=1, cutoff=SIMILAR):
-            refusals.append(
-                Refusal(
-                    "unknown_variable",
-                    f"{name} is set, but nothing reads it.",
-                    f"Did you mean {' or '.join(alike)}?" if alike else "Remove it.",
-                )
-            )
-    return refusals
+        elif meant:
+            fix = f"Did you mean {' or '.join(closest(name, meant, cutoff=0))}?"
+            refusals.append(Refusal("unknown_variable", f"{name} is set, but nothing reads it.", fix))
+        elif role:
+            alike = closest(name, [option for option in options if option.startswith(prefixes[role])], cutoff=0.85)
+            hint = f" Its closest variables: {', '.join(alike)}." if alike else ""
+            warnings.append(f"{name} begins like a variable of role {role}, but no role reads it.{hint}")
+    return refusals, warnings
 
 
-def _without_role(name: str, prefixes: Collection[str]) -> str:
-    return next(
-        (name.removeprefix(prefix) for prefix in sorted(prefixes, key=len, reverse=True) if name.startswith(prefix)),
-        name,
-    )
+def _role_of(name: str, prefixes: Mapping[str, str]) -> str:
+    """The role whose variables begin like this name, the one with the longest name; empty for none."""
+    return max((role for role, prefix in prefixes.items() if name.startswith(prefix)), key=len, default="")
 
 
 def renamed_variables(names: Collection[str]) -> list[Refusal]:
@@ -152,22 +163,51 @@ def value_refusal(name: str, value: Any, option: Mapping[str, Any]) -> Refusal |
     kind = option.get("type", "str")
     accepts, wanted = _ACCEPTS.get(kind, (lambda _: True, kind))
     if value is None or not accepts(value):
-        return Refusal("wrong_type", f"{name} is {value!r}, but must be {wanted}.", f"Set {name} to {wanted}.")
+        shown = f"a {type(value).__name__}" if _secret(option) else repr(value)
+        return Refusal("wrong_type", f"{name} is {shown}, but must be {wanted}.", f"Set {name} to {wanted}.")
     choices = option.get("choices")
     if choices and value not in choices:
         allowed = ", ".join(map(str, choices))
         return Refusal("not_a_choice", f"{name} is {value!r}; allowed: {allowed}.", f"Set {name} to one of these.")
-    # Where "auto" is allowed the type is text.
-    if name in RANGES and not _is_float(value) and value != AUTO:
-        return Refusal("wrong_type", f"{name} is {value!r}, but must be auto or a number.", f"Set {name} to auto.")
-    if name in RANGES and value != AUTO:
-        least, most = RANGES[name]
-        if float(value) < least or (most is not None and float(value) > most):
-            allowed = f"{least} to {most}" if most is not None else f"{least} or more"
-            return Refusal("out_of_range", f"{name} is {value}; allowed: {allowed}.", f"Set {name} to {allowed}.")
     if kind == "path" and value and not PurePosixPath(str(value)).is_absolute():
-        return Refusal("relative_path", f"{name} is {value!r}; allowed: an absolute path.", f"Begin {name} with /.")
-    return None
+        fix = f"Make {name} an absolute path."
+        return Refusal("relative_path", f"{name} is {value!r}; allowed: an absolute path.", fix)
+    return limit_refusal(name, value) or _element_refusal(name, value, option)
+
+
+def limit_refusal(name: str, value: Any) -> Refusal | None:
+    """Why a number or a size is outside of what a variable may be, or None; for a variable without limits too."""
+    if name in SIZES and not _SIZE.fullmatch(str(value)):
+        message = f"{name} is {value!r}; allowed: a whole number and b, k, m or g, such as 4g."
+        return Refusal("bad_size", message, f"Set {name} to such a size.")
+    if name not in RANGES or value == AUTO:
+        return None
+    # Where "auto" is allowed the type is text.
+    if not _is_float(value):
+        return Refusal("wrong_type", f"{name} is {value!r}, but must be auto or a number.", f"Set {name} to auto.")
+    least, most = RANGES[name]
+    if float(value) >= least and (most is None or float(value) <= most):
+        return None
+    allowed = f"{least} to {most}" if most is not None else f"{least} or more"
+    return Refusal("out_of_range", f"{name} is {value}; allowed: {allowed}.", f"Set {name} to {allowed}.")
+
+
+def _element_refusal(name: str, value: Any, option: Mapping[str, Any]) -> Refusal | None:
+    """Why the elements of a list or the keys of a mapping are not what the spec says; Ansible's validator says so."""
+    from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+
+    if not {"elements", "options"} & set(option):
+        return None
+    spec = {key: option[key] for key in ("type", "elements", "options") if key in option}
+    errors = ArgumentSpecValidator({name: spec}).validate({name: value}).error_messages
+    if not errors:
+        return None
+    found = "; ".join(error.rstrip(".") for error in errors)
+    return Refusal("bad_element", f"{name}: {found}.", f"Correct {name}.")
+
+
+def _secret(option: Mapping[str, Any]) -> bool:
+    return bool(option.get("no_log")) or any(map(_secret, (option.get("options") or {}).values()))
 
 
 def address_refusal(address: str, *, allow_public: bool) -> Refusal | None:

@@ -48,6 +48,12 @@ options:
     description: Take the lock from whoever holds it.
     type: bool
     default: false
+  fresh_until:
+    description:
+      - Time until which the lock of this run needs no renewal, in seconds since 1970, as an earlier task returned it.
+      - Before it, the action plugin does not ask the host.
+    type: float
+    default: 0
   owner:
     description: The run that this is part of; set by the action plugin.
     type: dict
@@ -60,12 +66,12 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Lock | Keep other runs out
+- name: Lock | Acquire the deploy lock
   inference.vllm.deploy_lock:
     path: /run/vllm.deploy-lock
     wait: 600
 
-- name: Lock | Let them in again
+- name: Lock | Release the deploy lock
   inference.vllm.deploy_lock:
     path: /run/vllm.deploy-lock
     state: released
@@ -76,6 +82,10 @@ held_by:
   description: Who holds the lock instead of this run, and since when; null where this run holds it.
   type: dict
   returned: always
+fresh_until:
+  description: Time until which the lock needs no renewal, in seconds since 1970; V(0) where it was given back.
+  type: float
+  returned: success
 """
 
 
@@ -88,6 +98,7 @@ def main() -> None:
             "wait": {"type": "int", "default": 0},
             "max_age": {"type": "int", "default": 14400},
             "break_lock": {"type": "bool", "default": False},
+            "fresh_until": {"type": "float", "default": 0},
             "owner": {"type": "dict"},
             "instead_of": {"type": "str", "default": ""},
         },

@@ -35,6 +35,10 @@ def held_port() -> Iterator[int]:
         ("vllm_accelerator", "gpu", ["vllm_accelerator", "nvidia, cpu"]),
         ("engine_image_extra_packages", ["av"], ["[extra_package_unpinned]"]),
         ("vllm_bind_address", "192.0.2.1", ["[public_address]", "preflight_allow_public_address"]),
+        ("vllm_service_extra_flags", {"trust-remote-code": True, "tp": 2}, ["[flag_refused]", "[flag_of_plan]"]),
+        ("vllm_service_environment", {"LD_PRELOAD": "x"}, ["[refused_environment]", "LD_PRELOAD"]),
+        ("vllm_service_memory_limit", "32GiB", ["[bad_size]", "4g"]),
+        ("vllm_service_stop_timeout", 0, ["[out_of_range]", "1 or more"]),
     ],
 )
 def test_bad_value_is_refused_by_name(

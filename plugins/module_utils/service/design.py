@@ -21,6 +21,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.contracts import (
     PlanFile,
     ReleasedModel,
 )
+from ansible_collections.inference.vllm.plugins.module_utils.inventory import limit_refusal
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.service import api_keys
 from ansible_collections.inference.vllm.plugins.module_utils.service import flags as vllm_flags
@@ -77,7 +78,6 @@ _REFUSED_ENVIRONMENT = {
 }
 _SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL)S?($|_)")
 _ENVIRONMENT_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SIZE = re.compile(r"[1-9]\d*[bkmg]")
 _CACHE_NAMES = tuple(name for name, value in _SAFE_ENVIRONMENT.items() if value.startswith(HOME))
 
 
@@ -118,8 +118,8 @@ def design(inputs: Inputs, rendered_by: str) -> dict[str, Any]:
     refusals = [
         *_stale(model, plan, image, lock),
         *vllm_flags.engine_refusals(image.vllm_version, model, allow_old=settings["vllm_unsafe_allow_old_engine"]),
-        *_wrong_environment(settings["vllm_service_environment"]),
-        *_wrong_settings(settings),
+        *environment_refusals(settings["vllm_service_environment"]),
+        *settings_refusals(settings),
     ]
     if refusals:
         raise RefusalError(*refusals)
@@ -201,7 +201,8 @@ def _stale(model: Mapping[str, Any], plan: PlanFile, image: ImageFile, lock: Loc
     return [Refusal("stale_input", f"{sentence}.", _REMEDY) for sentence in found]
 
 
-def _wrong_environment(given: Mapping[str, Any]) -> list[Refusal]:
+def environment_refusals(given: Mapping[str, Any]) -> list[Refusal]:
+    """Why ``vllm_service_environment`` is not accepted; an empty list where it is."""
     refusals = []
     for name, value in given.items():
         variable = f"vllm_service_environment: {name}"
@@ -222,24 +223,16 @@ def _wrong_environment(given: Mapping[str, Any]) -> list[Refusal]:
     return refusals
 
 
-def _wrong_settings(settings: Mapping[str, Any]) -> list[Refusal]:
+def settings_refusals(settings: Mapping[str, Any]) -> list[Refusal]:
+    """Why the role's numbers, sizes and limits are not accepted; an empty list where they are."""
+    limits = filter(None, (limit_refusal(name, value) for name, value in settings.items()))
+    return [*limits, *ulimit_refusals(settings["vllm_service_ulimits"])]
+
+
+def ulimit_refusals(ulimits: Mapping[str, Any]) -> list[Refusal]:
+    """Why ``vllm_service_ulimits`` is not accepted; an empty list where it is."""
     refusals = []
-    for name in ("memory_limit", "shm_size", "tmp_size", "log_max_size"):
-        value = settings[f"vllm_service_{name}"]
-        if not _SIZE.fullmatch(str(value)):
-            refusals.append(
-                Refusal(
-                    "bad_size",
-                    f"vllm_service_{name} is {value!r}; allowed: a whole number and b, k, m or g, such as 4g.",
-                    "Set such a size.",
-                )
-            )
-    for name in ("pids_limit", "start_timeout", "stop_timeout", "health_interval", "health_timeout", "log_max_files"):
-        value = settings[f"vllm_service_{name}"]
-        if value < 1:
-            message = f"vllm_service_{name} is {value}; allowed: at least 1."
-            refusals.append(Refusal("bad_number", message, "Set at least 1."))
-    for name, value in settings["vllm_service_ulimits"].items():
+    for name, value in ulimits.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < -1:
             message = f"vllm_service_ulimits: {name} is {value!r}; allowed: a whole number, -1 for no limit."
             refusals.append(Refusal("bad_number", message, "Set a whole number."))

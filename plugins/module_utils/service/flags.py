@@ -327,16 +327,17 @@ def validate(flags: Mapping[str, Setting], version: str, model: Mapping[str, Any
     Returns:
         All reasons against them; an empty list where vLLM may be started.
     """
-    single = [
-        refusal
-        for name, setting in flags.items()
-        for refusal in (_wrong_version(TABLE[name], setting, version), _wrong_value(TABLE[name], setting))
-        if refusal
-    ]
+    versions = (_wrong_version(TABLE[name], setting, version) for name, setting in flags.items())
+    single = [*filter(None, versions), *value_refusals(flags)]
     if single:
         # Pairs of values that are wrong by themselves would only repeat the reason.
         return single
     return [*_pairs(flags), *_against_model(flags, model)]
+
+
+def value_refusals(flags: Mapping[str, Setting]) -> list[Refusal]:
+    """Values that no release of the engine takes, each judged by itself; an empty list where there are none."""
+    return [*filter(None, (_wrong_value(TABLE[name], setting) for name, setting in flags.items()))]
 
 
 def engine_refusals(version: str, model: Mapping[str, Any], *, allow_old: bool = False) -> list[Refusal]:

@@ -19,8 +19,8 @@ import pytest
 import yaml
 from ansible.template import trust_as_template
 
-from ansible_collections.inference.vllm.plugins.filter.service import rendered_by, service_design
-from ansible_collections.inference.vllm.plugins.module_utils import catalogue, versions
+from ansible_collections.inference.vllm.plugins.filter.service import service_design
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue, collection, versions
 from ansible_collections.inference.vllm.plugins.module_utils.contracts import ManifestFile, PlanFile
 from ansible_collections.inference.vllm.plugins.module_utils.planner.gpus import Host
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
@@ -267,8 +267,10 @@ def test_environment_is_laid_over_and_reaches_the_container_as_it_was_written(tm
         ({"vllm_service_shm_size": "0g"}, "bad_size"),
         ({"vllm_service_tmp_size": "-1g"}, "bad_size"),
         ({"vllm_service_log_max_size": "20"}, "bad_size"),
-        ({"vllm_service_pids_limit": 0}, "bad_number"),
-        ({"vllm_service_start_timeout": -5}, "bad_number"),
+        ({"vllm_service_pids_limit": 63}, "out_of_range"),
+        ({"vllm_service_start_timeout": -5}, "out_of_range"),
+        ({"vllm_service_stop_timeout": 0}, "out_of_range"),
+        ({"vllm_service_log_max_files": 0}, "out_of_range"),
         ({"vllm_service_ulimits": {"memlock": "many"}}, "bad_number"),
         ({"vllm_service_extra_flags": {"max-nun-seqs": 1}}, "unknown_flag"),
         ({"vllm_service_extra_flags": {"stream-interval": 0}}, "flag_range"),
@@ -291,7 +293,7 @@ def test_all_reasons_come_at_once() -> None:
     given = {"vllm_service_memory_limit": "x", "vllm_service_pids_limit": 0, "vllm_service_environment": {"A": None}}
     with pytest.raises(RefusalError) as caught:
         design(case("embedded", **given), BY)
-    assert [refusal.code for refusal in caught.value.refusals] == ["bad_environment", "bad_size", "bad_number"]
+    assert [refusal.code for refusal in caught.value.refusals] == ["bad_environment", "bad_size", "out_of_range"]
 
 
 @pytest.mark.parametrize(
@@ -357,7 +359,7 @@ def test_the_filter_takes_values_that_remember_where_they_came_from() -> None:
     result = service_design(made_from.model, read_files(made_from), made_from.settings)
     assert result["refusals"] == []
     assert "attention-backend: TORCH_SDPA\n" in result["vllm_yaml"]
-    assert result["manifest"]["rendered_by"] == rendered_by()
+    assert result["manifest"]["rendered_by"] == str(collection.read())
 
 
 def test_the_filter_returns_every_refusal() -> None:
@@ -368,7 +370,3 @@ def test_the_filter_returns_every_refusal() -> None:
     files[1]["text"] = None
     (missing,) = service_design(made_from.model, files, made_from.settings)["refusals"]
     assert missing.startswith("[missing_input] /srv/image.json does not exist on the host.")
-
-
-def test_rendered_by_names_collection_and_version() -> None:
-    assert re.fullmatch(r"inference\.vllm \d+\.\d+\.\d+", rendered_by())
