@@ -31,7 +31,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.planner import engi
 from ansible_collections.inference.vllm.plugins.module_utils.planner.account import kv_bytes_per_token  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry  # noqa: E402
-from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Wishes  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Requirements  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import judge, solve  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner.tensors import (  # noqa: E402
     GIB,
@@ -124,14 +124,17 @@ def seen_on_two(known: Sequence[Boot]) -> list[str]:
 
 def two_4090s() -> list[str]:
     """What two RTX 4090 can do: 128k of context as first proposed, the best FP8 plan, and the 4-bit plan for 128k."""
-    proposed = Wishes(context=131_072, gpu_memory_utilization=0.85, kv_cache_dtype="fp8", max_num_seqs=32)
+    proposed = Requirements(max_model_len=131_072, gpu_memory_utilization=0.85, kv_cache_dtype="fp8", max_num_seqs=32)
     fp8, awq = "qwen3-vl-32b-instruct-fp8", "qwen3-vl-32b-instruct-awq"
     rows = [
         (f"FP8, 128k at 0.85, vLLM {versions.CALIBRATED}", judge(_case(fp8, versions.CALIBRATED), proposed)),
         (f"FP8, 128k at 0.85, vLLM {versions.DEPLOYED}", judge(_case(fp8, versions.DEPLOYED), proposed)),
-        ("best FP8 plan", solve(_case(fp8, versions.DEPLOYED), Wishes())),
-        ("FP8 plan with images of 1 megapixel", solve(_case(fp8, versions.DEPLOYED), Wishes(max_pixels=1_048_576))),
-        ("4-bit plan for 128k", solve(_case(awq, versions.DEPLOYED), Wishes(context=131_072))),
+        ("best FP8 plan", solve(_case(fp8, versions.DEPLOYED), Requirements())),
+        (
+            "FP8 plan with images of 1 megapixel",
+            solve(_case(fp8, versions.DEPLOYED), Requirements(max_pixels=1_048_576)),
+        ),
+        ("4-bit plan for 128k", solve(_case(awq, versions.DEPLOYED), Requirements(max_model_len=131_072))),
     ]
     lines = [
         "Two RTX 4090 (23.52 GiB each), planned, GiB per GPU:",
