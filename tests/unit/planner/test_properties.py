@@ -210,7 +210,7 @@ some_settings = st.fixed_dictionaries(
 def asked(draw: st.DrawFn) -> tuple[Case, Requirements]:
     """A model, a GPU and requirements, some of which can be met."""
     case = case_of(draw(models), draw(cards), draw(versions))
-    named = draw(some_settings)
+    named: dict[str, Any] = draw(some_settings)
     if not case.model.vision:
         named = {key: value for key, value in named.items() if key not in ("max_pixels", "images_per_prompt")}
     length = draw(st.none() | lengths)
