@@ -1,9 +1,9 @@
 """`make bench-plan`: predicted against measured for every known boot, beside three other estimators.
 
-The tables are printed and written into docs/planning.md between markers: ``two-rtx-4090`` (what two RTX 4090 can do)
-and ``bench-plan`` (the comparison). hf-mem and accelerate only read a hub, so they get a local one with checkpoints
-of true size and no content. They are installed under .cache/ at the first run; ``--without-others`` skips them and
-leaves the comparison in the page as it is.
+The tables are printed, and written into docs/planning.md between markers: ``two-rtx-4090`` (what two RTX 4090 can do)
+and ``bench-plan`` (the comparison). hf-mem and accelerate only read a hub: a local one with checkpoints of true
+size and no content. They are installed under .cache/ at the first run; ``--without-others`` skips them and leaves the
+comparison in the page as it is.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def seen_on_two(known: Sequence[Boot]) -> list[str]:
     """What was measured on two cards of 24 GB; nothing of it is computed."""
     lines = [
         "Two cards of 24 GB, measured (vLLM 0.26.0, two H100 80GB or two H200, held to 23.52 GiB each). Speed is",
-        "output tokens per second of `vllm bench serve`: text (1024 in, 128 out, 16 at once), an image of 1 megapixel "
+        "output tokens per second of `vllm bench serve`: text (1024 in, 128 out, 16 at once), an image of 1 megapixel",
         "(64 in, 64 out, 8 at once), and the same images again. Compare speeds of the same day and card only:",
         "",
         "| boot | card, day | starts | survives | longest request | ready after, s | text | image | image again |",

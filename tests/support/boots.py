@@ -1,4 +1,4 @@
-"""The measured boots of catalogue/calibration.json, and what the planner says of each."""
+"""The measured boots in catalogue/calibration.json, each with the verdict of the planner."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROWS = Path(__file__).parents[2] / "catalogue" / "calibration.json"
 
 @dataclass(frozen=True)
 class Boot:
-    """One measured boot: what was told, what was measured on which card, and the planner's verdict."""
+    """One measured boot: settings, measurements, GPU, and the planner's verdict."""
 
     name: str
     date: str
@@ -33,17 +33,17 @@ class Boot:
 
     @property
     def longest(self) -> int | None:
-        """Tokens of the longest request: as long as its flag or the cache permits; None where nothing tells."""
+        """Tokens of the longest possible request, limited by its flag and the KV cache; None if unknown."""
         return min(self.max_model_len or self.tokens, self.tokens) if self.tokens else None
 
     @property
     def tokens(self) -> int | None:
-        """Measured tokens of the KV cache: as reported, or the longest request that a refusal names."""
+        """Measured size of the KV cache in tokens: as reported, or from the message of a failed start."""
         return self.measured.get("kv_cache_tokens") or self.measured.get("longest")
 
 
 def boots(path: Path = ROWS) -> list[Boot]:
-    """All measured boots, each judged under its own settings."""
+    """All measured boots, each judged with its own settings."""
     return [_boot(row) for row in json.loads(path.read_text(encoding="utf-8"))["boots"]]
 
 
