@@ -147,7 +147,7 @@ def test_terms_are_sane_and_add_up(model: Model, host: gpus.Host, version: str, 
 
 @FEW
 @given(models, cards, versions, st.integers(1024, 200_000), st.floats(0, 64))
-def test_more_memory_never_makes_wishes_impossible(
+def test_more_memory_never_makes_requirements_impossible(
     model: Model, host: gpus.Host, version: str, length: int, more: float
 ) -> None:
     assume(length <= model.text.max_position_embeddings)
@@ -210,7 +210,7 @@ some_settings = st.fixed_dictionaries(
 def asked(draw: st.DrawFn) -> tuple[Case, Requirements]:
     """A model, a GPU and requirements, some of which can be met."""
     case = case_of(draw(models), draw(cards), draw(versions))
-    named = draw(some_settings)
+    named: dict[str, Any] = draw(some_settings)
     if not case.model.vision:
         named = {key: value for key, value in named.items() if key not in ("max_pixels", "images_per_prompt")}
     length = draw(st.none() | lengths)
