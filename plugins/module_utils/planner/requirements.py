@@ -165,7 +165,7 @@ class Requirements:
         flag="enforce-eager",
     )
     mm_encoder_tp_mode: str = _row(
-        "Split the vision tower over the GPUs (V(weights)), or copy it to each and split the images (V(data)).",
+        "Split the vision tower over the GPUs (V(weights)), or copy it to each and split images (V(data)).",
         default="weights",
         choices=("weights", "data"),
         flag="mm-encoder-tp-mode",

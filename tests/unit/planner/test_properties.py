@@ -147,7 +147,7 @@ def test_terms_are_sane_and_add_up(model: Model, host: gpus.Host, version: str, 
 
 @FEW
 @given(models, cards, versions, st.integers(1024, 200_000), st.floats(0, 64))
-def test_more_memory_never_makes_wishes_impossible(
+def test_more_memory_never_makes_requirements_impossible(
     model: Model, host: gpus.Host, version: str, length: int, more: float
 ) -> None:
     assume(length <= model.text.max_position_embeddings)

@@ -74,7 +74,7 @@ def test_the_four_bit_plan_for_128k() -> None:
     assert plan.flags()["max-model-len"] == 131_072
 
 
-def test_a_wish_that_breaks_is_named_with_its_numbers() -> None:
+def test_a_requirement_that_breaks_is_named_with_its_numbers() -> None:
     plan = on_4090s(Requirements(max_model_len=131_072))
     (reason,) = plan.refusals
     assert reason.code == "context_too_long"
@@ -286,12 +286,12 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("wish", "named"), IMPOSSIBLE, ids=[named for _, named in IMPOSSIBLE])
+@pytest.mark.parametrize(("required", "named"), IMPOSSIBLE, ids=[named for _, named in IMPOSSIBLE])
 @pytest.mark.parametrize("way", [judge, solve])
-def test_impossible_wishes_are_refused_by_name(way: Any, wish: dict[str, Any], named: str) -> None:
+def test_impossible_requirements_are_refused_by_name(way: Any, required: dict[str, Any], named: str) -> None:
     asked = replace(case("qwen3-vl-32b-instruct-fp8", "4x RTX 4090"), name=variable_name)
     with pytest.raises(RefusalError) as caught:
-        way(asked, Requirements(**wish))
+        way(asked, Requirements(**required))
     assert named in caught.value.refusals[0].message
     assert caught.value.refusals[0].fix
 
