@@ -12,7 +12,7 @@ from ansible_collections.inference.vllm.plugins.module_utils import catalogue
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
 from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case, Plan
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
-from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Wishes
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Requirements
 from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import judge
 
 ROWS = Path(__file__).parents[2] / "catalogue" / "calibration.json"
@@ -29,12 +29,12 @@ class Boot:
     entry: catalogue.Entry
     measured: Mapping[str, Any]
     plan: Plan
-    context: int | None = None
+    max_model_len: int | None = None
 
     @property
     def longest(self) -> int | None:
         """Tokens of the longest possible request, limited by its flag and the KV cache; None if unknown."""
-        return min(self.context or self.tokens, self.tokens) if self.tokens else None
+        return min(self.max_model_len or self.tokens, self.tokens) if self.tokens else None
 
     @property
     def tokens(self) -> int | None:
@@ -65,7 +65,7 @@ def _boot(row: Mapping[str, Any]) -> Boot:
         measured_on=gpu["measured_on"],
         note=row.get("note", ""),
         entry=entry,
-        context=row["settings"].get("context"),
+        max_model_len=row["settings"].get("max_model_len"),
         measured=row["measured"],
-        plan=judge(case, Wishes(**row["settings"], caches_kept=row["measured"].get("caches_kept", False))),
+        plan=judge(case, Requirements(**row["settings"], caches_kept=row["measured"].get("caches_kept", False))),
     )

@@ -1,4 +1,4 @@
-"""The untaught tiny Qwen3-VL: tokenizer, configuration files and seeded random weights.
+"""The untrained tiny Qwen3-VL: tokenizer, configuration files and seeded random weights.
 
 The shapes are valid for ``Qwen3VLForConditionalGeneration``, so that vLLM runs the code path of the full-size models
 (deepstack, interleaved M-RoPE, head_dim 128); only the counts are small.
