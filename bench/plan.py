@@ -103,7 +103,8 @@ def seen_on_two(known: Sequence[Boot]) -> list[str]:
     lines = [
         "Two cards of 24 GB, measured (vLLM 0.26.0, two H100 80GB or two H200, held to 23.52 GiB each). Speed is",
         "output tokens per second of `vllm bench serve`: text (1024 in, 128 out, concurrency 16), an image of 1",
-        "megapixel (64 in, 64 out, concurrency 8), and the same images again. Compare speeds of the same day and card only:",
+        "megapixel (64 in, 64 out, concurrency 8), and the same images again. Compare only speeds of the same day and",
+        "card:",
         "",
         "| boot | card, day | starts | survives | longest request | ready after, s | text | image | image again |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
