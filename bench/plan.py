@@ -1,9 +1,9 @@
-"""`make bench-plan`: predicted against measured for every known boot, beside three other estimators.
+"""`make bench-plan`: compare predicted with measured values for every known boot, and with three other estimators.
 
-The tables are printed, and written into docs/planning.md between markers: ``two-rtx-4090`` (what two RTX 4090 can do)
-and ``bench-plan`` (the comparison). hf-mem and accelerate only read a hub: a local one with checkpoints of true
-size and no content. They are installed under .cache/ at the first run; ``--without-others`` skips them and leaves the
-comparison in the page as it is.
+Prints the tables and writes them into docs/planning.md between markers: ``two-rtx-4090`` (plans for two RTX 4090) and
+``bench-plan`` (the comparison). hf-mem and accelerate read models only from a hub, so they use a local hub with sparse
+checkpoints of the real size. They are installed under .cache/ at the first run; ``--without-others`` skips them and
+does not update the comparison in the page.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ ENVIRONMENT = ROOT / ".cache" / "bench-plan"
 _PAIR = 2
 PAGE = ROOT / "docs" / "planning.md"
 
-# For each estimator: model -> GiB that it says the model needs before any KV cache.
+# By estimator and model: predicted memory of the model without KV cache, in GiB.
 Estimates = Mapping[str, Mapping[str, float]]
 
 
 def main() -> int:
-    """Print the table and write it into the page."""
+    """Print the tables and write them into the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--without-others", action="store_true", help="only the planner, nothing is installed")
+    parser.add_argument("--without-others", action="store_true", help="run only the planner; installs nothing")
     options = parser.parse_args()
     known = boots()
     others: Estimates = {} if options.without_others else others_for({boot.entry.name: boot.entry for boot in known})
@@ -74,7 +74,7 @@ def main() -> int:
 
 
 def table(known: Sequence[Boot], others: Estimates) -> list[str]:
-    """The comparison in Markdown: one table for the planner, one for the others."""
+    """The comparison in Markdown: one table for the planner, one for the other estimators."""
     lines = [
         "| measured / predicted | weights, GiB per GPU | KV cache, tokens | starts | survives |",
         "| --- | --- | --- | --- | --- |",
@@ -92,18 +92,19 @@ def table(known: Sequence[Boot], others: Estimates) -> list[str]:
         lines += [f"| boot | measured | vram-plan | {' | '.join(names)} |", "| --- " * (3 + len(names)) + "|"]
         for boot in known:
             if boot.tokens:
-                told = [_tokens(boot, others[name].get(boot.entry.name)) for name in names]
-                cells = [_with_error(boot.tokens, value) for value in (boot.plan.account.kv_cache_tokens, *told)]
+                estimated = [_tokens(boot, others[name].get(boot.entry.name)) for name in names]
+                cells = [_with_error(boot.tokens, value) for value in (boot.plan.account.kv_cache_tokens, *estimated)]
                 lines.append(f"| {boot.name} | {boot.tokens} | {' | '.join(cells)} |")
     return lines
 
 
 def seen_on_two(known: Sequence[Boot]) -> list[str]:
-    """What was measured on two cards of 24 GB; nothing of it is computed."""
+    """Measurements on two emulated cards of 24 GB."""
     lines = [
         "Two cards of 24 GB, measured (vLLM 0.26.0, two H100 80GB or two H200, held to 23.52 GiB each). Speed is",
-        "output tokens per second of `vllm bench serve`: text (1024 in, 128 out, 16 at once), an image of 1 megapixel",
-        "(64 in, 64 out, 8 at once), and the same images again. Compare speeds of the same day and card only:",
+        "output tokens per second of `vllm bench serve`: text (1024 in, 128 out, concurrency 16), an image of 1",
+        "megapixel (64 in, 64 out, concurrency 8), and the same images again. Compare only speeds of the same day and",
+        "card:",
         "",
         "| boot | card, day | starts | survives | longest request | ready after, s | text | image | image again |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -123,7 +124,7 @@ def seen_on_two(known: Sequence[Boot]) -> list[str]:
 
 
 def two_4090s() -> list[str]:
-    """What two RTX 4090 can do: 128k of context as first proposed, the best FP8 plan, and the 4-bit plan for 128k."""
+    """Plans for two RTX 4090: the proposed 128k of context, the best FP8 plans, and the 4-bit plan for 128k."""
     proposed = Requirements(max_model_len=131_072, gpu_memory_utilization=0.85, kv_cache_dtype="fp8", max_num_seqs=32)
     fp8, awq = "qwen3-vl-32b-instruct-fp8", "qwen3-vl-32b-instruct-awq"
     rows = [
@@ -143,15 +144,15 @@ def two_4090s() -> list[str]:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, plan in rows:
-        account, told = plan.account, plan.settings
+        account, settings = plan.account, plan.settings
         cells = (
             name,
             "yes" if plan.starts else "no",
             "yes" if plan.survives else "no",
             f"{account.weights:.2f}",
-            f"{account.kv_cache:.2f} ({told.kv_cache_dtype})",
+            f"{account.kv_cache:.2f} ({settings.kv_cache_dtype})",
             str(plan.max_model_len),
-            str(told.max_pixels),
+            str(settings.max_pixels),
             f"{plan.flags()['gpu-memory-utilization']:.2f}",
             f"{account.headroom:.2f}",
         )
@@ -164,7 +165,7 @@ def _case(name: str, version: str) -> Case:
 
 
 def others_for(entries: Mapping[str, Entry]) -> Estimates:
-    """What the other estimators say of these models."""
+    """Predictions of the other estimators for these models."""
     rule = {name: 1.2 * total_bytes(from_shapes(from_entry(e))) / GIB + 2 for name, e in entries.items()}
     tools = install()
     with tempfile.TemporaryDirectory(prefix="bench-plan-") as folder:
@@ -184,10 +185,10 @@ def others_for(entries: Mapping[str, Entry]) -> Estimates:
 
 
 def install() -> Path:
-    """The environment with the other tools, made where it is missing; returns its folder of programs."""
+    """Create the virtual environment of the other tools, if it is missing. Returns its folder of programs."""
     programs = ENVIRONMENT / "bin"
     if not (programs / "hf-mem").exists():
-        # PyTorch's small CPU build, where a machine offers it at all, is for this Python.
+        # Python 3.11 if available, for PyTorch's small CPU build.
         python = shutil.which("python3.11") or sys.executable
         print(f"Installing {', '.join(OTHERS)} into {ENVIRONMENT} ...", file=sys.stderr, flush=True)
         _run(python, "-m", "venv", "--clear", ENVIRONMENT)
@@ -196,19 +197,19 @@ def install() -> Path:
 
 
 def ask_hf_mem(tools: Path, entry: Entry, environment: Mapping[str, str]) -> float:
-    """What hf-mem says that the weights take, in GiB."""
+    """Memory of the weights according to hf-mem, in GiB."""
     script = Path(__file__).with_name("plan_hf_mem.py")
-    told = _ask(environment, tools / "python", script, "--model-id", entry.repository, "--json-output")
-    return float(json.loads(told.splitlines()[-1])["memory"]) / GIB
+    output = _ask(environment, tools / "python", script, "--model-id", entry.repository, "--json-output")
+    return float(json.loads(output.splitlines()[-1])["memory"]) / GIB
 
 
 def ask_accelerate(tools: Path, entry: Entry, environment: Mapping[str, str]) -> float:
-    """What accelerate says that the model takes in int8, the nearest to FP8 that it knows; its GB are 2^30 bytes."""
+    """Memory of the model in int8, the closest type to FP8, according to accelerate, whose GB are 2^30 bytes."""
     options = ("--library_name", "transformers", "--dtypes", "int8")
-    told = _ask(environment, tools / "accelerate", "estimate-memory", entry.repository, *options)
-    found = re.search(r"int8[^\n]*?[│|]\s*[\d.]+ [KMG]B\s*[│|]\s*([\d.]+) ([MG])B", told)
+    output = _ask(environment, tools / "accelerate", "estimate-memory", entry.repository, *options)
+    found = re.search(r"int8[^\n]*?[│|]\s*[\d.]+ [KMG]B\s*[│|]\s*([\d.]+) ([MG])B", output)
     if not found:
-        raise ValueError(f"accelerate estimate-memory printed no line for int8:\n{told}")
+        raise ValueError(f"accelerate estimate-memory printed no line for int8:\n{output}")
     return float(found[1]) / (1024 if found[2] == "M" else 1)
 
 
@@ -228,7 +229,7 @@ def _each(entries: Mapping[str, Entry], ask: Callable[[Entry], float]) -> dict[s
 
 
 def _tokens(boot: Boot, needed: float | None) -> int | None:
-    """Tokens of KV cache that an estimate leaves of the budget of all GPUs; none where it leaves nothing."""
+    """KV cache tokens that remain of the budget of all GPUs with an estimate; 0 if nothing remains."""
     if needed is None:
         return None
     settings = boot.plan.settings
@@ -247,10 +248,10 @@ def _pair(measured: float | None, predicted: float) -> str:
 
 
 def _verdict(measured: bool | None, predicted: bool) -> str:
-    said = "yes" if predicted else "no"
+    expected = "yes" if predicted else "no"
     if measured is None:
-        return f"- / {said}"
-    return f"{'yes' if measured else 'no'} / {said}{'' if measured == predicted else ' **wrong**'}"
+        return f"- / {expected}"
+    return f"{'yes' if measured else 'no'} / {expected}{'' if measured == predicted else ' **wrong**'}"
 
 
 if __name__ == "__main__":

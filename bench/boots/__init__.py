@@ -1,9 +1,8 @@
-"""Boot the real vLLM once per configuration on a GPU host, load it, and record where its memory goes.
+"""Boot the real vLLM once per configuration on a GPU host, put it under load, and record its memory use.
 
-Run ``python -m bench.boots MATRIX.yaml --models DIR --out DIR`` on a host with vLLM. Weights are random: memory and
-speed do not depend on their values, so a folder with ``config.json`` and a tokenizer is enough. A large card is held
-down to the size of a smaller one by a process that keeps the rest of its memory, so that running out of memory happens
-where it would on the small one.
+Run ``python -m bench.boots MATRIX.yaml --models DIR --out DIR`` on a host with vLLM. Weights are random, because memory
+and speed do not depend on their values: a folder with ``config.json`` and a tokenizer is enough. To emulate a smaller
+card, a process (the ballast) holds the rest of a larger card's memory. vLLM then runs out of memory at the same point.
 
-It needs vLLM, PyTorch, PyYAML and nvidia-ml-py, and nothing of this project, so that the folder can be copied alone.
+Needs vLLM, PyTorch, PyYAML and nvidia-ml-py, but no other part of this project, so the folder can be copied alone.
 """

@@ -1,4 +1,4 @@
-"""Run the boots of one or more matrices and write what was seen: ``results.jsonl`` grows by one line per boot."""
+"""Run the boots of one or more matrices, and append one line per boot to ``results.jsonl``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BENCH_LIMIT_S = 200
 _VERIFY_LIMIT_S = 300
 _ROOT = Path(__file__).parents[2]
 
-#: A setting of a boot, as catalogue/calibration.json names it, and the flag of vLLM that it becomes.
+#: Setting of a boot, with the name in catalogue/calibration.json, and the corresponding flag of vLLM.
 FLAGS: Mapping[str, str] = {
     "tensor_parallel_size": "--tensor-parallel-size",
     "kv_cache_dtype": "--kv-cache-dtype",
@@ -36,8 +36,8 @@ FLAGS: Mapping[str, str] = {
     "max_model_len": "--max-model-len",
 }
 
-#: What of a log tells about memory, kernels and errors.
-TELLING = re.compile(
+#: Log lines about memory, kernels and errors.
+RELEVANT = re.compile(
     r"Model loading took|Available KV|KV cache size|Maximum concurrency|larger than the avail|estimated maximum"
     r"|Auto-fit|Graph capturing finished|init engine|attention backend|out of memory|OutOfMemory|torch.compile took"
     r"|Selected \w+ for|Using \w+Kernel for|is less than desired|Encoder cache will be|Model Runner"
@@ -47,7 +47,7 @@ _MOST_LINES = 60
 
 @dataclass(frozen=True)
 class Rig:
-    """Where models lie, where results go, and what starts engines."""
+    """Folders of models and results, deadline, and the process that forks engines."""
 
     models: Path
     out: Path
@@ -59,7 +59,7 @@ class Rig:
 
 @dataclass(frozen=True)
 class Running:
-    """A boot whose engine is ready."""
+    """A boot with a ready engine."""
 
     rig: Rig
     boot: Boot
@@ -69,19 +69,19 @@ class Running:
 
 
 def main() -> int:
-    """Run the matrices; 0 where every boot was run, 1 where time ran out."""
+    """Run the matrices. Returns 0 if every boot was run, 1 if the time limit was reached."""
     parser = argparse.ArgumentParser(prog="python -m bench.boots", description=__doc__)
     parser.add_argument("matrix", type=Path, nargs="+")
-    parser.add_argument("--only", nargs="+", help="names of the boots to run, in this order; all where it is left out")
+    parser.add_argument("--only", nargs="+", help="names of the boots to run, in this order (default: all)")
     parser.add_argument("--models", type=Path, required=True, help="folder with a folder per model")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--ansible-python", default=sys.executable, help="interpreter that has ansible-core")
-    parser.add_argument("--limit", type=float, default=3600, help="seconds after which no boot is begun")
+    parser.add_argument("--limit", type=float, default=3600, help="seconds after which no more boots are started")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     known = {boot["name"]: boot for path in options.matrix for boot in read(path)}
     boots = [known[name] for name in options.only or known]
-    with forking(options.out / "zygote.log") as forks:
+    with forking(options.out / "prefork.log") as forks:
         deadline = time.monotonic() + options.limit
         rig = Rig(options.models.resolve(), options.out.resolve(), deadline, forks, options.ansible_python)
         done = sum(run_group(rig, group) for group in groups(boots))
@@ -90,19 +90,19 @@ def main() -> int:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The boots of a matrix, each whole."""
+    """The boots of a matrix, with the defaults."""
     matrix = yaml.safe_load(path.read_text(encoding="utf-8"))
     return [merged(matrix.get("defaults", {}), boot) for boot in matrix["boots"]]
 
 
 def merged(defaults: Mapping[str, Any], boot: Boot) -> dict[str, Any]:
-    """A boot with what it leaves out; settings and environment add up, anything else replaces."""
+    """Boot with the defaults. Settings and environment are merged, other keys are replaced."""
     added = {key: {**defaults.get(key, {}), **boot.get(key, {})} for key in ("settings", "environment")}
     return {**defaults, **boot, **added}
 
 
 def groups(boots: Sequence[Boot]) -> Iterator[list[Boot]]:
-    """Boots that may run side by side: those that take one GPU, between two that take several."""
+    """Groups of boots that may run in parallel: consecutive boots with one GPU, or a single boot with several."""
     alone: list[Boot] = []
     for boot in boots:
         if gpus_of(boot) == 1:
@@ -117,12 +117,12 @@ def groups(boots: Sequence[Boot]) -> Iterator[list[Boot]]:
 
 
 def gpus_of(boot: Boot) -> int:
-    """GPUs that a boot takes."""
+    """Number of GPUs of a boot."""
     return int(boot["settings"].get("tensor_parallel_size", 1))
 
 
 def run_group(rig: Rig, boots: Sequence[Boot]) -> int:
-    """Run boots on as many GPUs as there are; how many were run."""
+    """Run boots in parallel on all GPUs. Returns the number of boots that were run."""
     several = gpus_of(boots[0])
     lanes = [list(range(several))] if several > 1 else [[index] for index in range(gpu_count())]
     waiting: queue.SimpleQueue[Boot] = queue.SimpleQueue()
@@ -151,7 +151,7 @@ def run_group(rig: Rig, boots: Sequence[Boot]) -> int:
 
 
 def run(rig: Rig, boot: Boot, gpus: Sequence[int]) -> dict[str, Any]:
-    """Boot once, load it, and stop it again."""
+    """Boot an engine, put it under load, and stop it."""
     result: dict[str, Any] = {"name": boot["name"], "model": boot["model"], "settings": boot["settings"]}
     result |= {"card_gib": boot.get("card_gib"), "environment": boot.get("environment", {})}
     visible = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus))}
@@ -173,16 +173,16 @@ def run(rig: Rig, boot: Boot, gpus: Sequence[int]) -> dict[str, Any]:
         finally:
             engine.stop()
     result["probe"] = probed(folder)
-    result["log"] = telling(folder / "engine.log")
+    result["log"] = relevant_lines(folder / "engine.log")
     return result
 
 
 def loaded(running: Running) -> dict[str, Any]:
-    """Everything that is asked of a running engine."""
+    """Run all measurements on a running engine."""
     boot, engine, folder = running.boot, running.engine, running.folder
     length = engine.max_model_len()
     result: dict[str, Any] = {"max_model_len": length, "metrics": engine.cache_config(), "stages": {}, "bench": {}}
-    # Speed first: the load may kill the engine.
+    # Benchmarks first: the load may crash the engine.
     for name, arguments in boot.get("bench", {}).items():
         result["bench"][name] = bench(running, name, arguments)
     for name, stage in boot.get("stages", {}).items():
@@ -194,14 +194,14 @@ def loaded(running: Running) -> dict[str, Any]:
     if "verify" in boot:
         (folder / probe.STAGE).write_text("verify", encoding="utf-8")
         result["verify"] = verified(running, boot["verify"])
-    # A last short request makes the workers write the peaks of the last stage.
+    # A short request at the end makes the workers write the peaks of the last stage.
     (folder / probe.STAGE).write_text("end", encoding="utf-8")
     result["alive"] = load.post(engine.port, "/v1/completions", load.prompt(32, 5000)).status == load.OK
     return result
 
 
 def bench(running: Running, name: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """One ``vllm bench serve``; its result without the lists of single requests."""
+    """Run ``vllm bench serve`` once. Returns the result without the lists of single requests."""
     stem = running.folder / f"bench-{name.replace(' ', '-')}"
     target, log = stem.with_suffix(".json"), stem.with_suffix(".log")
     argv = ["bench", "serve", "--backend", "openai-chat", "--endpoint", "/v1/chat/completions"]
@@ -216,7 +216,7 @@ def bench(running: Running, name: str, arguments: Sequence[str]) -> dict[str, An
 
 
 def verified(running: Running, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``playbooks/verify.yml`` says of the engine: its exit code, seconds, and the verdict."""
+    """Run ``playbooks/verify.yml`` on the engine. Returns exit code, seconds and verdict."""
     boot, folder = running.boot, running.folder
     variables = {
         "verify_url": f"http://127.0.0.1:{running.engine.port}/v1",
@@ -242,7 +242,7 @@ def verified(running: Running, variables: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flags(boot: Boot, total_gib: float) -> list[str]:
-    """The settings of a boot as flags. The utilization is a share of the card that is emulated."""
+    """Settings of a boot as flags. The utilization is a fraction of the emulated card."""
     settings = boot["settings"]
     result = ["--load-format", "dummy", "--served-model-name", load.MODEL, "--host", "127.0.0.1"]
     for name, flag in FLAGS.items():
@@ -264,20 +264,20 @@ def flags(boot: Boot, total_gib: float) -> list[str]:
 
 
 def probed(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    """Lines of the probe, by rank."""
+    """Records of the probe, by rank."""
     files = sorted(folder.glob("rank*.jsonl"))
     return {file.stem: [json.loads(text) for text in file.read_text().splitlines()] for file in files}
 
 
-def telling(log: Path) -> list[str]:
-    """Lines of the log that tell something, without colours and repetitions."""
+def relevant_lines(log: Path) -> list[str]:
+    """Relevant lines of the log, without colours and duplicates."""
     plain = (re.sub(r"\x1b\[[0-9;]*m", "", text)[-400:] for text in log.read_text(errors="replace").splitlines())
-    wanted = (text for text in plain if TELLING.search(text) and "Capturing CUDA" not in text)
+    wanted = (text for text in plain if RELEVANT.search(text) and "Capturing CUDA" not in text)
     return list(dict.fromkeys(wanted))[:_MOST_LINES]
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    """One boot for the screen."""
+    """One line about a boot for the terminal."""
     stages = {
         name: "".join("." if answer["survived"] else "X" for answer in answers)
         for name, answers in result.get("stages", {}).items()

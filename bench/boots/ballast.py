@@ -1,6 +1,6 @@
-"""Hold memory of every visible GPU, all but so many GiB, until standard input ends.
+"""Hold the memory of every visible GPU except CARD_GIB, until standard input ends.
 
-Prints one JSON object once it holds it: per GPU what CUDA has in all and what it left free, in GiB (2**30 bytes).
+Prints one JSON object when the memory is allocated: total and free memory of each GPU, in GiB (2**30 bytes).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 
 
 def main() -> None:
-    """``ballast.py CARD_GIB``; 0 holds nothing and only reports."""
+    """Run ``ballast.py CARD_GIB``; 0 allocates nothing and only reports."""
     import torch
 
     card = float(sys.argv[1])

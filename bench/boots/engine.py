@@ -1,4 +1,4 @@
-"""Processes on the GPU host: the one that forks engines, an engine, and the ballast that makes a card smaller."""
+"""Processes on the GPU host: the prefork process, engines, and the ballast that emulates a smaller card."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, cast
 
-from bench.boots import zygote
+from bench.boots import prefork
 
 _HERE = Path(__file__).parent
 _KILL_FOR_S = 20
 
 
 class Forks:
-    """The zygote, from which every ``vllm`` command is forked."""
+    """The prefork process, which forks every ``vllm`` command."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
-        """Take over a zygote that is ready."""
+        """Use a prefork process that is ready."""
         self._orders, self._answers = cast(IO[str], process.stdin), cast(IO[str], process.stdout)
         self._lock = threading.Lock()
 
     def start(self, argv: Sequence[str], env: Mapping[str, str], log: Path) -> int:
-        """Start ``vllm ARGV``; its process id, which is that of its session as well."""
+        """Start ``vllm ARGV``. Returns its PID, which is also its session ID."""
         with self._lock:
             self._orders.write(json.dumps({"argv": list(argv), "env": dict(env), "log": str(log)}) + "\n")
             self._orders.flush()
@@ -41,10 +41,10 @@ class Forks:
 
 @contextmanager
 def forking(log: Path) -> Iterator[Forks]:
-    """The zygote, once it has imported vLLM; RuntimeError with the end of its log where it cannot."""
+    """Start the prefork process and wait until it has imported vLLM. Raises RuntimeError with the end of its log."""
     env = os.environ | {
         "VLLM_WORKER_MULTIPROC_METHOD": "fork",
-        # Without this PyTorch asks CUDA itself, which then does not survive the fork.
+        # Otherwise PyTorch initializes CUDA, which does not survive a fork.
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -52,7 +52,7 @@ def forking(log: Path) -> Iterator[Forks]:
     start = time.monotonic()
     with log.open("w") as errors:
         process = subprocess.Popen(  # noqa: S603 - this interpreter and a module of this package
-            [sys.executable, "-m", zygote.__name__],
+            [sys.executable, "-m", prefork.__name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -60,18 +60,18 @@ def forking(log: Path) -> Iterator[Forks]:
             env=env,
         )
     with process:
-        if not any(said.strip() == zygote.READY for said in iter(cast(IO[str], process.stdout).readline, "")):
+        if not any(said.strip() == prefork.READY for said in iter(cast(IO[str], process.stdout).readline, "")):
             raise RuntimeError(f"vLLM could not be imported: {log.read_text()[-2000:]}")
         print(f"vLLM imported in {time.monotonic() - start:.0f} s", flush=True)
-        # Leaving the block closes its input, at which it ends.
+        # Leaving the block closes its standard input, which ends the process.
         yield Forks(process)
 
 
 class Engine:
-    """A forked ``vllm serve`` on a port of the loopback interface."""
+    """A forked ``vllm serve`` on a loopback port."""
 
     def __init__(self, pid: int, port: int) -> None:
-        """Watch a process that is not a child."""
+        """Watch a process that is not a child process."""
         self.pid, self.port = pid, port
         self._handle = os.pidfd_open(pid)
 
@@ -80,7 +80,7 @@ class Engine:
         return not select.select([self._handle], [], [], 0)[0]
 
     def wait_ready(self, start: float, limit: float) -> float | None:
-        """Seconds from ``start`` until /health answers; None where the process ends before, or time is up."""
+        """Seconds from ``start`` until /health answers; None if the process ends before or the time limit expires."""
         while time.monotonic() - start < limit and self.alive():
             with suppress(OSError):
                 self._get("/health")
@@ -89,18 +89,18 @@ class Engine:
         return None
 
     def max_model_len(self) -> int:
-        """Longest request, as the engine chose it."""
+        """Maximum request length that the engine chose."""
         return int(json.loads(self._get("/v1/models"))["data"][0]["max_model_len"])
 
     def cache_config(self) -> dict[str, str]:
-        """Labels of ``vllm:cache_config_info``, numbers only."""
+        """Numeric labels of ``vllm:cache_config_info``."""
         for text in self._get("/metrics").splitlines():
             if text.startswith("vllm:cache_config_info"):
                 return dict(re.findall(r'(\w+)="([\d.]+)"', text))
         return {}
 
     def stop(self) -> None:
-        """Kill the whole process group at once: nothing of it is needed, and the driver frees its memory."""
+        """Kill the whole process group. The driver frees its memory."""
         os.close(self._handle)
         deadline = time.monotonic() + _KILL_FOR_S
         with suppress(ProcessLookupError):
@@ -115,7 +115,7 @@ class Engine:
 
 @contextmanager
 def ballast(card_gib: float, visible: Mapping[str, str]) -> Iterator[list[dict[str, float]]]:
-    """Hold what a card has above ``card_gib``; what CUDA then says of each GPU, none without GPUs."""
+    """Hold the memory of each GPU above ``card_gib``. Yields the memory of each GPU; an empty list without GPUs."""
     process = subprocess.Popen(  # noqa: S603 - this interpreter and a file of this folder
         [sys.executable, str(_HERE / "ballast.py"), str(card_gib)],
         stdin=subprocess.PIPE,
@@ -125,11 +125,11 @@ def ballast(card_gib: float, visible: Mapping[str, str]) -> Iterator[list[dict[s
     )
     with process:
         yield json.loads(cast(IO[str], process.stdout).readline())
-        # Leaving the block closes its input, at which it lets go.
+        # Leaving the block closes its standard input, which frees the memory.
 
 
 def wait_exit(pid: int, limit: float) -> None:
-    """Wait until a process that is not a child ends; end its session where it does not in so many seconds."""
+    """Wait until a process that is not a child ends. Kill its session after ``limit`` seconds."""
     handle = os.pidfd_open(pid)
     try:
         if not select.select([handle], [], [], limit)[0]:
@@ -139,7 +139,7 @@ def wait_exit(pid: int, limit: float) -> None:
 
 
 def gpu_count() -> int:
-    """Number of GPUs, without touching CUDA; an engine without GPU counts as one."""
+    """Number of GPUs, without initializing CUDA; 1 on a host without GPUs."""
     import pynvml
 
     try:

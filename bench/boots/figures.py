@@ -1,8 +1,8 @@
-"""Figures of boots for docs/optimisation.md.
+"""Tables of boots for docs/optimisation.md.
 
-``python -m bench.boots.figures keep RESULTS.jsonl ... --gpu CARD --engine VERSION --date DAY`` takes from results what
-a table is made of and writes it to ``seen/DAY.json``, or with ``--name`` to a file of that name;
-``python -m bench.boots.figures`` writes the tables of the page from all files in ``seen``.
+``python -m bench.boots.figures keep RESULTS.jsonl ... --gpu CARD --engine VERSION --date DAY`` extracts the figures
+from results and writes them to ``seen/DAY.json``, or with ``--name`` to a file with that name.
+``python -m bench.boots.figures`` updates the tables of the page from all files in ``seen``.
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ SEEN = Path(__file__).parent / "seen"
 PAGE = Path(__file__).parents[2] / "docs" / "optimisation.md"
 NAME = "boots"
 
-#: What of a ``vllm bench serve`` is kept.
+#: Kept figures of ``vllm bench serve``.
 _KEPT = (
     "completed", "failed", "duration", "output_throughput", "request_throughput", "request_goodput",
     "median_ttft_ms", "p99_ttft_ms", "median_tpot_ms", "p99_tpot_ms",
 )  # fmt: skip
-#: Workloads of the matrices in words.
+#: Descriptions of the workloads of the matrices.
 WORKLOADS: Mapping[str, str] = {
-    "text": "text, 1024 in, 128 out, 16 at once",
-    "text 1": "text, 1024 in, 128 out, one at a time",
-    "text 8": "the same, 8 at once",
-    "text 16": "the same, 16 at once",
+    "text": "text, 1024 in, 128 out, concurrency 16",
+    "text 1": "text, 1024 in, 128 out, concurrency 1",
+    "text 8": "the same, concurrency 8",
+    "text 16": "the same, concurrency 16",
     "text 16 again": "the same prompts again",
-    "busy text": "text, 2048 in, 256 out, 32 at once",
-    "image": "image of 1 MP, 8 at once",
+    "busy text": "text, 2048 in, 256 out, concurrency 32",
+    "image": "image of 1 MP, concurrency 8",
     "image again": "the same images again",
-    "busy image": "image of 4 MP, 12 at once",
+    "busy image": "image of 4 MP, concurrency 12",
 }
 
 
 def main() -> None:
-    """Keep results, or write the page."""
+    """Extract figures from results, or update the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="action")
     keep = actions.add_parser("keep")
     keep.add_argument("results", type=Path, nargs="+")
     for name in ("--gpu", "--engine", "--date"):
         keep.add_argument(name, required=True)
-    keep.add_argument("--name", help="name of the file, where a day has several")
+    keep.add_argument("--name", help="name of the file, if a day has several")
     options = parser.parse_args()
     if options.action == "keep":
         about = {"gpu": options.gpu, "engine": options.engine, "date": options.date}
@@ -58,13 +58,13 @@ def main() -> None:
 
 
 def page(text: str) -> str:
-    """The page with the tables of all files."""
+    """Page with the tables of all files."""
     files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(SEEN.glob("*.json"))]
     return between_markers(text, NAME, "\n\n".join("\n".join(table(file)) for file in files))
 
 
 def kept(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A boot without logs, probes and single answers."""
+    """Figures of a boot, without logs, probes and single answers."""
     bench = {
         name: {key: round(value, 2) for key, value in done.items() if key in _KEPT}
         for name, done in result.get("bench", {}).items()
@@ -91,7 +91,7 @@ def _verdict(verify: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table(file: Mapping[str, Any]) -> list[str]:
-    """Output tokens per second and goodput of each boot that was timed; one column per boot."""
+    """Output tokens per second and goodput of each benchmarked boot; one column per boot."""
     timed = [boot for boot in file["boots"] if boot["bench"]]
     rows = [
         [WORKLOADS[name], *(figure(boot["bench"].get(name)) for boot in timed)]
@@ -109,7 +109,7 @@ def table(file: Mapping[str, Any]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in lines] + told
 
 
-#: Figures that a baseline is compared by, as ``vllm bench serve`` calls them, and in words.
+#: Figures that are compared with a baseline: name in ``vllm bench serve`` and description.
 _COMPARED = {
     "output_throughput": "output tokens per second",
     "median_ttft_ms": "first token, median ms",
@@ -118,7 +118,7 @@ _COMPARED = {
 
 
 def against_baseline(timed: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Every figure of the first boot beside that of the boot named ``baseline-*``, and their ratio."""
+    """Figures of the first boot and of the boot named ``baseline-*``, and their ratios."""
     baseline = next((boot for boot in timed if boot["name"].startswith("baseline")), None)
     if baseline is None or timed[0] is baseline:
         return []
@@ -133,13 +133,13 @@ def against_baseline(timed: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _done(boot: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A workload that a boot finished; empty where it did not."""
+    """Figures of a workload; empty if the boot did not finish it."""
     done = boot["bench"].get(name) or {}
     return done if done.get("completed") and not done.get("failed") else {}
 
 
 def against_defaults(timed: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The goodput of the first boot, held against that of vLLM's defaults, where both were timed."""
+    """Goodput of the first boot relative to vLLM's defaults, if both were benchmarked."""
     defaults = next((boot for boot in timed if boot["name"].startswith("defaults")), None)
     if defaults is None or timed[0] is defaults:
         return []
@@ -152,7 +152,7 @@ def against_defaults(timed: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def judged(boots: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What ``playbooks/verify.yml`` said, a line each."""
+    """One line per boot with the result of ``playbooks/verify.yml``."""
     lines = []
     for boot in boots:
         if verify := boot.get("verify"):
@@ -164,14 +164,14 @@ def judged(boots: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def figure(done: Mapping[str, Any] | None) -> str:
-    """One cell: output tokens per second, and requests per second within the limits, of all."""
+    """One cell: output tokens per second, and requests per second within the limits and in total."""
     if done is None:
         return "-"
     if not done.get("completed"):
         return "crashed"
     lost = f"; {done['failed']} of {done['failed'] + done['completed']} requests lost" if done["failed"] else ""
     if done["failed"] > done["completed"]:
-        # The few that ended do not show its speed.
+        # Too few requests were answered to measure the speed.
         return "crashed" + lost
     good = (
         f"{done['output_throughput']:.0f} tokens/s, {done['request_goodput']:.2f} of {done['request_throughput']:.2f}"

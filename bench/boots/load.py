@@ -1,7 +1,7 @@
-"""Requests that an engine is loaded with: texts, images of one colour, and prompts of an exact length.
+"""Load for an engine: text requests, images of one colour, and prompts of an exact length.
 
-Standard library only. A stage is a mapping such as ``{"images": {"side": 4096, "requests": 8}}``; what it names is sent
-at once.
+Standard library only. A stage is a mapping such as ``{"images": {"side": 4096, "requests": 8}}``; all its requests are
+sent concurrently.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TIMEOUT_S = 150
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back: HTTP status (0 where nothing did), tokens of the prompt, seconds, and the error if any."""
+    """Answer: HTTP status (0 without an answer), tokens of the prompt, seconds, and the error if any."""
 
     status: int
     prompt_tokens: int
@@ -38,12 +38,12 @@ class Answer:
 
     @property
     def survived(self) -> bool:
-        """Whether the engine lived: it answered, or refused a request that it may refuse."""
+        """Whether the engine survived: it answered, or refused the request."""
         return self.status == OK or self.status in _REFUSED
 
 
 def run_stage(port: int, stage: Mapping[str, Any], max_model_len: int) -> list[dict[str, Any]]:
-    """Send all requests of one stage at once; one mapping per answer."""
+    """Send all requests of a stage concurrently. Returns one mapping per answer."""
     calls: list[Callable[[], Answer]] = []
     if images := stage.get("images"):
         for number in range(images.get("requests", 1)):
@@ -56,11 +56,11 @@ def run_stage(port: int, stage: Mapping[str, Any], max_model_len: int) -> list[d
             calls.append(functools.partial(post, port, "/v1/completions", prompt(length, number)))
     for number in range(stage.get("texts", 0)):
         calls.append(functools.partial(post, port, "/v1/completions", prompt(64, 1000 + number, max_tokens=64)))
-    return [asdict(answer) | {"survived": answer.survived} for answer in at_once(calls)]
+    return [asdict(answer) | {"survived": answer.survived} for answer in concurrently(calls)]
 
 
-def at_once(calls: Sequence[Callable[[], Answer]]) -> list[Answer]:
-    """Run all calls in threads of their own; answers in the order of the calls."""
+def concurrently(calls: Sequence[Callable[[], Answer]]) -> list[Answer]:
+    """Run all calls concurrently, one thread per call. Returns the answers in the order of the calls."""
     answers: dict[int, Answer] = {}
 
     def one(number: int) -> None:
@@ -75,7 +75,7 @@ def at_once(calls: Sequence[Callable[[], Answer]]) -> list[Answer]:
 
 
 def post(port: int, path: str, body: Body) -> Answer:
-    """Send one request; errors become an answer."""
+    """Send one request. Errors are returned as an answer."""
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
@@ -91,16 +91,16 @@ def post(port: int, path: str, body: Body) -> Answer:
 
 
 def prompt(tokens: int, number: int, max_tokens: int = 16) -> Body:
-    """A completion of exactly so many tokens, unlike those of other numbers from the first token on.
+    """Completion request with exactly ``tokens`` prompt tokens, which depend on ``number`` from the first token on.
 
-    Only tokens of single bytes: every vocabulary has them.
+    Uses only single-byte tokens, which every vocabulary has.
     """
     ids = [40 + (number + place * 31) % 199 for place in range(tokens)]
     return {"model": MODEL, "prompt": ids, "max_tokens": max_tokens, "ignore_eos": True, "temperature": 0}
 
 
 def image_chat(side: int, number: int, images: int, max_tokens: int) -> Body:
-    """A chat about so many images, no two of which are alike."""
+    """Chat request with ``images`` different images."""
     content: list[dict[str, Any]] = []
     for place in range(images):
         mixed = (number * 37 + place * 11 + side) % 256
@@ -113,7 +113,7 @@ def image_chat(side: int, number: int, images: int, max_tokens: int) -> Body:
 
 @functools.lru_cache(maxsize=256)
 def png(side: int, rgb: tuple[int, int, int]) -> bytes:
-    """A square PNG of one colour."""
+    """Square PNG of one colour."""
     packer = zlib.compressobj(1)
     line = b"\0" + bytes(rgb) * side
     data = b"".join([*(packer.compress(line) for _ in range(side)), packer.flush()])

@@ -1,8 +1,8 @@
-"""Memory of each worker of an engine, after each phase of its start and for each stage of the load.
+"""Records the memory of each engine worker after each start-up phase and for each stage of the load.
 
-The start-up log tells a few sums only. The probe wraps methods of vLLM's worker in the process that the engines are
-forked from, and writes one JSON object a line to ``$BOOTS_PROBE/rankN.jsonl``: bytes that PyTorch has allocated and
-reserved, the peaks since the last line, and what the device has free.
+The start-up log has only a few totals. The probe wraps methods of vLLM's worker in the prefork process, and writes one
+JSON object per line to ``$BOOTS_PROBE/rankN.jsonl``: bytes that PyTorch has allocated and reserved, the peaks since the
+previous line, and the free memory of the device.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 FOLDER = "BOOTS_PROBE"
 STAGE = "stage"
 
-#: Phases of a start, in order; each is a method of ``vllm.v1.worker.gpu_worker.Worker``.
+#: Start-up phases in order; each is a method of ``vllm.v1.worker.gpu_worker.Worker``.
 PHASES = (
     "init_device",
     "load_model",
@@ -26,14 +26,14 @@ PHASES = (
     "compile_or_warm_up_model",
 )
 
-#: What the worker notes about its own profile (bytes).
+#: Attributes of the worker with its own memory profile (bytes).
 NOTES = ("requested_memory", "non_torch_memory", "peak_activation_memory", "available_kv_cache_memory_bytes")
 
 _current = {"stage": ""}
 
 
 def install() -> None:
-    """Wrap the worker's methods; where the environment names no folder they do what they did before."""
+    """Wrap the worker's methods. Without the environment variable they behave as before."""
     from vllm.v1.worker.gpu_worker import Worker
 
     for name in PHASES:
@@ -65,7 +65,7 @@ def _each_step(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _notice_stage(worker: Any) -> None:
-    """Write the peaks of a stage once the next one has begun."""
+    """Write the peaks of a stage when the next one has started."""
     folder = os.environ.get(FOLDER)
     if not folder:
         return

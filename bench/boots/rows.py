@@ -1,6 +1,6 @@
-"""Turn ``results.jsonl`` into rows of catalogue/calibration.json: ``python -m bench.boots.rows RESULTS.jsonl``.
+"""Convert ``results.jsonl`` to rows of catalogue/calibration.json: ``python -m bench.boots.rows RESULTS.jsonl``.
 
-Prints the rows; what a boot did not tell is left out.
+Prints the rows. Values that a boot did not report are omitted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 GIB = 2**30
 
-#: Models by the folder that they were booted from.
+#: Models by the name of their folder.
 MODELS: Mapping[str, str] = {size: f"qwen3-vl-{size}-instruct-fp8" for size in ("2b", "4b", "8b", "32b")} | {
     "32b-awq": "qwen3-vl-32b-instruct-awq",
     "text-32b-awq": "qwen3-32b-awq",
@@ -25,8 +25,8 @@ def main() -> None:
     """Print the rows of all files."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, nargs="+")
-    parser.add_argument("--engine", required=True, help="version of vLLM")
-    parser.add_argument("--gpu", required=True, help="card that was measured on, with the driver")
+    parser.add_argument("--engine", required=True, help="vLLM version")
+    parser.add_argument("--gpu", required=True, help="measured card, with the driver version")
     parser.add_argument("--compute-capability", type=float, required=True)
     parser.add_argument("--date", required=True)
     options = parser.parse_args()
@@ -38,7 +38,7 @@ def main() -> None:
 
 def row(result: Mapping[str, Any], engine: str, card: str, capability: float, date: str) -> dict[str, Any]:
     """One boot as a row of the calibration table."""
-    # A card that is not held down is its own size.
+    # Without ballast, the card has its real size.
     held = float(result["card_gib"] or 0)
     total = held or round(result["cards"][0]["total_gib"], 2)
     settings = dict(result["settings"])
@@ -67,7 +67,7 @@ def row(result: Mapping[str, Any], engine: str, card: str, capability: float, da
 
 
 def measured(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What the boot told: sizes in GiB, tokens and the two verdicts."""
+    """Measured values of a boot: sizes in GiB, tokens and the two verdicts."""
     starts = result["ready_s"] is not None
     values: dict[str, Any] = {
         "weights_gib": _number(result["log"], r"Model loading took ([\d.]+) GiB"),
@@ -84,7 +84,7 @@ def measured(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _phases(result: Mapping[str, Any]) -> dict[str, float | None]:
-    """What only the probe sees, on the first GPU."""
+    """Values of the probe on the first GPU."""
     phases = {line["phase"]: line for line in result["probe"].get("rank0", []) if "error" not in line}
     begun, profiled = phases.get("init_device"), phases.get("determine_available_memory", {})
     notes = profiled.get("notes", {})
@@ -97,7 +97,7 @@ def _phases(result: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def _speed(result: Mapping[str, Any]) -> dict[str, float] | None:
-    """Output tokens per second of each workload that the engine finished."""
+    """Output tokens per second of each finished workload."""
     done = {name: bench for name, bench in result.get("bench", {}).items() if bench.get("failed") == 0}
     return {name: round(bench["output_throughput"], 1) for name, bench in done.items()} or None
 

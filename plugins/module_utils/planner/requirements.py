@@ -113,59 +113,59 @@ class Requirements:
     """
 
     max_model_len: int | None = _row(
-        "Tokens that one request may hold, prompt and answer together. V(auto) is the longest that fits.",
+        "Maximum tokens of one request, prompt and answer together. V(auto) is the longest that fits.",
         least=1,
         flag="max-model-len",
     )
     concurrent_requests: int = _row(
-        "Requests of that length whose KV cache must fit at once; more requests wait in the queue.",
+        "Number of requests of this length that must fit into the KV cache. Further requests wait in the queue.",
         default=1,
         least=1,
     )
     max_pixels: int | None = _row(
-        "Pixels of one image after scaling. V(auto) is the most that survives.",
+        "Maximum pixels of one image after scaling. V(auto) is the largest size that does not run out of memory.",
         least=MIN_PIXELS,
         flag="mm-processor-kwargs",
     )
     images_per_prompt: int | None = _row(
-        "Images in one request. V(auto) is what the catalogue says.",
+        "Maximum images in one request. V(auto) is the value of the catalogue entry.",
         least=0,
         flag="limit-mm-per-prompt",
     )
     tensor_parallel_size: int | None = _row(
-        "GPUs that share one copy of the model. V(auto) is as many as divide it.",
+        "Number of GPUs that share one copy of the model. V(auto) is the largest number that divides the model.",
         least=1,
         most=64,
         flag="tensor-parallel-size",
     )
     gpu_memory_utilization: float | None = _row(
-        "Share of each GPU's memory that the engine takes. V(auto) is the highest that survives.",
+        "Fraction of each GPU's memory for the engine. V(auto) is the highest value that does not run out of memory.",
         least=0.01,
         most=1,
         flag="gpu-memory-utilization",
     )
     kv_cache_dtype: str | None = _row(
-        "Type of the KV cache; V(fp8) halves it. V(auto) lets the plan choose.",
+        "Type of the KV cache. V(fp8) halves its size. V(auto) lets the plan choose.",
         choices=tuple(KV_BYTES),
         flag="kv-cache-dtype",
     )
     max_num_seqs: int | None = _row(
-        "Requests in one batch. V(auto) lets the plan choose.",
+        "Maximum requests in one batch. V(auto) lets the plan choose.",
         least=1,
         flag="max-num-seqs",
     )
     max_num_batched_tokens: int | None = _row(
-        "Tokens that one step computes. V(auto) lets the plan choose.",
+        "Maximum tokens computed in one step. V(auto) lets the plan choose.",
         least=1,
         flag="max-num-batched-tokens",
     )
     enforce_eager: bool = _row(
-        "Capture no CUDA graphs: saves their memory, costs speed.",
+        "Do not capture CUDA graphs. This saves memory and costs speed.",
         default=False,
         flag="enforce-eager",
     )
     mm_encoder_tp_mode: str = _row(
-        "Split the vision tower over the GPUs (V(weights)), or copy it to each and split images (V(data)).",
+        "Split the vision tower's weights over the GPUs (V(weights)), or copy them and split the images (V(data)).",
         default="weights",
         choices=("weights", "data"),
         flag="mm-encoder-tp-mode",

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from bench.boots import figures, load
-from bench.boots.__main__ import flags, groups, read, telling
+from bench.boots.__main__ import flags, groups, read, relevant_lines
 from bench.boots.rows import row
 from PIL import Image
 
@@ -104,7 +104,7 @@ def test_a_baseline_is_shown_figure_by_figure() -> None:
     assert lines[1].startswith("| `text-plan-fp8` / `baseline-awq` | output tokens per second |")
     # What either did not finish is not compared.
     assert lines[3:] == [
-        "| text, 1024 in, 128 out, one at a time | 90 / 100 = 0.90 | 300 / 200 = 1.50 | 20 / 20 = 1.00 |"
+        "| text, 1024 in, 128 out, concurrency 1 | 90 / 100 = 0.90 | 300 / 200 = 1.50 | 20 / 20 = 1.00 |"
     ]
     assert figures.against_baseline(boots[:1]) == []
 
@@ -246,7 +246,7 @@ def test_log_keeps_what_tells_something(tmp_path: Path) -> None:
     log.write_text(
         "noise\n\x1b[0;36mModel loading took 1.00 GiB\x1b[0m\nModel loading took 1.00 GiB\n", encoding="utf-8"
     )
-    assert telling(log) == ["Model loading took 1.00 GiB"]
+    assert relevant_lines(log) == ["Model loading took 1.00 GiB"]
 
 
 def test_the_page_shows_what_the_files_hold() -> None:
@@ -272,7 +272,7 @@ def test_an_engine_that_died_is_shown_dead_and_its_goodput_is_not_compared() -> 
     assert "| engine afterwards | running | crashed |" in lines
     assert "90 tokens/s, 1.00 of 2.00; 2 of 8 requests lost |" in lines[2]
     assert lines[3].endswith("| 90 tokens/s, 1.50 of 2.00 | crashed |")
-    assert lines[-1] == "Goodput of `plan` divided by `defaults`: 1.50 (text, 1024 in, 128 out, 16 at once)."
+    assert lines[-1] == "Goodput of `plan` divided by `defaults`: 1.50 (text, 1024 in, 128 out, concurrency 16)."
     bad = [{"code": "load_answered", "severity": "error"}, {"code": "seed", "severity": "warning"}]
     boots[0]["verify"] = {"rc": 2, "seconds": 9.6, "ok": False, "checks": 3, "not_ok": bad}
     assert figures.table(file)[-1] == "* `plan`: 3 checks in 10 s, exit code 2; failed: `load_answered`."

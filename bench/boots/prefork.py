@@ -1,7 +1,7 @@
-"""A process that has imported vLLM and forks a copy of itself for each engine: the imports are paid for once.
+"""Prefork process: imports vLLM once and forks a copy of itself for each engine.
 
-Started by the driver. Reads one JSON object a line, ``{"argv": [...], "env": {...}, "log": PATH}``, and answers each
-with the process id of the copy, which leads a session of its own.
+Started by engine.py. Reads one JSON object per line, ``{"argv": [...], "env": {...}, "log": PATH}``, and answers each
+with the PID of the copy, which leads a new session.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ READY = "READY"
 
 
 def main() -> None:
-    """Import, say so, and fork for each line of standard input until it ends."""
+    """Import vLLM, print READY, and fork for each line of standard input until it ends."""
     _preload()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     print(READY, flush=True)
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def _preload() -> None:
-    """Import what an engine and its workers import, without touching a GPU: CUDA does not survive a fork."""
+    """Import the modules of an engine and its workers without initializing CUDA, which does not survive a fork."""
     import importlib
 
     for name in (
@@ -46,7 +46,7 @@ def _preload() -> None:
     ):
         try:
             importlib.import_module(name)
-        except Exception as error:  # another version may have moved one; it is imported later then
+        except Exception as error:  # in another version a module may have moved; it is then imported later
             print(f"not preloaded: {name}: {error}", file=sys.stderr, flush=True)
 
     from bench.boots import probe
@@ -55,7 +55,7 @@ def _preload() -> None:
 
 
 def _become(order: dict[str, Any]) -> NoReturn:
-    """Turn this copy into the command ``vllm ARGV``."""
+    """Run the command ``vllm ARGV`` in this copy."""
     code = 1
     try:
         os.setsid()
