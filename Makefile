@@ -10,10 +10,8 @@ SLOW_SCENARIOS ?= benchmark bundle engine_image model_weights nvidia_driver_dkms
 INVENTORY ?= inventories/embedded
 # More arguments for ansible-playbook, e.g. ARGS="-e vllm_port=18001".
 ARGS ?=
-# Python whose style is checked; pyproject.toml says of which the types are.
-PYTHON_CODE := plugins roles molecule tests bench bin
 
-.PHONY: help deploy-deps dev-deps demo demo-down test lint test-host test-unit test-roles test-e2e test-slow bench-demo bench-fleet bench-plan bench-proof bench-roles bench-service bench-weights clean
+.PHONY: help deploy-deps dev-deps demo demo-down test lint sanity test-host test-unit test-roles test-e2e test-slow bench-demo bench-fleet bench-plan bench-proof bench-roles bench-service bench-weights clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,15 +28,14 @@ demo: deploy-deps ## Deploy a real vLLM with a tiny model on this machine, and p
 demo-down: deploy-deps ## Remove all that the demo started
 	ansible-playbook playbooks/teardown.yml -i $(INVENTORY) -e teardown_remove_data=true
 
-test: lint test-unit test-e2e test-roles ## Run every test but the slow ones
+test: lint sanity test-unit test-e2e test-roles ## Run every test but the slow ones
 	ansible-playbook tests/support/clean.yml -i inventories/embedded
 
-lint: dev-deps ## Check style and types
-	ruff check $(PYTHON_CODE)
-	ruff format --check $(PYTHON_CODE)
-	mypy
-	yamllint --strict .
-	ansible-lint --offline
+lint: dev-deps ## Check style and types (.pre-commit-config.yaml lists the checks)
+	pre-commit run --all-files
+
+sanity: dev-deps ## Run ansible-test sanity on the collection as it is packed
+	tests/sanity/run
 
 test-host: dev-deps
 	ansible-playbook tests/support/prepare.yml -i inventories/embedded
