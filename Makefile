@@ -11,7 +11,7 @@ INVENTORY ?= inventories/embedded
 # More arguments for ansible-playbook, e.g. ARGS="-e vllm_port=18001".
 ARGS ?=
 
-.PHONY: help deploy-deps dev-deps demo demo-down test lint sanity test-host test-unit test-roles test-e2e test-slow bench-demo bench-fleet bench-plan bench-proof bench-roles bench-service bench-weights clean
+.PHONY: help deploy-deps dev-deps demo demo-down docs test lint sanity test-host test-unit test-roles test-e2e test-slow bench-demo bench-fleet bench-plan bench-proof bench-roles bench-service bench-weights clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ demo-down: deploy-deps ## Remove all that the demo started
 
 test: lint sanity test-unit test-e2e test-roles ## Run every test but the slow ones
 	ansible-playbook tests/support/clean.yml -i inventories/embedded
+
+docs: dev-deps ## Write the generated pages of docs/ (bin/make-docs)
+	python bin/make-docs
 
 lint: dev-deps ## Check style and types (.pre-commit-config.yaml lists the checks)
 	pre-commit run --all-files

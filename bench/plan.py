@@ -1,9 +1,9 @@
 """`make bench-plan`: predicted against measured for every known boot, beside three other estimators.
 
-The tables go to the screen and, between two markers, into docs/planning.md, with one more: what two RTX 4090 can do.
-hf-mem and accelerate read a hub only:
-they get a local one with checkpoints of true size and no content. They live in an environment of their own under
-.cache/, made at the first run; ``--without-others`` leaves them out.
+The tables are printed and written into docs/planning.md between markers: ``two-rtx-4090`` (what two RTX 4090 can do)
+and ``bench-plan`` (the comparison). hf-mem and accelerate only read a hub, so they get a local one with checkpoints
+of true size and no content. They are installed under .cache/ at the first run; ``--without-others`` skips them and
+leaves the comparison in the page as it is.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "collections"))
 sys.path.insert(0, str(ROOT / "tests"))
 
-from ansible_collections.inference.vllm.plugins.module_utils import catalogue  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue, versions  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner.account import kv_bytes_per_token  # noqa: E402
@@ -59,10 +59,17 @@ def main() -> int:
     options = parser.parse_args()
     known = boots()
     others: Estimates = {} if options.without_others else others_for({boot.entry.name: boot.entry for boot in known})
-    text = "\n".join([*table(known, others), "", *seen_on_two(known), "", *two_4090s()])
-    print(text)
-    if not options.without_others:
-        PAGE.write_text(between_markers(PAGE.read_text(encoding="utf-8"), "bench-plan", text), encoding="utf-8")
+    parts = {
+        "two-rtx-4090": "\n".join(two_4090s()),
+        "bench-plan": "\n".join([*table(known, others), "", *seen_on_two(known)]),
+    }
+    print("\n\n".join(parts.values()))
+    if options.without_others:
+        del parts["bench-plan"]
+    page = PAGE.read_text(encoding="utf-8")
+    for name, text in parts.items():
+        page = between_markers(page, name, text)
+    PAGE.write_text(page, encoding="utf-8")
     return 0
 
 
@@ -81,7 +88,7 @@ def table(known: Sequence[Boot], others: Estimates) -> list[str]:
         lines.append(f"| {boot.name} | {weights} | {tokens} | {starts} | {survives} |")
     if others:
         names = list(others)
-        lines += ["", "KV cache in tokens, as it follows from what each estimator says that the model needs:", ""]
+        lines += ["", "KV cache in tokens, computed from the memory that each estimator predicts for the model:", ""]
         lines += [f"| boot | measured | vram-plan | {' | '.join(names)} |", "| --- " * (3 + len(names)) + "|"]
         for boot in known:
             if boot.tokens:
@@ -92,11 +99,11 @@ def table(known: Sequence[Boot], others: Estimates) -> list[str]:
 
 
 def seen_on_two(known: Sequence[Boot]) -> list[str]:
-    """What two cards of 24 GB were seen to do, nothing of it computed."""
+    """What was measured on two cards of 24 GB; nothing of it is computed."""
     lines = [
-        "Two cards of 24 GB, seen (vLLM 0.26.0, two H100 80GB or two H200, held to 23.52 GiB each). Speed is output",
-        "tokens per second of `vllm bench serve`: text (1024 in, 128 out, 16 at once), an image of 1 megapixel (64 in,",
-        "64 out, 8 at once), and the same images again. Compare speeds of one day and card only:",
+        "Two cards of 24 GB, measured (vLLM 0.26.0, two H100 80GB or two H200, held to 23.52 GiB each). Speed is",
+        "output tokens per second of `vllm bench serve`: text (1024 in, 128 out, 16 at once), an image of 1 megapixel "
+        "(64 in, 64 out, 8 at once), and the same images again. Compare speeds of the same day and card only:",
         "",
         "| boot | card, day | starts | survives | longest request | ready after, s | text | image | image again |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -116,15 +123,15 @@ def seen_on_two(known: Sequence[Boot]) -> list[str]:
 
 
 def two_4090s() -> list[str]:
-    """What two RTX 4090 can do: the flags of the study, the best FP8 plan, and the 4-bit plan for 128k."""
+    """What two RTX 4090 can do: 128k of context as first proposed, the best FP8 plan, and the 4-bit plan for 128k."""
     proposed = Wishes(context=131_072, gpu_memory_utilization=0.85, kv_cache_dtype="fp8", max_num_seqs=32)
     fp8, awq = "qwen3-vl-32b-instruct-fp8", "qwen3-vl-32b-instruct-awq"
     rows = [
-        (f"the study's flags, vLLM {engines.CALIBRATED}", judge(_case(fp8, engines.CALIBRATED), proposed)),
-        (f"the study's flags, vLLM {engines.DEPLOYED}", judge(_case(fp8, engines.DEPLOYED), proposed)),
-        ("best FP8 plan", solve(_case(fp8, engines.DEPLOYED), Wishes())),
-        ("FP8 plan with images of 1 megapixel", solve(_case(fp8, engines.DEPLOYED), Wishes(max_pixels=1_048_576))),
-        ("4-bit plan for 128k", solve(_case(awq, engines.DEPLOYED), Wishes(context=131_072))),
+        (f"FP8, 128k at 0.85, vLLM {versions.CALIBRATED}", judge(_case(fp8, versions.CALIBRATED), proposed)),
+        (f"FP8, 128k at 0.85, vLLM {versions.DEPLOYED}", judge(_case(fp8, versions.DEPLOYED), proposed)),
+        ("best FP8 plan", solve(_case(fp8, versions.DEPLOYED), Wishes())),
+        ("FP8 plan with images of 1 megapixel", solve(_case(fp8, versions.DEPLOYED), Wishes(max_pixels=1_048_576))),
+        ("4-bit plan for 128k", solve(_case(awq, versions.DEPLOYED), Wishes(context=131_072))),
     ]
     lines = [
         "Two RTX 4090 (23.52 GiB each), planned, GiB per GPU:",

@@ -86,7 +86,7 @@ def starts() -> list[Row]:
     cold = green(timed("deploy.yml", **SETTINGS)[0])
     warm = green(timed("playbooks/restart.yml", **SETTINGS)[0])
     cold_s = task_seconds(cold.seconds, "Start | Start the service")
-    warm_s = task_seconds(warm.seconds, "Restart | Restart the engine", "Restart | Wait for its first token")
+    warm_s = task_seconds(warm.seconds, "Restart | Restart the engine", "Restart | Wait for the first token")
     return [
         Row("start until the first token, cold", cold_s, "s"),
         Row("restart until the first token, warm", warm_s, "s"),

@@ -99,7 +99,12 @@ def table(file: Mapping[str, Any]) -> list[str]:
         if any(name in boot["bench"] for boot in timed)
     ]
     head = [f"{file['gpu']}, vLLM {file['engine']}, {file['date']}", *(f"`{boot['name']}`" for boot in timed)]
-    lines = [head, ["---"] * len(head), *rows, ["in the end", *("lives" if b["alive"] else "dead" for b in timed)]]
+    lines = [
+        head,
+        ["---"] * len(head),
+        *rows,
+        ["engine afterwards", *("running" if b["alive"] else "crashed" for b in timed)],
+    ]
     told = against_baseline(timed) + against_defaults(timed) + judged(file["boots"])
     return ["| " + " | ".join(line) + " |" for line in lines] + told
 
@@ -121,9 +126,9 @@ def against_baseline(timed: Sequence[Mapping[str, Any]]) -> list[str]:
     for name, words in WORKLOADS.items():
         seen, base = _done(timed[0], name), _done(baseline, name)
         if seen and base:
-            ratios = (f"{seen[key]:.0f} for {base[key]:.0f} ({seen[key] / base[key]:.2f})" for key in _COMPARED)
+            ratios = (f"{seen[key]:.0f} / {base[key]:.0f} = {seen[key] / base[key]:.2f}" for key in _COMPARED)
             rows.append([words, *ratios])
-    head = [f"`{timed[0]['name']}` for `{baseline['name']}`", *_COMPARED.values()]
+    head = [f"`{timed[0]['name']}` / `{baseline['name']}`", *_COMPARED.values()]
     return ["", *("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])]
 
 
@@ -143,7 +148,7 @@ def against_defaults(timed: Sequence[Mapping[str, Any]]) -> list[str]:
         for name, done in timed[0]["bench"].items()
         if (base := defaults["bench"].get(name)) and base.get("request_goodput")
     ]
-    return ["", f"Goodput of `{timed[0]['name']}` for one of `{defaults['name']}`: {', '.join(ratios)}."]
+    return ["", f"Goodput of `{timed[0]['name']}` divided by `{defaults['name']}`: {', '.join(ratios)}."]
 
 
 def judged(boots: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -163,11 +168,11 @@ def figure(done: Mapping[str, Any] | None) -> str:
     if done is None:
         return "-"
     if not done.get("completed"):
-        return "dead"
+        return "crashed"
     lost = f"; {done['failed']} of {done['failed'] + done['completed']} requests lost" if done["failed"] else ""
     if done["failed"] > done["completed"]:
-        # The few that ended say nothing of its speed.
-        return "dead" + lost
+        # The few that ended do not show its speed.
+        return "crashed" + lost
     good = (
         f"{done['output_throughput']:.0f} tokens/s, {done['request_goodput']:.2f} of {done['request_throughput']:.2f}"
     )

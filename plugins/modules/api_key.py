@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.service import api_keys
 
@@ -82,6 +82,10 @@ keys_changed:
 """
 
 
+#: Permission bits of a key: only its owner, the engine, reads it.
+MODE = 0o400
+
+
 def read(folder: Path) -> api_keys.Keys:
     """The keys that are there."""
     texts = {}
@@ -97,14 +101,12 @@ def write(module: AnsibleModule, path: Path, text: str) -> bool:
     """Bring one file to its text, owner and mode; whether that changed something. Atomic."""
     same = path.exists() and path.read_text(encoding="utf-8").strip() == text
     if not same and not module.check_mode:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=module.tmpdir, delete=False) as draft:
-            draft.write(text)
-        module.atomic_move(draft.name, str(path))
+        write_atomic(path, text, MODE)
     if not path.exists():
         return True
     changed = module.set_owner_if_different(str(path), module.params["owner"], not same)
     changed = module.set_group_if_different(str(path), module.params["group"], changed)
-    return bool(module.set_mode_if_different(str(path), "0400", changed))
+    return bool(module.set_mode_if_different(str(path), MODE, changed))
 
 
 def close(module: AnsibleModule, folder: Path) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import write_atomic
+from ansible_collections.inference.vllm.plugins.module_utils.files import FOLDER_MODE, write_atomic
 from ansible_collections.inference.vllm.plugins.module_utils.image.signature import Signer, command, judge
 
 DOCUMENTATION = r"""
@@ -118,8 +118,7 @@ def main() -> None:
         if refusal := judge(rc, said, signer, reference):
             module.fail_json(msg=str(refusal), refusals=[refusal.as_dict()])
         if not module.check_mode:
-            record.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(record, after, mode=0o644)
+            write_atomic(record, after, mode=0o644, folder_mode=FOLDER_MODE)
     module.exit_json(
         changed=before != after,
         asked=before != after,

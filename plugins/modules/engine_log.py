@@ -8,7 +8,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks.engine_log import last_lines, plain, reasons
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import write_atomic
+from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
 
 DOCUMENTATION = r"""
 module: engine_log
@@ -89,8 +89,7 @@ def told(log: str, lines: int, path: str) -> str:
 
 def keep(path: Path, log: str) -> None:
     """Write the log; only its owner and group may read it."""
-    path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
-    write_atomic(path, log)
+    write_atomic(path, log, folder_mode=0o750)
 
 
 def main() -> None:

@@ -15,8 +15,8 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict impo
     exit_code,
     junit,
     summary,
-    write_atomic,
 )
+from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
 
 DOCUMENTATION = r"""
 module: verdict

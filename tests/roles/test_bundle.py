@@ -1,4 +1,4 @@
-"""What a user of role bundle would check: the folder itself, and a host that was deployed from it without a network."""
+"""The bundle that role bundle writes, and a host that was deployed from it without a network."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def lock(host: Any) -> Any:
     return json.loads(host.file(f"{BUNDLE}/lock.json").content_string)
 
 
-def test_it_holds_all_parts(host):
+def test_bundle_has_all_parts(host):
     assert set(host.file(BUNDLE).listdir()) == {
         "SHA256SUMS",
         "debs.txt",
@@ -37,7 +37,7 @@ def test_it_holds_all_parts(host):
     }
 
 
-def test_its_hashes_are_right_and_cover_all_but_the_weights(host):
+def test_hashes_are_right_and_cover_all_files_except_the_weights(host):
     assert host.run(f"cd {BUNDLE} && sha256sum --check --quiet SHA256SUMS").rc == 0
     named = {line.split("  ", 1)[1] for line in host.file(f"{BUNDLE}/SHA256SUMS").content_string.splitlines()}
     there = host.check_output(f"cd {BUNDLE} && find . -type f -not -path './models/*' -printf '%P\\n'").split()
@@ -56,14 +56,14 @@ def test_a_reviewed_lock_stays_in_force(variables):
     assert "model_weights_lock" not in variables
 
 
-def test_the_image_has_a_name_that_no_registry_answers_for(host, variables):
+def test_the_image_name_belongs_to_no_registry(host, variables):
     reference = variables["engine_image_archive_reference"]
     assert reference == "localhost/vllm:0.33.0"
     manifest = json.loads(host.check_output(f"zstd -dc {BUNDLE}/image.tar.zst | tar -xO manifest.json"))
     assert manifest[0]["RepoTags"] == [reference]
 
 
-def test_packages_and_wheels_are_named(host):
+def test_packages_and_wheels_are_listed(host):
     packages = dict(line.split("=", 1) for line in host.file(f"{BUNDLE}/debs.txt").content_string.splitlines())
     assert {"python3-venv", "python3-packaging", "zstd", "docker.io"} <= set(packages)
     assert all(host.package(name).version == version for name, version in packages.items())
@@ -71,7 +71,7 @@ def test_packages_and_wheels_are_named(host):
     assert any(name.startswith("huggingface_hub-") for name in wheels)
 
 
-# --- what was deployed from it, on a host whose only network is loopback ---
+# --- The host that was deployed from the bundle, with no network except loopback ---
 
 
 def test_the_host_has_no_network(host):

@@ -1,4 +1,4 @@
-"""Role deploy_lock leaves a lock that names the run, and that only root can read."""
+"""Role deploy_lock writes a lock file that identifies the run and that only root can read."""
 
 from __future__ import annotations
 

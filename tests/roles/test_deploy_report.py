@@ -1,4 +1,4 @@
-"""Role deploy_report: a report for every state of a release, and nothing in it that a model said becomes markup."""
+"""State of a host after role deploy_report: a report for every state of a release, with escaped model answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def page(host, release):
     [
         ("good", "Proven: All 2 checks passed"),
         ("bad", "Not proven: 1 of 2 checks failed"),
-        ("never-asked", "Not proven: 1 of 1 checks failed"),
+        ("never-checked", "Not proven: 1 of 1 checks failed"),
     ],
 )
 def test_headline(host, release, headline):
@@ -42,12 +42,12 @@ def test_page_loads_nothing(host):
     assert "<link" not in text
 
 
-def test_reports_are_not_for_everyone(host):
+def test_reports_are_not_world_readable(host):
     report = host.file(f"{REPORTS}/good/report.html")
     assert (report.user, report.mode) == ("root", 0o640)
-    assert host.file(f"{REPORTS}/never-asked").mode == 0o750
+    assert host.file(f"{REPORTS}/never-checked").mode == 0o750
 
 
-def test_a_release_without_a_name_made_nothing(host):
-    assert sorted(host.file(REPORTS).listdir()) == ["bad", "good", "never-asked"]
+def test_an_empty_release_id_created_nothing(host):
+    assert sorted(host.file(REPORTS).listdir()) == ["bad", "good", "never-checked"]
     assert not host.file(f"{REPORTS}/report.html").exists

@@ -1,4 +1,4 @@
-"""What a user of role docker_engine would check on the host."""
+"""State of a host after role docker_engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_engine_answers(host):
     assert not info.get("ServerErrors")
 
 
-def test_engine_starts_by_itself_where_there_is_systemd(host, systemd):
+def test_engine_is_enabled_with_systemd_and_runs_without(host, systemd):
     if systemd:
         service = host.service("docker")
         assert service.is_running
@@ -30,7 +30,7 @@ def test_engine_starts_by_itself_where_there_is_systemd(host, systemd):
         assert host.process.get(pid=pid).comm == "dockerd"
 
 
-def test_daemon_json_has_what_was_asked_and_what_was_there(host):
+def test_daemon_json_has_the_variables_and_the_previous_keys(host):
     file = host.file("/etc/docker/daemon.json")
     assert json.loads(file.content_string) == {
         "labels": ["site=lab"],
@@ -56,13 +56,13 @@ def test_engine_runs_with_daemon_json(host):
     assert '"Subnet":"10.211.' in host.check_output("docker network inspect pooled --format '{{json .IPAM.Config}}'")
 
 
-def test_container_outlived_every_restart(host):
+def test_container_kept_running_through_every_restart(host):
     state = json.loads(host.check_output("docker inspect bystander --format '{{json .State}}'"))
     assert state["Running"] is True
 
 
 def test_engine_has_the_proxy(host, systemd):
-    # The only one: those that have ended were collected, also where process 1 collects nobody.
+    # Exactly one process: earlier daemons were reaped, even if PID 1 of the container does not reap children.
     (engine,) = host.process.filter(comm="dockerd")
     environment = host.file(f"/proc/{engine.pid}/environ").content_string.split("\0")
     assert "HTTP_PROXY=http://user:s%40ap@proxy.example:3128" in environment

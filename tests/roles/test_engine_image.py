@@ -1,4 +1,4 @@
-"""What a user of role engine_image would check on the host."""
+"""State of a host after role engine_image."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 HOMES = {"pull": "/opt/vllm", "load": "/opt/loaded"}
-# Where packages were added, and the image that they were added to.
+# vllm_home of the images with extra packages, by the source of their base image.
 EXTRA = {"changed": "/opt/extra", "copied": "/opt/copied", "build": "/opt/engine"}
 FIELDS = {"reference", "id", "digest", "source", "vllm_version"}
 
@@ -54,7 +54,7 @@ def test_refusal_changed_nothing(host):
     assert not host.file("/opt/refused").exists
 
 
-def test_signature_was_seen_where_the_host_can(host):
+def test_signature_was_verified_on_the_host_with_cosign(host):
     seen = host.file("/opt/vllm/image-signature.json")
     assert seen.exists == host.exists("cosign")
     if seen.exists:
@@ -65,15 +65,15 @@ def test_signature_was_seen_where_the_host_can(host):
 
 @pytest.fixture(params=EXTRA)
 def extra(host: Any, request: Any) -> Any:
-    """The record of an image with packages; the real engine is on one host only."""
+    """Record of an image with packages; only one host has the real engine image."""
     home = EXTRA[request.param]
     if request.param == "build" and not host.file(home).exists:
         assert not host.exists("cosign")
-        pytest.skip("the engine's real image is on the other host")
+        pytest.skip("the real engine image is on the other host")
     return record(host, home)
 
 
-def test_packages_were_laid_over_the_image_and_nothing_else_changed(host, extra):
+def test_packages_were_added_to_the_image_and_nothing_else_changed(host, extra):
     assert set(extra) == FIELDS | {"base", "base_id", "packages"}
     image, base = inspect(host, extra["reference"]), inspect(host, extra["base_id"])
     assert image["Id"] == extra["id"] != base["Id"]
@@ -89,24 +89,24 @@ def python(host: Any, reference: str, code: str) -> str:
     return str(host.check_output(run, reference, code)).strip()
 
 
-def test_packages_are_there_compiled_for_whatever_user(host, extra):
+def test_packages_are_compiled_and_readable_for_any_user(host, extra):
     for spec in extra["packages"].split():
         module = spec.split("==", maxsplit=1)[0].replace("-", "_")
         code = f"import os, {module} as m; print(os.access(m.__file__, os.R_OK), os.access(m.__cached__, os.R_OK))"
         assert python(host, extra["reference"], code).splitlines()[-1] == "True True"
 
 
-def test_vllm_is_the_one_of_the_image(host, extra):
+def test_vllm_and_torch_have_the_version_of_the_base_image(host, extra):
     code = "from importlib.metadata import version as v; print(v('vllm'), v('torch'))"
     assert python(host, extra["reference"], code) == python(host, extra["base_id"], code)
 
 
 @pytest.mark.parametrize("home", EXTRA.values(), ids=EXTRA)
-def test_nothing_of_a_build_stays(host, home):
+def test_build_files_are_removed(host, home):
     assert not host.file(f"{home}/cache/engine-image/extra").exists
 
 
-def test_change_of_a_package_is_another_image_and_pruned_is_what_no_release_has(host):
+def test_a_changed_package_makes_a_new_image_and_unreleased_images_are_pruned(host):
     home = EXTRA["changed"]
     listed = host.check_output(
         "docker image ls --filter label=inference.vllm.home=%s --format '{{.Repository}}:{{.Tag}}'", home
@@ -120,5 +120,5 @@ def test_change_of_a_package_is_another_image_and_pruned_is_what_no_release_has(
     assert set(listed.split()) == {released["reference"], now["reference"]}
 
 
-def test_archive_of_an_image_with_packages_tells_what_it_was_made_of(host):
+def test_loading_an_archive_of_an_image_with_packages_restores_the_whole_record(host):
     assert record(host, "/opt/bundled") == record(host, EXTRA["copied"])

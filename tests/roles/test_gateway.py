@@ -1,4 +1,4 @@
-"""What a user of role gateway would check on the host, after good and bad settings."""
+"""State of a host after role gateway ran with valid and invalid settings."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def log(host, systemd):
     return read
 
 
-def test_it_serves_what_is_allowed_over_tls(ask):
+def test_gateway_serves_the_allowed_endpoints_over_tls(ask):
     status, answer = ask("/v1/models")
     assert (status, json.loads(answer)["path"]) == (200, "/v1/models")
     status, answer = ask("/v1/chat/completions", "--data '{}'")
@@ -50,7 +50,7 @@ def test_it_serves_what_is_allowed_over_tls(ask):
 
 
 @pytest.mark.parametrize("path", ["/metrics", "//metrics", "/v1/../metrics", "/v1/%2e%2e/metrics", "/v1/models/", "/"])
-def test_it_serves_nothing_else(ask, path):
+def test_gateway_serves_nothing_else(ask, path):
     status, answer = ask(path)
     assert (status, json.loads(answer)["error"]["code"]) == (404, "not_found")
 
@@ -73,7 +73,7 @@ def test_a_large_body_is_refused(host, ask):
     assert (status, json.loads(answer)["error"]["code"]) == (413, "request_too_large")
 
 
-def test_it_starts_by_itself_where_there_is_systemd(host, systemd):
+def test_gateway_is_enabled_with_systemd_and_runs_without(host, systemd):
     if systemd:
         service = host.service("vllm-gateway")
         assert service.is_running
@@ -83,12 +83,12 @@ def test_it_starts_by_itself_where_there_is_systemd(host, systemd):
         assert host.process.filter(comm="haproxy")
 
 
-def test_what_serves_is_not_root(host):
+def test_workers_do_not_run_as_root(host):
     users = {process.user for process in host.process.filter(comm="haproxy")}
     assert users == {"root", "haproxy"}
 
 
-def test_it_listens_where_it_should(host):
+def test_gateway_listens_on_the_configured_addresses(host):
     assert host.socket("tcp://0.0.0.0:8443").is_listening
     assert host.socket("tcp://127.0.0.1:8405").is_listening
     assert not host.socket("tcp://0.0.0.0:8405").is_listening
@@ -105,7 +105,7 @@ def test_the_certificate_is_for_this_host(host):
     assert "localhost" in shown
 
 
-def test_secrets_are_for_root_alone_and_in_one_place(host, log):
+def test_secrets_are_readable_by_root_only_and_in_one_place(host, log):
     for path in host.check_output("find /etc/vllm-gateway -type f").split():
         file = host.file(path)
         assert (file.user, file.mode) == ("root", 0o600), path

@@ -1,4 +1,4 @@
-"""What a user of role host_python would check on the host."""
+"""State of a host after role host_python."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_libraries_load(host):
     assert host.run(f"{PYTHON} -c 'import docker, huggingface_hub, openai, PIL, pynvml, requests, yaml'").rc == 0
 
 
-def test_the_systems_own_python_is_left_alone(host):
+def test_the_system_python_is_unchanged(host):
     assert host.run("/usr/bin/python3 -c 'import huggingface_hub'").rc != 0
 
 

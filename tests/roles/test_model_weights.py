@@ -1,4 +1,4 @@
-"""What a user of role model_weights would check on the host."""
+"""State of a host after role model_weights."""
 
 from __future__ import annotations
 
@@ -41,27 +41,27 @@ def test_the_engines_user_can_read_but_not_write(host, lock):
     assert host.run(f"{as_engine} sh -c 'echo x >> {folder}/config.json'").rc != 0
 
 
-def test_of_the_earlier_commits_the_newest_and_the_one_in_use_are_left_and_nothing_unfinished(host, lock):
+def test_only_the_newest_old_commit_and_the_one_in_use_are_kept_and_nothing_unfinished(host, lock):
     entries = set(host.check_output(f"ls -A {BASE}").split())
     kept = {lock["commit"], "c" * 40, "a" * 40}
     assert entries == {*kept, "lock.json", ".running", f".state-{lock['commit']}.json"}
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_folder_alone_was_enough_for_a_second_place(host, lock, name):
+def test_files_were_copied_from_a_folder_without_a_hub(host, lock, name):
     assert host.file(f"/opt/copy/test/made-up/{lock['commit']}/{name}").content == FILES[name]
 
 
-def test_what_was_refused_left_no_file(host):
+def test_a_refused_lock_left_no_file(host):
     assert host.run("find /opt/refused -name config.json -o -name lock.json").stdout == ""
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_each_host_holds_it_without_a_hub(host, lock, name):
+def test_each_host_has_the_files_without_a_hub(host, lock, name):
     assert host.file(f"/opt/joined/test/made-up/{lock['commit']}/{name}").content == FILES[name]
 
 
-def test_no_door_is_left_open(host):
+def test_the_peer_server_is_stopped(host):
     assert "18081" not in host.check_output("ss --tcp --listening --numeric")
     assert host.run("pgrep --full [p]eer.py").rc != 0
     assert not host.file("/opt/vllm/peer/peer.pid").exists

@@ -1,4 +1,4 @@
-"""What a user of role nvidia_container_toolkit would check on the host, after toolkit and driver changed."""
+"""State of a host after role nvidia_container_toolkit changed the toolkit version, and after a driver change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_packages_have_one_version_and_are_held(host, name):
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_apt_would_take_no_newer_version(host, name):
+def test_apt_would_install_no_newer_version(host, name):
     assert f"Candidate: {VERSION}" in host.check_output(f"apt-cache policy {name}")
     assert "1.19.1-1" in host.check_output(f"apt-cache madison {name}")
 
@@ -45,7 +45,7 @@ def test_unattended_upgrades_read_the_blacklist(host):
         "/etc/cdi/nvidia.yaml",
     ],
 )
-def test_files_are_for_all_to_read_and_root_to_write(host, path):
+def test_files_are_world_readable_and_writable_by_root_only(host, path):
     file = host.file(path)
     assert (file.user, file.group, oct(file.mode)) == ("root", "root", "0o644")
 
@@ -56,7 +56,7 @@ def test_repository_trusts_its_own_key_only(host):
     assert not host.run("ls -A /etc/apt/trusted.gpg.d | grep -i nvidia").stdout
 
 
-def test_daemon_json_has_the_runtime_and_what_was_there(host):
+def test_daemon_json_has_the_runtime_and_the_previous_keys(host):
     file = host.file("/etc/docker/daemon.json")
     config = json.loads(file.content_string)
     assert config["runtimes"] == {
@@ -70,14 +70,14 @@ def test_daemon_json_has_the_runtime_and_what_was_there(host):
     assert not host.file("/etc/docker/daemon.json.last-good").exists
 
 
-def test_docker_runs_with_it(host):
+def test_docker_runs_with_daemon_json(host):
     info = json.loads(host.check_output("docker info --format '{{json .}}'"))
     assert {"nvidia", "kata"} <= set(info["Runtimes"])
     assert info["DefaultRuntime"] == "runc"
     assert info["CgroupDriver"] == "cgroupfs"
 
 
-def test_a_container_outlived_every_restart(host):
+def test_a_container_kept_running_through_every_restart(host):
     state = json.loads(host.check_output("docker inspect bystander --format '{{json .State}}'"))
     assert state["Running"] is True
 

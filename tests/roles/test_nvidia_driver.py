@@ -1,4 +1,4 @@
-"""What a user of role nvidia_driver would check on the host, after a change to another version."""
+"""State of a host after role nvidia_driver changed the driver version."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PACKAGES = ["nvidia-driver-cuda", "libcuda1", "libnvidia-ml1", "nvidia-kernel-op
 
 @pytest.fixture(scope="module")
 def loaded(host):
-    """Whether a kernel module is loaded; else the host waits for a reboot."""
+    """Whether the kernel module is loaded; if not, the host needs a reboot."""
     return host.file("/proc/driver/nvidia/version").exists
 
 
@@ -50,7 +50,7 @@ def test_an_upgrade_leaves_the_driver_alone(host):
         "/etc/modprobe.d/nvidia-driver.conf",
     ],
 )
-def test_file_belongs_to_root_and_all_may_read_it(host, path):
+def test_file_is_world_readable_and_owned_by_root(host, path):
     file = host.file(path)
     assert (file.user, file.group, oct(file.mode)) == ("root", "root", "0o644")
 
@@ -79,7 +79,7 @@ def test_persistence_daemon(host, loaded):
     assert service.is_running == loaded
 
 
-def test_fabric_manager_only_where_it_was_asked_for(host, loaded):
+def test_fabric_manager_only_if_requested(host, loaded):
     package = host.package("nvidia-fabricmanager")
     assert package.is_installed == loaded
     if loaded:

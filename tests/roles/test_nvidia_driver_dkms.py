@@ -1,4 +1,4 @@
-"""What role nvidia_driver makes of Debian's own driver: one version of libraries and modules, built by DKMS."""
+"""Debian's own driver, installed by role nvidia_driver: libraries and DKMS modules of the same version."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-#: Modules that the driver consists of, by the names that Debian gives them.
+#: Debian's names of the driver's modules.
 MODULES = ["current-open", "current-open-modeset", "current-open-drm", "current-open-uvm", "current-open-peermem"]
 
 
@@ -17,7 +17,7 @@ def version(host):
 
 @pytest.fixture(scope="module")
 def kernel(host):
-    """The one that the headers are for."""
+    """Release of the kernel that has headers."""
     (name,) = host.check_output("ls /lib/modules").split()
     return name
 
@@ -27,13 +27,13 @@ def test_libraries_and_module_have_one_version(host, version):
         assert host.package(name).version.partition("-")[0] == version
 
 
-def test_it_is_not_the_newest_where_that_has_no_module(host, version):
+def test_a_newest_version_without_a_module_is_not_installed(host, version):
     newest = host.check_output("apt-cache madison nvidia-smi").splitlines()[0].split("|")[1].strip()
     modules = host.check_output("apt-cache madison nvidia-open-kernel-dkms")
     assert newest.startswith(version) or newest not in modules
 
 
-def test_dkms_says_that_it_is_installed(host, version, kernel):
+def test_dkms_reports_the_module_as_installed(host, version, kernel):
     said = host.check_output("dkms status")
     assert re.search(rf"nvidia-current-open.*{re.escape(version)}.*{re.escape(kernel)}.*: installed", said), said
 
@@ -50,8 +50,8 @@ def test_module_is_the_open_one(host, kernel):
     assert host.check_output("modinfo --field license %s", file) == "Dual MIT/GPL"
 
 
-def test_modprobe_of_nvidia_takes_it(host, kernel):
-    # By Debian's settings of modprobe; role and driver ask for "nvidia".
+def test_modprobe_nvidia_resolves_to_the_module(host, kernel):
+    # Debian's modprobe configuration maps "nvidia", the name that the role and the driver use.
     assert "nvidia-current-open" in host.check_output("modprobe --set-version %s --show-depends nvidia", kernel)
 
 

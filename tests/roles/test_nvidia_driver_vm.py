@@ -1,13 +1,13 @@
-"""What only a kernel of its own can show of role nvidia_driver, after its reboot."""
+"""State of a virtual machine after role nvidia_driver and its reboot: kernel, initramfs and loaded modules."""
 
 from __future__ import annotations
 
 import pytest
 
 VERSION = "580.95.05"
-#: Id of the boot that the machine is in.
+#: ID of the current boot.
 BOOT = "/proc/sys/kernel/random/boot_id"
-#: An H100 as the kernel names it to udev.
+#: Module alias of an H100.
 GPU = "pci:v000010DEd00002330sv000010DEsd000016C1bc03sc02i00"
 
 
@@ -18,7 +18,7 @@ def kernel(host):
 
 @pytest.fixture(scope="module")
 def initramfs(host, kernel):
-    """Its files, unpacked."""
+    """Folder of the unpacked initramfs."""
     host.check_output("rm -rf /tmp/initramfs && unmkinitramfs /boot/initrd.img-%s /tmp/initramfs", kernel)
     return "/tmp/initramfs"
 
@@ -40,7 +40,7 @@ def test_the_role_rebooted_it(host):
     assert before != now
 
 
-def test_nouveau_was_asked_for_at_the_boot_and_left_out(host):
+def test_nouveau_was_requested_at_boot_and_not_loaded(host):
     assert host.file("/etc/modules-load.d/gpu.conf").content_string.split() == ["nouveau", "nvidia"]
     assert host.check_output("systemctl is-active systemd-modules-load") == "active"
     assert host.file("/sys/module/nvidia").exists

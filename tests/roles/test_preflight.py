@@ -1,9 +1,9 @@
-"""Role preflight changes nothing, whatever it says; tests/e2e/test_refusals.py has what it refuses."""
+"""Role preflight changes nothing on the host; tests/e2e/test_refusals.py tests its refusals."""
 
 from __future__ import annotations
 
 
-def test_nothing_was_made(host):
+def test_no_file_was_created(host):
     assert not host.file("/opt/vllm").exists
 
 

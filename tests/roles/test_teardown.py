@@ -1,4 +1,4 @@
-"""After role teardown nothing of ours is left, and all of others' is."""
+"""State of a host after role teardown: only data of the project is removed."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ def test_no_container_network_or_volume_of_the_project(host):
             assert listed == "", (kind, project)
 
 
-def test_systemd_has_forgotten_the_service(host):
+def test_systemd_has_no_unit_of_the_service(host):
     assert not host.file("/etc/systemd/system/vllm.service").exists
     assert host.run("systemctl cat vllm.service").rc != 0
     assert host.check_output("systemctl list-units --all --plain --no-legend 'vllm*'") == ""
 
 
-def test_data_is_gone_as_asked(host):
+def test_data_is_removed(host):
     assert not host.file("/opt/vllm").exists
 
 
-def test_image_with_extra_packages_goes_with_the_data_and_no_other(host):
+def test_only_the_project_image_with_extra_packages_is_removed(host):
     listed = host.check_output("docker image ls --format '{{.Repository}}:{{.Tag}}'").split()
     assert "localhost/vllm-extra:vllm" not in listed
     assert {"localhost/vllm-extra:other", "test/sleep:1"} <= set(listed)
 
 
-def test_what_others_own_stays(host):
+def test_unrelated_volumes_and_docker_are_kept(host):
     assert "bystander" in host.check_output("docker volume ls --quiet")
     assert host.run("docker info").rc == 0

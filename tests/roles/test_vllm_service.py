@@ -1,4 +1,4 @@
-"""What a user of role vllm_service would check on the host, after good and bad deploys."""
+"""State of a host after good and bad deployments with role vllm_service."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ CONTAINER = "vllm-vllm-1"
 
 
 def red_png() -> str:
-    """A red picture of 32 x 32 pixels as a data: URL."""
+    """A red image of 32 x 32 pixels as a data: URL."""
     return png(32, 32)
 
 
 def png(width: int, height: int) -> str:
-    """A red picture as a data: URL; a large one has its rows missing but for a few megabytes of zeros."""
+    """A red image as a data: URL. The pixel data of a large image is truncated to 4 MiB of zeros."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -46,7 +46,7 @@ def ask(host, key):
 
     def call(content, bearer=key):
         body = {"model": "tiny-qwen3-vl", "max_tokens": 4, "messages": [{"role": "user", "content": content}]}
-        # The body goes by a file, so that no quoting of the shell is in the way.
+        # The body is sent from a file, to avoid shell quoting.
         host.check_output(f"cat >/tmp/body <<'END'\n{json.dumps(body)}\nEND")
         out = host.check_output(
             "curl --silent --write-out '\\n%{http_code}' --header 'Content-Type: application/json' --data @/tmp/body "
@@ -74,13 +74,13 @@ def test_the_proven_release_runs_and_is_current(host, inspected):
     assert manifest["image"]["id"] == inspected["Image"]
 
 
-def test_the_releases_that_were_not_proven_are_kept_for_those_who_ask_why(host):
+def test_unproven_releases_are_kept_for_diagnosis(host):
     releases = host.check_output(f"ls -A {HOME}/releases").split()
     assert len(releases) == 4
     assert not [name for name in releases if name.startswith(".")]
 
 
-def test_it_starts_with_the_host(host):
+def test_service_is_enabled_at_boot(host):
     unit = host.service("vllm")
     assert unit.is_enabled
     assert unit.is_running
@@ -88,12 +88,12 @@ def test_it_starts_with_the_host(host):
     assert "vllm.service" not in verified.stderr, verified.stderr
 
 
-def test_it_answers_with_the_key_only(ask):
+def test_service_answers_with_the_key_only(ask):
     assert ask("Hello")[0] == 200
     assert ask("Hello", "a-wrong-key-of-sixteen")[0] == 401
 
 
-def test_it_reads_images_from_the_request_but_fetches_none(ask):
+def test_service_reads_images_from_the_request_and_fetches_none(ask):
     assert ask(image(red_png()))[0] == 200
     status, answer = ask(image("http://127.0.0.1:8000/metrics"))
     assert status in (400, 422)
@@ -114,17 +114,17 @@ def test_it_reads_images_from_the_request_but_fetches_none(ask):
         "/etc/passwd",
     ],
 )
-def test_no_address_makes_it_look_elsewhere(ask, url):
+def test_no_url_makes_the_engine_fetch_a_file(ask, url):
     status, answer = ask(image(url))
-    # vLLM calls some of its refusals an error of its own, with status 500 or 501.
+    # vLLM answers some refused requests with status 500 or 501.
     assert status >= 400, answer
     assert "root:" not in json.dumps(answer)
     assert ask("Hello")[0] == 200
 
 
 @pytest.mark.parametrize(("width", "height"), [(50000, 50000), (50000, 1), (8193, 8192)])
-def test_a_picture_that_is_a_bomb_is_refused_and_costs_no_memory(host, ask, width, height):
-    """Some kilobytes that would be gigabytes of pixels."""
+def test_a_decompression_bomb_is_refused_without_memory_use(host, ask, width, height):
+    """A file of some kilobytes that would decode to gigabytes of pixels."""
     before = memory(host)
     status, answer = ask(image(png(width, height)))
     assert status >= 400, answer
@@ -135,14 +135,14 @@ def test_a_picture_that_is_a_bomb_is_refused_and_costs_no_memory(host, ask, widt
 @pytest.mark.parametrize(
     "data", ["data:image/png;base64,AAAA", "data:image/png;base64,!!", "data:,", "data:text/html,x"]
 )
-def test_data_that_is_no_picture_is_refused(ask, data):
+def test_data_that_is_not_an_image_is_refused(ask, data):
     status, answer = ask(image(data))
     assert status >= 400, answer
     assert ask("Hello")[0] == 200
 
 
 def memory(host):
-    """Bytes that the engine's container has used at most."""
+    """Peak memory of the engine container, in bytes."""
     shown = host.check_output(
         f"docker exec {CONTAINER} sh -c 'cat /sys/fs/cgroup/memory.peak 2>/dev/null || "
         "cat /sys/fs/cgroup/memory/memory.max_usage_in_bytes'"
@@ -150,20 +150,20 @@ def memory(host):
     return int(shown)
 
 
-def test_it_listens_on_loopback_only(host, inspected):
+def test_service_listens_on_loopback_only(host, inspected):
     assert inspected["HostConfig"]["PortBindings"] == {"8000/tcp": [{"HostIp": "127.0.0.1", "HostPort": "8000"}]}
     assert host.socket("tcp://127.0.0.1:8000").is_listening
     assert not host.socket("tcp://0.0.0.0:8000").is_listening
 
 
-def test_the_key_is_for_the_engine_and_root_alone(host, key):
+def test_the_key_file_is_readable_by_the_engine_and_root_only(host, key):
     file = host.file(f"{HOME}/secrets/api_key")
     assert (file.uid, file.gid, file.mode) == (2000, 0, 0o400)
     assert host.file(f"{HOME}/secrets").mode == 0o700
     assert len(key) == 48
 
 
-def test_the_key_stands_nowhere_else(host, key):
+def test_the_key_appears_nowhere_else(host, key):
     for command in (
         f"docker inspect {CONTAINER}",
         f"docker logs {CONTAINER} 2>&1",
@@ -173,7 +173,7 @@ def test_the_key_stands_nowhere_else(host, key):
         assert key not in host.check_output(command), command
 
 
-def test_the_container_can_do_little(host):
+def test_the_container_has_minimal_privileges(host):
     def inside(command):
         return host.run(f"docker exec {CONTAINER} {command}")
 
@@ -187,7 +187,7 @@ def test_the_container_can_do_little(host):
     assert inside("sh -c ': >/home/vllm/.cache/x && : >/tmp/x'").rc == 0
 
 
-def test_the_engine_got_the_limits(inspected):
+def test_the_container_has_the_limits(inspected):
     limits = inspected["HostConfig"]
     assert limits["Memory"] == 32 * 2**30
     assert limits["PidsLimit"] == 4096

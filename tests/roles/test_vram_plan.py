@@ -1,4 +1,4 @@
-"""What a user of role vram_plan would check on the host."""
+"""State of a host after role vram_plan."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def on_cpu(host):
     return host.check_output("hostname") == "vram-plan-cpu"
 
 
-def test_plan_is_a_readable_file_and_the_only_one(host):
+def test_plan_is_world_readable_and_the_only_file(host):
     file = host.file(PLAN)
     assert file.is_file
     assert (file.user, oct(file.mode)) == ("root", "0o644")
     assert host.check_output("ls -A /opt/vllm") == "plan.json"
 
 
-def test_plan_may_be_used(plan):
+def test_plan_fits(plan):
     assert (plan["starts"], plan["survives"], plan["refusals"]) == (True, True, [])
 
 

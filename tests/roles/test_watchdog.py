@@ -1,4 +1,4 @@
-"""Role watchdog runs its service, restarted the engine that hung, and stopped the one that hung again."""
+"""State of a host after role watchdog: it restarted an engine after the first hang and stopped it after the second."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def events(host):
     return [json.loads(line) for line in host.file(f"{HOME}/events.jsonl").content_string.splitlines()]
 
 
-def test_service_runs_and_comes_back_after_a_boot(host):
+def test_service_runs_and_is_enabled_at_boot(host):
     service = host.service("vllm-watchdog")
     assert service.is_running
     assert service.is_enabled
@@ -27,18 +27,18 @@ def test_hang_was_restarted_then_stopped(events):
     ]
 
 
-def test_cause_is_told(events):
+def test_events_have_the_cause(events):
     first, second = events
-    assert "requests wait" in first["cause"]
+    assert "requests are pending" in first["cause"]
     assert "after 1 restarts" in second["cause"]
 
 
-def test_journal_tells_it_too(host):
+def test_journal_has_the_event(host):
     journal = host.check_output("journalctl --unit vllm-watchdog --no-pager")
     assert "[crash_loop] watchdog-engine: " in journal
 
 
-def test_only_root_changes_what_it_runs(host):
+def test_program_and_configuration_are_writable_by_root_only(host):
     for name in ("vllm_watchdog.py", "config.json"):
         file = host.file(f"{HOME}/{name}")
         assert (file.user, file.mode) == ("root", 0o644)

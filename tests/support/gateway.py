@@ -1,4 +1,4 @@
-"""A real HAProxy on this machine, run with what role gateway would write."""
+"""A real HAProxy on this machine, with the configuration that role gateway would write."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.gateway import stor
 from support.plain_engine import PATIENCE, Engine
 
 ROOT = Path(__file__).parents[2]
-#: The HAProxy to test with; another version of it is named by the environment.
+#: HAProxy under test; the environment variable selects another version.
 PROGRAM = os.environ.get("HAPROXY", "/usr/sbin/haproxy")
 CHECK = [PROGRAM, "-c", "-f", gateway_store.CONFIG_PLACEHOLDER]
 
@@ -31,12 +31,12 @@ KEYS = [{"name": "alice", "key": ALICE}, {"name": "bob", "key": BOB}]
 
 
 def defaults(role: str) -> dict[str, Any]:
-    """The defaults of a role, as they are written."""
+    """Defaults of a role, not templated."""
     return dict(yaml.safe_load((ROOT / "roles" / role / "defaults" / "main.yml").read_text()))
 
 
 def settings(**given: Any) -> dict[str, Any]:
-    """What role gateway gives to the filter, with its defaults."""
+    """Settings that role gateway passes to the filter, with its defaults."""
     computed = {
         "metrics": True,
         "gateway_tls_names": ["gpu1.example.org", "192.0.2.10"],
@@ -47,8 +47,8 @@ def settings(**given: Any) -> dict[str, Any]:
 
 
 def rendered(values: Mapping[str, Any]) -> str:
-    """The text of haproxy.cfg."""
-    # As Ansible sets its template engine up.
+    """Render haproxy.cfg."""
+    # Same settings as in Ansible.
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ROOT / "templates"),
         undefined=jinja2.StrictUndefined,
@@ -59,7 +59,7 @@ def rendered(values: Mapping[str, Any]) -> str:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 on which nobody listens."""
+    """Free ports on 127.0.0.1."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
@@ -68,10 +68,10 @@ def free_ports(count: int) -> list[int]:
 
 
 class Gateway:
-    """HAProxy in front of some engines; to be used in a ``with``."""
+    """HAProxy in front of engines; a context manager."""
 
     def __init__(self, folder: Path, *engines: Engine, **given: Any) -> None:
-        """Choose ports and settings; nothing runs yet."""
+        """Choose ports and settings without starting HAProxy."""
         self.port, self.metrics_port = free_ports(2)
         self.folder = folder
         self.socket = folder / "run" / "admin.sock"
@@ -84,7 +84,7 @@ class Gateway:
             "gateway_metrics_port": self.metrics_port,
             "gateway_run_dir": str(self.socket.parent),
             "gateway_health_interval": 1,
-            # One test asks more often than a client would.
+            # One test sends more requests than the default allows.
             "gateway_requests_per_minute": 10**6,
             "gateway_backends": [{"name": e.name, "address": "127.0.0.1", "port": e.port} for e in engines],
             **given,
@@ -94,14 +94,14 @@ class Gateway:
         self._process: subprocess.Popen[bytes] | None = None
 
     def configure(self, **given: Any) -> None:
-        """Write the configuration, with other settings if wanted."""
+        """Write the configuration, optionally with other settings."""
         self.given |= given
         design = gateway.design(settings(**self.given))
         parts = (rendered(design["config"]), design["keys_map"], self.engine_key, self.certificate, self.private_key)
         self.store.write(gateway_store.assemble(*parts), CHECK)
 
     def __enter__(self) -> Gateway:
-        """Start, and wait until it listens."""
+        """Start HAProxy and wait until it listens."""
         self.socket.parent.mkdir(mode=0o700)
         self.configure()
         with self.log_file.open("wb") as log:
@@ -117,7 +117,7 @@ class Gateway:
         self._process.wait(PATIENCE)
 
     def until(self, done: Any, what: str) -> None:
-        """Wait for something to become true, else fail with the log."""
+        """Wait until ``done`` returns true; fail with the log after a timeout."""
         end = time.monotonic() + PATIENCE
         while not done():
             assert self._process
@@ -131,38 +131,38 @@ class Gateway:
             return self.socket.exists() and probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def reload(self, **given: Any) -> None:
-        """Write another configuration and let HAProxy take it."""
+        """Write another configuration and reload HAProxy."""
         self.configure(**given)
         before = self.pids()
         assert self._process
         self._process.send_signal(signal.SIGUSR2)
         self.until(lambda: self.pids() - before, "a new worker")
-        # The old worker gives the sockets up when the new one is ready.
+        # The old worker closes the sockets when the new one is ready.
         self.until(lambda: self.log().count("Loading success") == len(self._reloads()) + 1, "the new worker is ready")
 
     def _reloads(self) -> list[str]:
         return re.findall(r"Reloading HAProxy", self.log())
 
     def pids(self) -> set[int]:
-        """Process ids of the workers, the old ones too."""
+        """PIDs of the workers, including old ones."""
         assert self._process
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text()
         return {int(pid) for pid in children.split()}
 
     @property
     def master(self) -> int:
-        """Process id of the first process."""
+        """PID of the master process."""
         assert self._process
         return self._process.pid
 
     def log(self) -> str:
-        """All that HAProxy has written."""
+        """Output of HAProxy."""
         return self.log_file.read_text(errors="replace")
 
     def access(self) -> list[dict[str, Any]]:
-        """The access log."""
+        """Entries of the access log."""
         return [json.loads(line) for line in self.log().splitlines() if line.startswith("{")]
 
     def files(self) -> list[Path]:
-        """All that the store has written."""
+        """Files that the store has written."""
         return [Path(folder) / name for folder, _, names in os.walk(self.folder / "etc") for name in names]

@@ -38,11 +38,12 @@ def load(path: Path) -> Any:
 
 
 def settings(role: Path) -> dict[str, Any]:
-    """A role's defaults and variables."""
-    found: dict[str, Any] = {}
-    for part in ("defaults", "vars"):
-        for path in sorted((role / part).rglob("*.yml")):
-            found |= load(path)
+    """Defaults and variables of a role, and of role vllm, on which each depends."""
+    found: dict[str, Any] = {"role_path": str(role)}
+    for folder in (role.with_name("vllm"), role):
+        for part in ("defaults", "vars"):
+            for path in sorted((folder / part).rglob("*.yml")):
+                found |= load(path)
     return found
 
 
@@ -81,7 +82,7 @@ def walk_list(path: Path, tasks: Any, variables: Mapping[str, Any]) -> Iterator[
                 yield from walk(path.parent / (file["file"] if isinstance(file, dict) else file), here)
             elif module == "ansible.builtin.include_role":
                 role = ROOT / "roles" / templar.template(task[module]["name"]).removeprefix("inference.vllm.")
-                yield from walk(role / "tasks" / "main.yml", {**settings(role), **here})
+                yield from walk(role / "tasks" / "main.yml", {**settings(role), **here, "role_path": str(role)})
             else:
                 passed = module != ASSERT or templar.evaluate_conditional(task[module]["that"])
                 yield Step(task["name"], module, templar.template(task[module]), passed)

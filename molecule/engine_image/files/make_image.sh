@@ -1,7 +1,7 @@
 #!/bin/bash
-# make_image.sh FOLDER: images in the registry on port 5000 (the second of them unsigned), in FOLDER/image.tar and in
-# FOLDER/local.tar.gz. Where the host has cosign, the first is signed with FOLDER/cosign.key.
-# Each has this host's own Python and, in place of vLLM, what a Python is told about it.
+# make_image.sh FOLDER: push two images to the registry on port 5000 (the second one unsigned), and save two more as
+# FOLDER/image.tar and FOLDER/local.tar.gz. If the host has cosign, the first image is signed with FOLDER/cosign.key.
+# Each image has this host's Python and only the package metadata of vLLM.
 set -eu -o pipefail
 folder=$1
 repository=127.0.0.1:5000/test/vllm
@@ -42,7 +42,7 @@ if command -v cosign > /dev/null; then
   done
   COSIGN_PASSWORD='' cosign sign --yes --key cosign.key --tlog-upload=false "$repository@$digest"
 else
-  # A key is enough to ask for a signature.
+  # A public key is enough to request a signature check.
   openssl ecparam -genkey -name prime256v1 -noout | openssl ec -pubout -out cosign.pub
 fi
 

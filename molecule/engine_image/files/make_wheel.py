@@ -1,4 +1,4 @@
-"""make_wheel.py FOLDER NAME VERSION [REQUIREMENT]: a wheel as a company's own index would have one."""
+"""make_wheel.py FOLDER NAME VERSION [REQUIREMENT]: build a wheel of a package that no public index has."""
 
 import sys
 import zipfile
@@ -14,7 +14,7 @@ metadata = [
     *(f"Requires-Dist: {entry}" for entry in requires),
 ]
 files = {
-    # Another content at each call, as a version that was built anew has.
+    # Different content for each call, like a rebuild of the same version.
     f"{module}/__init__.py": f"BUILT = {Path('/proc/sys/kernel/random/uuid').read_text()!r}\n",
     f"{info}/METADATA": "\n".join([*metadata, ""]),
     f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: make_wheel\nRoot-Is-Purelib: true\nTag: py3-none-any\n",

@@ -1,4 +1,4 @@
-"""Keeps an engine computing for two minutes: keep_asking.py URL KEY. Ends early where it no longer answers."""
+"""keep_asking.py URL KEY: keep an engine busy for two minutes. Ends early if the engine stops to answer."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ end = time.monotonic() + 120
 
 
 def ask() -> None:
-    """Ask one question after the other."""
+    """Send one request after the other."""
     while time.monotonic() < end:
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)

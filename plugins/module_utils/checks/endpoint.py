@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict, summary
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
+from ansible_collections.inference.vllm.plugins.module_utils.service.api_keys import reason_invalid
 
 # Arguments of every module that asks a server.
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -75,11 +76,11 @@ def read_key(path: str | None) -> str:
                 "Name the file that the service reads its key from; the serve step makes it.",
             )
         ) from None
-    if not key.isprintable() or not key or " " in key:
+    if reason := reason_invalid(key):
         raise RefusalError(
             Refusal(
                 "api_key_file_unusable",
-                f"api_key_file is {path!r}, and does not hold one word on one line.",
+                f"api_key_file is {path!r}, and does not hold an API key: {reason}.",
                 "Remove the file and run the serve step again, which makes a new key.",
             )
         )

@@ -11,7 +11,8 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks import endpoint
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Target
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict, write_atomic
+from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError, join
 
 Plan = TypeVar("Plan")
@@ -64,7 +65,7 @@ def run(
         module.fail_json(missing_required_lib(error.name or library))
     try:
         for path, text in files:
-            _write(path, text)
+            write_atomic(path, text)
     except OSError as error:
         module.fail_json(f"cannot write {error.filename}: {error.strerror}", verdict=verdict.as_dict())
     module.exit_json(**endpoint.result_of(verdict, params["report_path"], params["fail_on_verdict"]))
@@ -104,11 +105,3 @@ def from_manifest(path: str, of: Callable[[Any], Value]) -> Value:
             "Name the manifest.json of the release that runs; the serve step writes it.",
         )
     )
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        write_atomic(path, text)
-    except OSError as error:
-        # It names the file that it writes beside the one that is meant.
-        raise OSError(error.errno, error.strerror, str(path)) from error

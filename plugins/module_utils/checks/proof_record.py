@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks.container import State
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict, VerdictError, write_atomic
+from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict, VerdictError
+from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
 
 RECORD, VERDICT = "proof.json", "verdict.json"
 

@@ -10,10 +10,8 @@ both. Run as a program, the file judges a stored verdict for scripts and CI:
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -302,25 +300,6 @@ def redact(check: Check, secret: str) -> Check:
         return check
     value = check.value.replace(secret, "***") if isinstance(check.value, str) else check.value
     return replace(check, message=check.message.replace(secret, "***"), value=value)
-
-
-def write_atomic(path: Path, text: str, mode: int = 0o640) -> None:
-    """Write a file so that readers see the old text or the new one, never a part.
-
-    Raises:
-        OSError: The folder is missing or the disk is full; the old file is untouched.
-    """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).chmod(mode)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def main(arguments: Iterable[str]) -> int:

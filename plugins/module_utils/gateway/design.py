@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
+from ansible_collections.inference.vllm.plugins.module_utils.service.api_keys import CHARACTERS, reason_invalid
 
 #: What ``gateway_endpoints`` may name, with method and path. /health is always there, and answered by the gateway.
 ENDPOINTS = {
@@ -81,7 +82,6 @@ _LOG = {
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?"
 _HOST_NAME = re.compile(rf"(?=.{{1,253}}$){_LABEL}(\.{_LABEL})*")
-_KEY = re.compile(rf"[!-~]{{1,{MAX_KEY_LENGTH}}}")
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 _IMAGE = re.compile(r"([a-z0-9][A-Za-z0-9._/:-]*@)?sha256:[0-9a-f]{64}")
 _MAX_PORT = 65535
@@ -205,7 +205,7 @@ def _config(settings: Mapping[str, Any]) -> dict[str, Any]:
         "log_format": "{" + ",".join(f'"{name}":{value}' for name, value in _LOG.items()) + "}",
         "keys_file": KEYS_FILE,
         "engine_key_file": ENGINE_KEY_FILE,
-        "key_pattern": rf"^bearer [!-~]{{{MIN_KEY_LENGTH},{MAX_KEY_LENGTH}}}$",
+        "key_pattern": rf"^bearer {CHARACTERS}{{{MIN_KEY_LENGTH},{MAX_KEY_LENGTH}}}$",
         "max_body": settings["gateway_max_body_mib"] * 2**20,
         "requests_per_minute": settings["gateway_requests_per_minute"],
         "concurrent_requests": settings["gateway_concurrent_requests"],
@@ -340,7 +340,8 @@ def _wrong_keys(keys: Sequence[Mapping[str, Any]]) -> Iterator[Refusal]:
 
 def _wrong_key(entry: Mapping[str, Any]) -> tuple[str, str, str] | None:
     """Code, message without the key, and fix of what is wrong with one key."""
-    key, given_digest = entry.get("key"), entry.get("sha256")
+    key: Any = entry.get("key")
+    given_digest = entry.get("sha256")
     make = "Make one with: openssl rand -hex 32"
     if bool(key) == bool(given_digest):
         return "bad_key", "allowed: either key or sha256, and one of them must be there.", "Give one of the two."
@@ -349,8 +350,8 @@ def _wrong_key(entry: Mapping[str, Any]) -> tuple[str, str, str] | None:
             fix = "Take the output of: printf %s KEY | sha256sum"
             return "bad_key", "sha256 must be 64 hexadecimal digits.", fix
         return None
-    if not isinstance(key, str) or not _KEY.fullmatch(key):
-        return "bad_key", f"the key must be a text of at most {MAX_KEY_LENGTH} ASCII letters without blanks.", make
+    if reason := reason_invalid(key, longest=MAX_KEY_LENGTH) if isinstance(key, str) else "it is no text":
+        return "bad_key", f"the key is not accepted: {reason}.", make
     if len(key) < MIN_KEY_LENGTH or len(set(key)) < MIN_KEY_VARIETY:
         rule = f"{MIN_KEY_LENGTH} random characters or more"
         return "weak_key", f"the key can be guessed from its digest; allowed: {rule}.", make

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ansible_collections.inference.vllm.plugins.module_utils.gateway import design as gateway
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
+from ansible_collections.inference.vllm.plugins.module_utils.service.api_keys import reason_invalid_for_engine
 
 #: Stands in the command that checks for the path of the file that is to be checked.
 CONFIG_PLACEHOLDER = "@CONFIG@"
@@ -30,7 +31,6 @@ KEEP = 1
 
 _CHECK_SECONDS = 60
 _SHOWN_DIGITS = 12
-_MIN_ENGINE_KEY = 16
 
 
 class Store:
@@ -127,8 +127,8 @@ def assemble(config: str, keys_map: str, engine_key: str, certificate: str, priv
         RefusalError: The engine's key cannot be one, or a client of ``keys_map`` has the same.
     """
     key = engine_key.strip()
-    if len(key) < _MIN_ENGINE_KEY or not all("!" <= letter <= "~" for letter in key):
-        message = f"The engine's key must be at least {_MIN_ENGINE_KEY} characters without blanks."
+    if reason := reason_invalid_for_engine(key):
+        message = f"The engine's key is not accepted: {reason}."
         raise RefusalError(Refusal("bad_engine_key", message, "Run role vllm_service, which makes one."))
     name = gateway.names_in(keys_map).get(gateway.digest(key))
     if name:

@@ -1,4 +1,4 @@
-"""The engine's keys on a host: the one in use, and during a rotation the one before it.
+"""API keys: what may be one, and the engine's own on a host, during a rotation with the one before it.
 
 ``api_key`` is what checks and gateway use. ``former_api_key`` is empty, but while a key is being changed: then the
 engine takes both.
@@ -14,9 +14,13 @@ from dataclasses import dataclass
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
 CURRENT, FORMER = "api_key", "former_api_key"
-#: A dash at the beginning would be a flag of vLLM.
-ALLOWED = re.compile(r"(?!-)[!-~]{16,}")
+#: The characters that a key is made of, as a class of a regular expression: ASCII without blanks, since clients send it
+#: as one word of a header.
+CHARACTERS = "[!-~]"
+#: Fewer characters in the engine's key could be guessed.
+ENGINE_SHORTEST = 16
 _LENGTH = 48
+_WORD = re.compile(f"{CHARACTERS}+")
 
 
 @dataclass(frozen=True, repr=False)
@@ -35,6 +39,30 @@ class Keys:
     def overlap(self) -> bool:
         """Whether two keys are valid."""
         return bool(self.former) and self.former != self.current
+
+
+def reason_invalid(key: str, shortest: int = 1, longest: int | None = None) -> str:
+    """Why a text is not accepted as an API key, without the key; empty where it is.
+
+    Args:
+        key: The text.
+        shortest: Fewest characters.
+        longest: Most characters, None for no limit.
+    """
+    if not _WORD.fullmatch(key):
+        return "it is not one word of ASCII characters" if key else "it is empty"
+    if len(key) < shortest:
+        return f"it has less than {shortest} characters"
+    if longest is not None and len(key) > longest:
+        return f"it has more than {longest} characters"
+    return ""
+
+
+def reason_invalid_for_engine(key: str) -> str:
+    """As :func:`reason_invalid`, for the key that vLLM is started with."""
+    if key.startswith("-"):
+        return "it begins with a dash, which vLLM would read as a flag"
+    return reason_invalid(key, ENGINE_SHORTEST)
 
 
 def made() -> str:
@@ -74,7 +102,7 @@ def finished(keys: Keys) -> Keys:
 
 
 def _checked(given: str) -> str:
-    if given and not ALLOWED.fullmatch(given):
-        message = "The given key is not allowed; allowed: at least 16 ASCII letters without blanks or a leading dash."
+    if given and (reason := reason_invalid_for_engine(given)):
+        message = f"The given key is not accepted: {reason}."
         raise RefusalError(Refusal("bad_key", message, "Make one with: openssl rand -hex 32"))
     return given

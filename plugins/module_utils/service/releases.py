@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils.files import sync_folder
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
 MANIFEST = "manifest.json"
@@ -186,12 +187,12 @@ class Store:
             for name, text in texts.items():
                 _write_file(building / name, text, release.modes.get(name, DEFAULT_MODE))
             building.chmod(FOLDER_MODE)
-            _sync(building)
+            sync_folder(building)
             building.rename(self.path(release.id))
         except BaseException:
             shutil.rmtree(building, ignore_errors=True)
             raise
-        _sync(self.folder)
+        sync_folder(self.folder)
         return True
 
     def point(self, release_id: str) -> bool:
@@ -205,7 +206,7 @@ class Store:
         beside.unlink(missing_ok=True)
         beside.symlink_to(target)
         beside.replace(self.link)
-        _sync(self.link.parent)
+        sync_folder(self.link.parent)
         return True
 
     def removable(self, release_id: str) -> bool:
@@ -309,11 +310,3 @@ def _write_file(path: Path, text: str, mode: int) -> None:
         # fchmod, so that the process's umask has no say.
         os.fchmod(stream.fileno(), mode)
         os.fsync(stream.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
+
 FILE_NAME = ".progress.json"
 RATE_SECONDS = 15  # the rate is that of the last so many seconds
 MINUTE, HOUR = 60, 3600
@@ -79,9 +81,7 @@ class Progress:
             figures = self.figures()
             # What cannot be written now is no reason to stop a download; the next second tries again.
             with contextlib.suppress(OSError):
-                new = file.with_name(f"{file.name}.new")
-                new.write_text(json.dumps(figures))
-                new.replace(file)
+                write_atomic(file, json.dumps(figures), 0o644, durable=False)
 
 
 class Pace:

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+from ansible_collections.inference.vllm.plugins.module_utils.files import sync_folder, write_if_changed
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.weights import plan, store
 from ansible_collections.inference.vllm.plugins.module_utils.weights.hub import (
@@ -540,13 +541,13 @@ class _Run:
         folder = outcome.path
         if target != folder:
             for place, _folders, _files in os.walk(target):
-                store.sync_folder(Path(place))
+                sync_folder(Path(place))
             target.rename(folder)
         store.remove(self._layout.base, self._layout.incomplete(outcome.commit).name)
-        store.sync_folder(self._layout.base)
+        sync_folder(self._layout.base)
         state.save()
         lock = Lock(self._want.repository, self._want.revision, outcome.commit, outcome.files)
-        return store.write_atomically(self._layout.lock, json.dumps(lock.as_dict(), indent=2) + "\n", LOCK_MODE)
+        return write_if_changed(self._layout.lock, lock.file().to_json(), LOCK_MODE)
 
     def _prune(self, commit: str) -> tuple[str, ...]:
         """Remove, or in a dry run name, old commits and what was begun of others."""

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import stat
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from ansible_collections.inference.vllm.plugins.module_utils.files import write_if_changed
 from ansible_collections.inference.vllm.plugins.module_utils.weights import progress
 from ansible_collections.inference.vllm.plugins.module_utils.weights.plan import (
     COMMIT,
@@ -241,7 +241,7 @@ class State:
             listing = self.listing and [[f.path, f.size, f.sha256, f.blob_id] for f in self.listing.files]
             data = {"version": STATE_VERSION, "commit": self.commit, "listing": listing, "files": rows}
             # Not durable: a state that a power cut takes costs a look at the files, and this comes after each file.
-            write_atomically(self._path, json.dumps(data, indent=1) + "\n", 0o600, durable=False)
+            write_if_changed(self._path, json.dumps(data, indent=1) + "\n", 0o600, durable=False)
             os.utime(self._path)  # the time of the last run tells which commits are the oldest
 
 
@@ -251,37 +251,6 @@ def _listing(rows: list[list[Any]] | None, commit: str) -> Listing | None:
     files = tuple(FileSpec(path, int(size), sha256, blob_id) for path, size, sha256, blob_id in rows)
     check_paths([spec.path for spec in files], "the recorded state")
     return Listing(commit, files)
-
-
-def write_atomically(path: Path, text: str, mode: int, durable: bool = True) -> bool:
-    """Replace a file by a text, never half; ``durable`` waits for the disk. Returns whether that changed the file."""
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        if path.read_text() == text and stat.S_IMODE(path.stat().st_mode) == mode:
-            return False
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fchmod(file.fileno(), mode)
-            if durable:
-                os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    if durable:
-        sync_folder(path.parent)
-    return True
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_lock(path: Path) -> Lock | None:

@@ -1,20 +1,20 @@
-"""A model hub on one host: serves local folders with the Hugging Face hub's download protocol.
+"""A model hub on one host that serves local folders with the download protocol of the Hugging Face hub.
 
-Only what a client needs to list and download a model; no accounts, no uploads, standard library only. Each folder
-``<root>/<org>/<name>/`` is one repository with one branch, ``main``. Its commit is a hash of names and contents, so it
-changes when, and only when, the files change. Protocol as seen by huggingface_hub 2.4:
+Implements listing and downloading of models, without accounts and uploads, and needs only the standard library. Each
+folder ``<root>/<org>/<name>/`` is one repository with one branch, ``main``. Its commit is a hash of file names and
+contents, so it changes if and only if the files change. Protocol of huggingface_hub 2.4:
 
 * ``GET /api/models/<org>/<name>[/revision/<rev>][?blobs=true]``: commit and file list, with sizes and hashes.
-* ``GET /api/models/<org>/<name>/tree/<rev>[/<folder>][?recursive=true]``: the same as a tree.
-* ``HEAD`` and ``GET /<org>/<name>/resolve/<rev>/<path>``: a file, also in part (``Range``).
+* ``GET /api/models/<org>/<name>/tree/<rev>[/<folder>][?recursive=true]``: the same information as a tree.
+* ``HEAD`` and ``GET /<org>/<name>/resolve/<rev>/<path>``: a file or a part of it (``Range``).
 * Errors carry ``X-Error-Code``: ``RepoNotFound``, ``RevisionNotFound``, ``EntryNotFound``.
 
-Not of that protocol: ``GET /`` tells which program runs, with which settings, and the SHA-256 of every file it serves.
+In addition, ``GET /`` reports the hash of the program, its settings, and the SHA-256 of every file that it serves.
 
-Started as ``hub.py --config hub.json`` with ``{"address": "127.0.0.1", "port": 18080, "root": "models"}``; a relative
-root counts from the folder of that file. With ``"user": "nobody"`` it becomes that user once it is in that folder and
-has the port, so that this user needs no way through the folders above. ``hub.py --list FOLDER`` serves nothing, and
-prints what ``GET /`` would tell of a repository with the files of that folder.
+``hub.py --config hub.json`` serves with the settings ``{"address": "127.0.0.1", "port": 18080, "root": "models"}``; a
+relative root is relative to the folder of that file. With ``"user": "nobody"`` the program switches to that user after
+it has changed into that folder and opened the port, so that the user needs no access to the parent folders.
+``hub.py --list FOLDER`` prints the files that ``GET /`` would report for a repository with the files of that folder.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class Blob:
 
     Attributes:
         path: Name inside the repository, with ``/``.
-        file: Where it lies on disk.
+        file: Path on disk.
         size: In bytes.
-        sha256: Of the content, as hex.
-        oid: Git's id of what the repository itself holds: the content, or with LFS a pointer to it.
-        lfs: Whether the hub would keep it with LFS; then its ETag is the SHA-256, else the blob id.
+        sha256: SHA-256 of the content, as hex.
+        oid: Git blob ID of the file in the repository: the content, or with LFS the pointer file.
+        lfs: Whether the hub would store the file with LFS. The ETag is then the SHA-256, otherwise the blob ID.
     """
 
     path: str
@@ -67,12 +67,12 @@ class Blob:
 
     @property
     def etag(self) -> str:
-        """The entity tag by which clients name this content."""
+        """Entity tag that identifies this content."""
         return self.sha256 if self.lfs else self.oid
 
     @property
     def lfs_entry(self) -> dict[str, Any]:
-        """Size of the content and of the pointer, as both kinds of listing give them."""
+        """Size of the content and of the pointer file, as both kinds of listing report them."""
         return {"size": self.size, "pointerSize": len(pointer(self.sha256, self.size))}
 
 
@@ -86,19 +86,19 @@ class Snapshot:
 
 
 class RequestRefusedError(Exception):
-    """The answer to a request is an error: HTTP status, hub error code, text."""
+    """Error answer to a request, with HTTP status, hub error code and message."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
-        """Keep what the answer will say."""
+        """Store the content of the answer."""
         super().__init__(message)
         self.status, self.code, self.message = status, code, message
 
 
 class Store:
-    """The repositories under one folder, with a memory of file hashes."""
+    """The repositories under one folder, with a cache of file hashes."""
 
     def __init__(self, root: Path) -> None:
-        """Serve ``<root>/<org>/<name>/``, without needing a way through the folders above a relative root."""
+        """Serve ``<root>/<org>/<name>/``. A relative root needs no access to the parent folders."""
         self.root = root
         self._hashes: dict[tuple[Any, ...], tuple[str, str]] = {}
         self._lock = threading.Lock()
@@ -112,9 +112,9 @@ class Store:
         return {name: {path: blob.sha256 for path, blob in self.snapshot(name).blobs.items()} for name in self.names()}
 
     def snapshot(self, name: str) -> Snapshot:
-        """Read a repository's folder. Raises RequestRefusedError when there is none of that name."""
+        """Read the folder of a repository. Raises RequestRefusedError if there is no repository of that name."""
         folder = self.root / name
-        # Looked up in the list, never joined from the request alone: a name cannot leave the root.
+        # The name must be in the list, so that a request cannot escape the root folder.
         if not REPOSITORY_NAME.fullmatch(name) or name not in self.names():
             raise RequestRefusedError(404, "RepoNotFound", "Repository not found")
         files = (file for file in _files(folder) if not file.is_symlink())
@@ -125,7 +125,7 @@ class Store:
     def _blob(self, folder: Path, file: Path) -> Blob:
         seen = file.stat()
         key = (file, seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino)
-        with self._lock:  # one thread hashes; the others find the result
+        with self._lock:  # one thread computes the hash, the others wait for the result
             if key not in self._hashes:
                 self._hashes[key] = _hashes(file, seen.st_size)
             sha256, oid = self._hashes[key]
@@ -136,31 +136,31 @@ class Store:
 
 
 def listing(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files of a folder that is to be copied into a repository, by their paths in it."""
+    """SHA-256 of the files of a folder, by their paths in a repository with these files."""
     if not folder.is_dir():
         raise NotADirectoryError(f"{folder} is not a folder")
     return {file.relative_to(folder).as_posix(): _hashes(file, file.stat().st_size)[0] for file in _files(folder)}
 
 
 def pointer(sha256: str, size: int) -> bytes:
-    """What Git keeps in place of a file that lies in LFS."""
+    """Content of the pointer file that Git stores for a file in LFS."""
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
 
 
 def git_blob_id(content: bytes) -> str:
-    """Git's id of a content: the SHA-1 of a header and the content."""
+    """Git blob ID of a content: the SHA-1 of a header and the content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files that are a repository's, by name."""
+    """Files of a repository, sorted by name."""
     return sorted(
         p for p in folder.rglob("*") if p.is_file() and SKIPPED_FOLDERS.isdisjoint(p.relative_to(folder).parts)
     )
 
 
 def _hashes(file: Path, size: int) -> tuple[str, str]:
-    """SHA-256 and Git blob id of a file, both as hex."""
+    """SHA-256 and Git blob ID of a file, both as hex."""
     sha256 = hashlib.sha256()
     oid = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     with file.open("rb") as content:
@@ -171,9 +171,9 @@ def _hashes(file: Path, size: int) -> tuple[str, str]:
 
 
 def parse_range(header: str, size: int) -> tuple[int, int] | None:
-    """First and last byte asked for by a ``Range`` header, or None for the whole file.
+    """First and last byte that a ``Range`` header requests, or None for the whole file.
 
-    Only single ranges are understood; others are ignored, as HTTP allows. Raises RequestRefusedError (416) for a range
+    Supports single ranges only; other headers are ignored, as HTTP allows. Raises RequestRefusedError (416) for a range
     outside the file.
     """
     match = re.fullmatch(r"bytes=(\d*)-(\d*)", header.strip())
@@ -198,7 +198,7 @@ def sibling(blob: Blob, with_blobs: bool) -> dict[str, Any]:
 
 
 def tree(blobs: dict[str, Blob], folder: str, recursive: bool) -> list[dict[str, Any]]:
-    """Entries of the tree listing below ``folder`` (empty: the root)."""
+    """Entries of the tree listing below ``folder``; empty means the root."""
     prefix = f"{folder}/" if folder else ""
     entries: dict[str, dict[str, Any]] = {}
     for path, blob in blobs.items():
@@ -217,11 +217,11 @@ def tree(blobs: dict[str, Blob], folder: str, recursive: bool) -> list[dict[str,
 
 
 class HubHandler(BaseHTTPRequestHandler):
-    """Answers one connection; the steps are methods, so that a test can make any of them misbehave."""
+    """Handles one connection. Each step is a method, so that a test can override it to simulate a fault."""
 
     protocol_version = "HTTP/1.1"
     timeout = 60  # seconds that an idle connection is kept
-    disable_nagle_algorithm = True  # else each answer waits for the client's delayed ACK
+    disable_nagle_algorithm = True  # otherwise each answer waits for the client's delayed ACK
     server: HubServer
 
     def version_string(self) -> str:
@@ -233,11 +233,11 @@ class HubHandler(BaseHTTPRequestHandler):
         self.respond()
 
     def do_HEAD(self) -> None:
-        """Answer a HEAD request: as GET, without the body."""
+        """Answer a HEAD request like GET, without the body."""
         self.respond()
 
     def respond(self) -> None:
-        """Route the request; an error becomes the answer that the hub would give."""
+        """Route the request; send a RequestRefusedError as the error answer of the hub."""
         url = urlsplit(self.path)
         query = {key: values[-1] for key, values in parse_qs(url.query).items()}
         parts = [unquote(part) for part in url.path.strip("/").split("/")]
@@ -247,7 +247,7 @@ class HubHandler(BaseHTTPRequestHandler):
             self.send_json({"error": refusal.message}, refusal.status, {"X-Error-Code": refusal.code})
 
     def route(self, parts: list[str], query: dict[str, str]) -> None:
-        """Find the answer for a path, given as its decoded segments."""
+        """Send the answer for a path, given as its decoded segments."""
         match parts:
             case [""]:
                 self.send_json({**self.server.identity, "files": self.server.store.listings()})
@@ -271,14 +271,14 @@ class HubHandler(BaseHTTPRequestHandler):
                 raise RequestRefusedError(404, "NotFound", f"No such address: {self.path}")
 
     def snapshot(self, name: str, revision: str) -> Snapshot:
-        """The repository at a revision: the branch or its present commit."""
+        """Repository at a revision, which must be the branch or its current commit."""
         found = self.server.store.snapshot(name)
         if revision not in (BRANCH, found.commit):
             raise RequestRefusedError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
         return found
 
     def send_info(self, found: Snapshot, query: dict[str, str]) -> None:
-        """Send a repository's commit and its list of files."""
+        """Send the commit and the file list of a repository."""
         with_blobs = query.get("blobs", "").lower() in TRUE
         self.send_json(
             {
@@ -295,7 +295,7 @@ class HubHandler(BaseHTTPRequestHandler):
         )
 
     def send_file(self, found: Snapshot, blob: Blob) -> None:
-        """Send a file or the part of it that the client asked for."""
+        """Send a file or the requested part of it."""
         wanted = parse_range(self.headers.get("Range", ""), blob.size)
         start, end = wanted or (0, blob.size - 1)
         self.send_response(206 if wanted else 200)
@@ -314,7 +314,7 @@ class HubHandler(BaseHTTPRequestHandler):
             self.send_content(blob, start, end - start + 1)
 
     def send_content(self, blob: Blob, start: int, length: int) -> None:
-        """Send ``length`` bytes of a file from byte ``start`` on."""
+        """Send ``length`` bytes of a file, starting at byte ``start``."""
         if length:
             with blob.file.open("rb") as content:
                 self.connection.sendfile(content, start, length)
@@ -333,12 +333,12 @@ class HubHandler(BaseHTTPRequestHandler):
 
 
 class HubServer(ThreadingHTTPServer):
-    """The hub: a listening socket and the folders it serves."""
+    """Listening socket and repositories of the hub."""
 
     daemon_threads = True
 
     def __init__(self, address: str, port: int, root: Path, handler: type[HubHandler] = HubHandler) -> None:
-        """Listen at once; port 0 takes a free one."""
+        """Start to listen; port 0 selects a free port."""
         super().__init__((address, port), handler)
         self.store = Store(root)
         self.identity: dict[str, Any] = {"software": "local-hub"}
@@ -349,13 +349,13 @@ class HubServer(ThreadingHTTPServer):
         return f"http://{self.server_address[0]!s}:{self.server_address[1]}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is its own affair; anything else is printed."""
+        """Ignore closed connections; print other errors."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
 
 def listen(address: str, port: int, root: Path) -> HubServer:
-    """Take the port; a hub that was just told to stop may hold it for a moment."""
+    """Open the port. Retries for some seconds, because a previous hub that is stopping may still hold the port."""
     deadline = time.monotonic() + PORT_SECONDS
     while True:
         try:
@@ -367,7 +367,7 @@ def listen(address: str, port: int, root: Path) -> HubServer:
 
 
 def become(name: str) -> None:
-    """Give up the rights of root for those of a user, for good."""
+    """Switch from root to a user, irrevocably."""
     user = pwd.getpwnam(name)
     os.setgroups([])
     os.setgid(user.pw_gid)
@@ -375,7 +375,7 @@ def become(name: str) -> None:
 
 
 def main() -> None:
-    """Serve until the process is ended, or list."""
+    """Serve until the process ends, or list files."""
     parser = argparse.ArgumentParser(description="Serve local folders with the Hugging Face hub's protocol.")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", type=Path, help="JSON file with address, port and root")
@@ -388,7 +388,7 @@ def main() -> None:
 
 
 def serve(file: Path) -> None:
-    """Serve with the settings of a file."""
+    """Serve with the settings in a file."""
     config = json.loads(file.read_text())
     program = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
     os.chdir(file.parent)

@@ -1,18 +1,18 @@
-"""Gives the other hosts of a deployment the model files that this host holds, while the deployment lasts.
+"""Peer server: serves the model files of this host to the other hosts of a deployment, while the deployment runs.
 
-``peer.py start`` reads its settings from standard input, takes the port, and goes into the background; ``peer.py stop``
-ends it. Nothing but these is answered, and only to who sends the run's token:
+``peer.py start`` reads its settings from standard input, opens the port and runs in the background; ``peer.py stop``
+stops it. It answers only these requests, and only to clients that send the token of the run:
 
-* ``GET /api/held/<org>/<name>/<commit>``: the verified files of that commit, also of one that is still being fetched,
-  whether it is complete, and how far the fetching is.
-* ``GET /<org>/<name>/resolve/<commit>/<path>``: one of those files, also in part (``Range``), as the hub would send it.
+* ``GET /api/held/<org>/<name>/<commit>``: the verified files of that commit, whether the commit is complete, and the
+  progress of its download.
+  * ``GET /<org>/<name>/resolve/<commit>/<path>``: one of those files or a part of it (``Range``), like the hub.
 
-It never says what the files of a commit must be: whoever receives them knows that from a lock or from the hub. It ends
-by itself when nobody asked for some time, so that a run that was killed leaves no open port.
+It is not an authority on the content of a commit: clients verify the files against a lock or the hub. It stops after
+some time without requests, so that an interrupted run leaves no open port.
 
-Settings, as JSON: ``address`` and ``port`` to listen at, ``models`` (the folder of all models), ``user`` to become,
-``token``, ``uploads`` (hosts that are sent files at once), ``idle`` (seconds without a request after which it ends),
-``allow_public`` (listen at an address of the Internet).
+Settings, as JSON: ``address`` and ``port`` to listen at, ``models`` (the folder of all models), ``user`` to run as,
+``token``, ``uploads`` (number of hosts to serve concurrently), ``idle`` (seconds without a request after which it
+stops), ``allow_public`` (accept a public IP address).
 """
 
 from __future__ import annotations
@@ -37,47 +37,47 @@ sys.path.insert(0, str(Path(__file__).parent))
 from hub import REPOSITORY_NAME, Blob, HubHandler, HubServer, RequestRefusedError, Snapshot, become
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-TOKEN_BYTES = 32  # fewer could be guessed
+TOKEN_BYTES = 32  # a shorter token could be guessed
 PID_FILE = Path(__file__).with_name("peer.pid")
 STOP_SECONDS = 10.0
 SPAN_BYTES = 4 << 20
-# A receiver that after so many seconds takes less than so many bytes per second, or than this part of what the fastest
-# took, is slow.
+# A receiver is slow if, after SLOW_SECONDS, it receives less than LEAST_RATE bytes per second or less than LEAST_PART
+# of the fastest receiver's rate.
 SLOW_SECONDS, LEAST_RATE, LEAST_PART = 2.0, 1e6, 0.1
 
 
 @dataclass(eq=False)
 class Upload:
-    """A file that is being sent: to whom, since when, and how many bytes of it."""
+    """A file transfer in progress: its receiver, start time and bytes sent."""
 
     receiver: str
     begin: float
     sent: int = 0
 
     def counts(self, now: float, fastest: float) -> bool:
-        """Whether it takes a place from others; a receiver that is slow does not."""
+        """Whether the transfer counts towards the limit; one to a slow receiver does not."""
         seconds = now - self.begin
         return seconds < SLOW_SECONDS or self.sent >= seconds * max(LEAST_RATE, LEAST_PART * fastest)
 
 
 class PeerHandler(HubHandler):
-    """Answers one connection of another host."""
+    """Handles one connection of another host."""
 
     server: PeerServer
     upload: Upload | None = None
 
     def respond(self) -> None:
-        """Route the request of one who has the token."""
+        """Check the token and route the request."""
         given = self.headers.get("Authorization", "")
         if not hmac.compare_digest(given.encode(errors="replace"), f"Bearer {self.server.token}".encode()):
             self.close_connection = True
-            self.send_json({"error": "Not the token of this run"}, 401)
+            self.send_json({"error": "Wrong token"}, 401)
             return
         self.server.asked_at = time.monotonic()
         super().respond()
 
     def route(self, parts: list[str], query: dict[str, str]) -> None:
-        """Find the answer for a path, given as its decoded segments."""
+        """Send the answer for a path, given as its decoded segments."""
         match parts:
             case ["api", "held", org, name, commit]:
                 self.send_json(self.server.report(f"{org}/{name}", commit))
@@ -87,10 +87,10 @@ class PeerHandler(HubHandler):
                 raise RequestRefusedError(404, "NotFound", f"No such address: {self.path}")
 
     def send_held(self, name: str, commit: str, path: str) -> None:
-        """Send a file that this host holds, unless it sends as many as it may."""
+        """Send a file that this host has, or 429 if the limit of concurrent transfers is reached."""
         file = self.server.held(name, commit).get(path)
         if file is None:
-            raise RequestRefusedError(404, "EntryNotFound", "This host does not hold that file")
+            raise RequestRefusedError(404, "EntryNotFound", "This host does not have that file")
         self.upload = self.server.begin_upload(self.headers.get("X-Peer", ""))
         if self.upload is None:
             self.send_json({"error": "Busy"}, 429, {"Retry-After": "1"})
@@ -98,17 +98,17 @@ class PeerHandler(HubHandler):
         try:
             with file.open("rb") as content:
                 seen = os.fstat(content.fileno())
-                # By its number: the file may get another name while it is sent, when the last one of its commit came.
+                # By file descriptor: the file is renamed if its commit becomes complete during the transfer.
                 opened = Path(f"/proc/self/fd/{content.fileno()}")
                 blob = Blob(path, opened, seen.st_size, "", f"{seen.st_size:x}-{seen.st_mtime_ns:x}", lfs=False)
                 self.send_file(Snapshot(name, commit, {}), blob)
         except FileNotFoundError:
-            raise RequestRefusedError(404, "EntryNotFound", "This host does not hold that file any more") from None
+            raise RequestRefusedError(404, "EntryNotFound", "This host does not have that file any more") from None
         finally:
             self.server.end_upload(self.upload)
 
     def send_content(self, blob: Blob, start: int, length: int) -> None:
-        """Send ``length`` bytes of a file from byte ``start`` on."""
+        """Send ``length`` bytes of a file, starting at byte ``start``."""
         with blob.file.open("rb") as content:
             for begin in range(start, start + length, SPAN_BYTES):
                 span = min(SPAN_BYTES, start + length - begin)
@@ -118,9 +118,9 @@ class PeerHandler(HubHandler):
 
 
 class PeerServer(HubServer):
-    """The listening socket, and the folder of all models."""
+    """Listening socket and the folder of all models."""
 
-    request_queue_size = 128  # all hosts may ask in the same moment
+    request_queue_size = 128  # all hosts may connect at the same time
 
     def __init__(
         self,
@@ -132,7 +132,7 @@ class PeerServer(HubServer):
         token: str = "",
         uploads: int = 2,
     ) -> None:
-        """Listen at once; port 0 takes a free one."""
+        """Start to listen; port 0 selects a free port."""
         super().__init__(address, port, root, handler)
         self.token = token
         self.asked_at = time.monotonic()
@@ -141,7 +141,7 @@ class PeerServer(HubServer):
         self._fastest = 0.0
 
     def begin_upload(self, receiver: str) -> Upload | None:
-        """Take one of the places for hosts that are sent files at once; None when none is free."""
+        """Register a transfer; None if the limit of concurrent receivers is reached."""
         upload = Upload(receiver, time.monotonic())
         with self._mutex:
             served = {each.receiver for each in self._uploads if each.counts(upload.begin, self._fastest)}
@@ -151,7 +151,7 @@ class PeerServer(HubServer):
         return upload
 
     def end_upload(self, upload: Upload) -> None:
-        """Give the place back."""
+        """Unregister a transfer."""
         with self._mutex:
             self._uploads.remove(upload)
             self.asked_at = time.monotonic()
@@ -159,7 +159,7 @@ class PeerServer(HubServer):
                 self._fastest = max(self._fastest, upload.sent / (self.asked_at - upload.begin))
 
     def report(self, name: str, commit: str) -> dict[str, Any]:
-        """What this host holds of a commit, and how far it is with the rest."""
+        """Verified files of a commit on this host, and the progress of its download."""
         base = self._base(name, commit)
         progress = None
         with contextlib.suppress(OSError, ValueError, KeyError):
@@ -172,7 +172,7 @@ class PeerServer(HubServer):
         }
 
     def held(self, name: str, commit: str) -> dict[str, Path]:
-        """The verified files of a commit by their names. Raises RequestRefusedError for what cannot be a commit."""
+        """Verified files of a commit by name. Raises RequestRefusedError for an invalid name or commit."""
         base = self._base(name, commit)
         for folder in (base / commit, base / f".incomplete-{commit}" / "files"):
             if folder.is_dir():
@@ -184,42 +184,42 @@ class PeerServer(HubServer):
         if not REPOSITORY_NAME.fullmatch(name) or any(part.startswith(".") for part in name.split("/")):
             raise RequestRefusedError(404, "RepoNotFound", "Repository not found")
         if not COMMIT.fullmatch(commit):
-            raise RequestRefusedError(404, "RevisionNotFound", "Files are given by commit only")
+            raise RequestRefusedError(404, "RevisionNotFound", "Files are served by commit only")
         return self.store.root / name
 
     def end_when_idle(self, seconds: float) -> None:
-        """Stop to serve once nobody asked for so long and nothing is being sent."""
+        """Stop the server after ``seconds`` without a request and without a transfer."""
         while time.monotonic() - self.asked_at < seconds or self._uploads:
             time.sleep(min(1.0, seconds / 10))
         self.shutdown()
 
 
 def check(settings: dict[str, Any]) -> str | None:
-    """Why these settings are refused; None when they are not."""
+    """Reason to refuse these settings, or None."""
     try:
         address = ipaddress.IPv4Address(settings["address"])
     except ValueError:
         return (
-            f"[peer_address] model_weights_peer_address is {settings['address']!r}, which is no IPv4 address. "
+            f"[peer_address] model_weights_peer_address is {settings['address']!r}, which is not an IPv4 address. "
             "Fix: set it to the address of this host in the network of the other hosts."
         )
     if address.is_unspecified:
         return (
-            f"[peer_address] model_weights_peer_address is {address}, which means every network. "
-            "Fix: name the one address at which the other hosts reach this one."
+            f"[peer_address] model_weights_peer_address is {address}, which means all networks. "
+            "Fix: set the address at which the other hosts reach this host."
         )
     if address.is_global and not settings["allow_public"]:
         return (
-            f"[peer_address] model_weights_peer_address is {address}, an address of the Internet. "
-            "Fix: name an address of the local network, or set model_weights_peer_unsafe_allow_public: true."
+            f"[peer_address] model_weights_peer_address is {address}, a public IP address. "
+            "Fix: set an address of the local network, or set model_weights_peer_unsafe_allow_public: true."
         )
     if len(settings["token"]) < TOKEN_BYTES:
-        return f"[peer_token] The token has less than {TOKEN_BYTES} characters. Fix: give a longer one."
+        return f"[peer_token] The token has fewer than {TOKEN_BYTES} characters. Fix: use a longer token."
     return None
 
 
 def running() -> int | None:
-    """The process that serves, if there is one and it is this program."""
+    """PID of the running peer server, or None."""
     try:
         pid = int(PID_FILE.read_text())
         command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
@@ -229,7 +229,7 @@ def running() -> int | None:
 
 
 def ended(pid: int) -> bool:
-    """Whether a process has let go of its port: it is gone, or all that is left waits for its parent to notice."""
+    """Whether a process has released its port: it is gone or a zombie."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         return state in "ZX" and len(os.listdir(f"/proc/{pid}/task")) <= 1  # noqa: PTH208 - names are enough
@@ -238,7 +238,7 @@ def ended(pid: int) -> bool:
 
 
 def stop() -> bool:
-    """End the process that serves, if there is one. Returns whether there was."""
+    """Stop the running peer server. Returns whether one was running."""
     pid = running()
     if pid is not None:
         with contextlib.suppress(ProcessLookupError):
@@ -253,12 +253,12 @@ def stop() -> bool:
 
 
 def start(settings: dict[str, Any]) -> str | None:
-    """Take the port and serve in the background. Returns why that is refused; None when it serves."""
+    """Open the port and serve in the background. Returns the reason if the settings are refused, or None."""
     problem = check(settings)
     if problem is not None:
         return problem
-    stop()  # what an interrupted run left has another token
-    os.chdir(settings["models"])  # the other user needs no way through the folders above
+    stop()  # the server of an interrupted run has another token
+    os.chdir(settings["models"])  # the other user needs no access to the parent folders
     where = f"{settings['address']}:{settings['port']}"
     try:
         server = PeerServer(
@@ -270,10 +270,10 @@ def start(settings: dict[str, Any]) -> str | None:
         )
     except OSError as error:
         return (
-            f"[peer_port] {where} cannot be listened at: {error.strerror}. Fix: set model_weights_peer_address to an "
-            "address of this host, and model_weights_peer_port to a port that is free."
+            f"[peer_port] {where} cannot be opened: {error.strerror}. Fix: set model_weights_peer_address to an "
+            "address of this host, and model_weights_peer_port to a free port."
         )
-    with PID_FILE.open("w") as note:  # while there is the right to
+    with PID_FILE.open("w") as note:  # while still root
         if settings["user"]:
             become(settings["user"])
         process = os.fork()
@@ -290,7 +290,7 @@ def start(settings: dict[str, Any]) -> str | None:
 
 
 def main() -> int:
-    """Do what the command line says; the exit status, and on failure why."""
+    """Run the command line. Returns the exit status and prints the reason of a failure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=["start", "stop"])
     if parser.parse_args().action == "stop":

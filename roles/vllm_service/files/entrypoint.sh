@@ -1,7 +1,8 @@
 #!/bin/sh
-# entrypoint.sh CONFIG KEY_FILE FORMER_KEY_FILE: start vLLM with the key of a file, or with two while one is changed.
-# A key on the command line would stand in every process list. VLLM_API_KEY, which only this process and its children
-# see, takes one; two go into a copy of CONFIG that only this user can read.
+# entrypoint.sh CONFIG KEY_FILE FORMER_KEY_FILE: start vLLM with the key in KEY_FILE, and during a key rotation also with
+# the key in FORMER_KEY_FILE. A key on the command line would be visible in the process list. The environment variable
+# VLLM_API_KEY, visible to this process and its children only, holds one key; two keys are written to a copy of CONFIG
+# that only this user can read.
 set -eu
 config=$1
 key_file=$2

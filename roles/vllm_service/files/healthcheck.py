@@ -1,7 +1,7 @@
-"""Health of the container: does the engine decode a token within a time limit?
+"""Health check of the container: request one token from the engine within a time limit.
 
-vLLM's own /health stays at 200 while its engine hangs; a token does not come from a hung engine.
-Exit code 0 and one line when it came, 1 and one line that says why not.
+vLLM's own /health still answers 200 while the engine hangs; a hung engine decodes no token. Prints one line and exits
+with 0 if the engine decoded a token, and with 1 if not.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from types import FrameType
 
 
 class TooSlowError(Exception):
-    """The time limit is over."""
+    """The time limit has expired."""
 
 
 def on_alarm(_signal: int, _frame: FrameType | None) -> None:
-    """End a request whatever it waits for; a socket's timeout only counts the time between two packets."""
+    """Abort the request. A socket timeout would limit only the time between two packets."""
     raise TooSlowError
 
 
 def decode_one_token(address: str, model: str, key: str) -> None:
-    """Ask for one token; raises OSError or ValueError where none comes."""
+    """Request one token. Raises OSError or ValueError if there is none."""
     request = urllib.request.Request(
         f"http://{address}/v1/completions",
         json.dumps({"model": model, "prompt": "1", "max_tokens": 1, "temperature": 0}).encode(),
         {"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
     )
-    # Never through a proxy that the environment may name.
+    # Ignore proxies in the environment.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request) as reply:
         answer = json.load(reply)
     if answer["usage"]["completion_tokens"] < 1:
-        raise ValueError("the answer holds no token")
+        raise ValueError("the answer has no token")
 
 
 def main() -> int:
-    """Probe once."""
+    """Run one health check."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)

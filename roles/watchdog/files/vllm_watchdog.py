@@ -1,7 +1,7 @@
-"""Watches the engine's container: restarts it when it hangs, and stops a crash loop with the reason.
+"""Watchdog of the engine container: restarts the container if the engine hangs, and stops a crash loop.
 
-Docker starts a container again that ended, never one that hangs; and it starts one that dies at once for ever. Run as
-``vllm_watchdog.py CONFIG.json`` by systemd. Events go to standard output and, one JSON object a line, to a file.
+Docker restarts a container that exits, but not one that hangs, and it restarts a crashing container forever. systemd
+runs ``vllm_watchdog.py CONFIG.json``. Events go to standard output and, as one JSON object per line, to a file.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any
 
 import docker
 
-#: Signs in an engine's log, the most telling first: code, pattern.
+#: Code and pattern of the signs in an engine log, the most specific first.
 SIGNS = (
     ("out_of_gpu_memory", r"CUDA (error: )?out of memory|torch\.OutOfMemoryError"),
     ("gpu_error", r"\bXid\b|fallen off the bus|CUDA error: |CUDA_ERROR_\w+|Driver/library version mismatch"),
     ("communication_error", r"NCCL error|ProcessGroupNCCL.*(timeout|timed out)"),
     ("disk_full", r"No space left on device"),
-    # Many warnings name an exception that was dealt with, and the last exceptions only point to one before them.
+    # Skips warnings, which often name a handled exception, and exceptions that only refer to an earlier one.
     ("engine_error", r"^(?!.*(\bWARNING\b|root cause|: cancelled$)).*\b(\w+Error|Exception): "),
     ("process_killed", r"\bdied unexpectedly\b"),
 )
@@ -32,18 +32,18 @@ RUNBOOK = "crash_loop"
 _LOG_LINES = 300
 _LARGEST_LOG = 1 << 20
 _OLD_LOCK_S = 3600
-_DOCKERS_PATIENCE_S = 10
+_DEFAULT_STOP_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When the watchdog acts, in seconds.
+    """Limits of the watchdog; times in seconds.
 
     Attributes:
-        stall: No token although requests wait, for so long, is a hang.
-        max_restarts: Restarts within ``window``, whoever made them, after which it gives up.
-        window: What counts as recent.
-        pause: Least time between two restarts of its own; doubled with each recent one.
+        stall: Time without a token while requests are pending, after which the engine counts as hung.
+        max_restarts: Number of restarts within ``window``, by Docker or the watchdog, after which it gives up.
+        window: Time in which restarts are counted.
+        pause: Minimum time between two restarts by the watchdog. It doubles with each restart within ``window``.
     """
 
     stall: float = 30
@@ -53,17 +53,17 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Seen:
-    """A container at one moment.
+class Observation:
+    """Observed state of a container.
 
     Attributes:
-        container: Its identifier.
-        running: Whether it runs, or Docker is about to start it again.
-        started_at: When it was started last, as Docker writes it.
-        health: ``healthy``, ``unhealthy`` or ``starting``; empty without a health check.
-        restarts: How often Docker has started it again by itself.
-        tokens: Steps that the engine has computed; None where it does not tell.
-        pending: Requests that it has not answered yet; None where it does not tell.
+        container: Identifier of the container.
+        running: Whether it runs or Docker is about to restart it.
+        started_at: Time of the last start, in Docker's format.
+        health: ``healthy``, ``unhealthy`` or ``starting``; empty if it has no health check.
+        restarts: Number of restarts by Docker.
+        tokens: Number of steps that the engine has computed; None if unknown.
+        pending: Number of running and waiting requests; None if unknown.
     """
 
     container: str
@@ -77,7 +77,7 @@ class Seen:
 
 @dataclass(frozen=True)
 class Memory:
-    """What the watchdog remembers of a container."""
+    """State that the watchdog keeps of a container."""
 
     container: str = ""
     started_at: str = ""
@@ -91,21 +91,21 @@ class Memory:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to do: ``nothing``, ``restart`` or ``stop``, and why."""
+    """Action to take, ``nothing``, ``restart`` or ``stop``, and its cause."""
 
     memory: Memory
     action: str = "nothing"
     cause: str = ""
 
 
-def judge(memory: Memory, seen: Seen, now: float, limits: Limits) -> Verdict:
-    """Compare what is seen with what is remembered; pure."""
-    memory, again = _noticed(memory, seen, now, limits)
+def judge(memory: Memory, seen: Observation, now: float, limits: Limits) -> Verdict:
+    """Decide on an action from the observed and the remembered state. Pure function."""
+    memory, again = _update_memory(memory, seen, now, limits)
     if not seen.running or memory.gave_up:
         return Verdict(memory)
     cause = _hang(memory, seen, now, limits)
     if again and len(memory.recent) > limits.max_restarts:
-        return Verdict(replace(memory, gave_up=True), "stop", f"it ended {len(memory.recent)} times")
+        return Verdict(replace(memory, gave_up=True), "stop", f"the container exited {len(memory.recent)} times")
     if not cause or now < memory.quiet_until:
         return Verdict(memory)
     if len(memory.recent) >= limits.max_restarts:
@@ -115,10 +115,10 @@ def judge(memory: Memory, seen: Seen, now: float, limits: Limits) -> Verdict:
     return Verdict(restarted, "restart", cause)
 
 
-def _noticed(memory: Memory, seen: Seen, now: float, limits: Limits) -> tuple[Memory, int]:
-    """The memory with what is new, and how often Docker has started the container since.
+def _update_memory(memory: Memory, seen: Observation, now: float, limits: Limits) -> tuple[Memory, int]:
+    """Memory with the new observation, and the number of restarts by Docker since the previous one.
 
-    Another container, or one that somebody started again after the watchdog gave up, begins anew.
+    The memory is reset for another container, and for one that was started after the watchdog gave up.
     """
     if memory.container != seen.container or (memory.gave_up and memory.started_at != seen.started_at):
         memory = Memory(container=seen.container, restarts=seen.restarts)
@@ -139,21 +139,21 @@ def _noticed(memory: Memory, seen: Seen, now: float, limits: Limits) -> tuple[Me
     return noticed, again
 
 
-def _hang(memory: Memory, seen: Seen, now: float, limits: Limits) -> str:
-    """Why the engine counts as hung; empty where it does not. One that still starts is left alone."""
+def _hang(memory: Memory, seen: Observation, now: float, limits: Limits) -> str:
+    """Reason why the engine counts as hung, or an empty string. An engine that is starting never counts as hung."""
     if seen.health == "starting":
         return ""
     if seen.health == "unhealthy":
-        return "its health check got no token"
+        return "the health check got no token"
     if memory.stalled_since is not None and now - memory.stalled_since >= limits.stall:
-        return f"no token for {now - memory.stalled_since:.0f} s while {seen.pending:.0f} requests wait"
+        return f"no token for {now - memory.stalled_since:.0f} s while {seen.pending:.0f} requests are pending"
     return ""
 
 
 def reason(log: str, *, out_of_memory: bool = False) -> tuple[str, str]:
-    """The most telling sign in a log: its code, and the last line that shows it."""
+    """Most specific sign in a log: its code and the last line that matches it."""
     if out_of_memory:
-        return "out_of_host_memory", "the kernel killed it: the container is at its memory limit"
+        return "out_of_host_memory", "the kernel killed a process: the container reached its memory limit"
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in log.splitlines()]
     for code, pattern in SIGNS:
         for line in reversed(lines):
@@ -163,7 +163,7 @@ def reason(log: str, *, out_of_memory: bool = False) -> tuple[str, str]:
 
 
 def metrics(text: str) -> tuple[float | None, float | None]:
-    """Steps computed, and requests running or waiting, from the text of /metrics; None for what it does not tell."""
+    """Computed steps and pending requests, from the text of /metrics; None for unknown values."""
     sums: dict[str, float] = {}
     for name, value in re.findall(r"^vllm:(\w+)\{[^}]*\} (\S+)$", text, re.MULTILINE):
         sums[name] = sums.get(name, 0.0) + float(value)
@@ -173,7 +173,7 @@ def metrics(text: str) -> tuple[float | None, float | None]:
 
 @dataclass
 class Watchdog:
-    """The thin part: asks Docker and the engine, and does what :func:`judge` says."""
+    """Reads the state from Docker and the engine, and takes the action that :func:`judge` decides on."""
 
     config: Mapping[str, Any]
     limits: Limits
@@ -181,31 +181,31 @@ class Watchdog:
     memory: Memory = field(default_factory=Memory)
 
     def step(self, now: float) -> None:
-        """Look once, and act."""
+        """Check once and act."""
         if deploying(Path(self.config["lock_file"]), now):
             return
         container = self._container()
         if container is None:
             return
-        verdict = judge(self.memory, self._seen(container), now, self.limits)
+        verdict = judge(self.memory, self._observe(container), now, self.limits)
         if verdict.action != "nothing":
-            self._tell(container, verdict, now)
-        # Remembered before it acts: one that is killed in between does not act twice.
-        self._remember(verdict.memory)
+            self._report(container, verdict, now)
+        # Save the memory first, so that a watchdog that is killed during the action does not repeat it.
+        self._save_memory(verdict.memory)
         if verdict.action == "restart":
-            container.restart(timeout=patience(container))
+            container.restart(timeout=stop_timeout(container))
         elif verdict.action == "stop":
-            container.stop(timeout=patience(container))
+            container.stop(timeout=stop_timeout(container))
 
-    def recall(self) -> None:
-        """Read what an earlier process remembered; a file that was cut off is nothing."""
+    def load_memory(self) -> None:
+        """Load the memory of an earlier process. A corrupt file is ignored."""
         try:
             data = json.loads(self._file("memory.json").read_text(encoding="utf-8"))
             self.memory = Memory(**{**data, "recent": tuple(data["recent"])})
         except (OSError, ValueError, TypeError, KeyError):
             self.memory = Memory()
 
-    def _remember(self, memory: Memory) -> None:
+    def _save_memory(self, memory: Memory) -> None:
         if memory != self.memory:
             draft = self._file("memory.json.new")
             draft.write_text(json.dumps(asdict(memory)), encoding="utf-8")
@@ -216,10 +216,10 @@ class Watchdog:
         found = self.client.containers.list(all=True, filters={"label": self.config["label"]})
         return found[0] if found else None
 
-    def _seen(self, container: Any) -> Seen:
+    def _observe(self, container: Any) -> Observation:
         state = container.attrs["State"]
-        tokens, pending = self._ask_engine() if state["Running"] else (None, None)
-        return Seen(
+        tokens, pending = self._read_metrics() if state["Running"] else (None, None)
+        return Observation(
             container=container.id,
             running=bool(state["Running"] or state["Restarting"]),
             started_at=state["StartedAt"],
@@ -229,14 +229,14 @@ class Watchdog:
             pending=pending,
         )
 
-    def _ask_engine(self) -> tuple[float | None, float | None]:
+    def _read_metrics(self) -> tuple[float | None, float | None]:
         try:
             with urllib.request.urlopen(self.config["metrics_url"], timeout=5) as page:  # noqa: S310 - root wrote it
                 return metrics(page.read().decode(errors="replace"))
         except OSError:
             return None, None
 
-    def _tell(self, container: Any, verdict: Verdict, now: float) -> None:
+    def _report(self, container: Any, verdict: Verdict, now: float) -> None:
         log = container.logs(tail=_LOG_LINES).decode(errors="replace")
         code, line = reason(log, out_of_memory=bool(container.attrs["State"].get("OOMKilled")))
         event = {
@@ -264,13 +264,13 @@ class Watchdog:
         return Path(self.config["home"]) / name
 
 
-def patience(container: Any) -> int:
-    """Seconds that a container has between the request to stop and the kill: its own, else Docker's ten."""
-    return int(container.attrs["Config"].get("StopTimeout") or _DOCKERS_PATIENCE_S)
+def stop_timeout(container: Any) -> int:
+    """Seconds between SIGTERM and SIGKILL: the setting of the container, or Docker's default."""
+    return int(container.attrs["Config"].get("StopTimeout") or _DEFAULT_STOP_TIMEOUT_S)
 
 
 def deploying(lock: Path, now: float) -> bool:
-    """Whether a run of Ansible works on the host, by its lock: then the engine is its business."""
+    """Whether an Ansible run holds the deploy lock. The watchdog does not act during a deployment."""
     try:
         return now - float(json.loads(lock.read_text(encoding="utf-8"))["renewed"]) < _OLD_LOCK_S
     except (OSError, ValueError, TypeError, KeyError):
@@ -278,17 +278,17 @@ def deploying(lock: Path, now: float) -> bool:
 
 
 def main() -> None:
-    """Watch for ever; an error of Docker is told and tried again."""
+    """Watch until the process ends. Errors of Docker are printed, and the check is repeated."""
     config = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     client = docker.DockerClient(base_url=config["docker_host"], version="auto")
     watchdog = Watchdog(config, Limits(**config["limits"]), client)
-    watchdog.recall()
+    watchdog.load_memory()
     print(f"watching containers with {config['label']}", flush=True)
     while True:
         try:
             watchdog.step(time.time())
         except (docker.errors.DockerException, OSError) as error:
-            print(f"cannot look: {error}", flush=True)
+            print(f"check failed: {error}", flush=True)
         time.sleep(config["interval"])
 
 

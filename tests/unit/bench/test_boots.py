@@ -17,7 +17,7 @@ from bench.boots.__main__ import flags, groups, read, telling
 from bench.boots.rows import row
 from PIL import Image
 
-from ansible_collections.inference.vllm.plugins.module_utils import catalogue
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue, versions
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.drivers import DRIVERS, Call
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.figures import Goals, Workload, points_of
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
@@ -54,7 +54,7 @@ def test_matrix_is_whole(path: Path) -> None:
     ],
 )
 def test_boot_of_a_plan_carries_what_the_planner_says(name: str, model: str, wishes: Wishes) -> None:
-    case = Case(from_entry(catalogue.load(model)), gpus.parse("2x RTX 4090"), engines.engine(engines.DEPLOYED))
+    case = Case(from_entry(catalogue.load(model)), gpus.parse("2x RTX 4090"), engines.engine(versions.DEPLOYED))
     plan = solve(case, wishes)
     (boot,) = (boot for path in MATRICES for boot in read(path) if boot["name"] == name)
     assert plan.fits
@@ -101,10 +101,10 @@ def test_a_baseline_is_shown_figure_by_figure() -> None:
         {"name": "baseline-awq", "alive": True, "bench": {"text 1": fast, "text 8": fast | {"failed": 1}}},
     ]
     lines = figures.against_baseline(boots)
-    assert lines[1].startswith("| `text-plan-fp8` for `baseline-awq` | output tokens per second |")
+    assert lines[1].startswith("| `text-plan-fp8` / `baseline-awq` | output tokens per second |")
     # What either did not finish is not compared.
     assert lines[3:] == [
-        "| text, 1024 in, 128 out, one at a time | 90 for 100 (0.90) | 300 for 200 (1.50) | 20 for 20 (1.00) |"
+        "| text, 1024 in, 128 out, one at a time | 90 / 100 = 0.90 | 300 / 200 = 1.50 | 20 / 20 = 1.00 |"
     ]
     assert figures.against_baseline(boots[:1]) == []
 
@@ -269,10 +269,10 @@ def test_an_engine_that_died_is_shown_dead_and_its_goodput_is_not_compared() -> 
     ]
     file = {"gpu": "card", "engine": "0.26.0", "date": "2026-11-26", "boots": boots}
     lines = figures.table(file)
-    assert "| in the end | lives | dead |" in lines
+    assert "| engine afterwards | running | crashed |" in lines
     assert "90 tokens/s, 1.00 of 2.00; 2 of 8 requests lost |" in lines[2]
-    assert lines[3].endswith("| 90 tokens/s, 1.50 of 2.00 | dead |")
-    assert lines[-1] == "Goodput of `plan` for one of `defaults`: 1.50 (text, 1024 in, 128 out, 16 at once)."
+    assert lines[3].endswith("| 90 tokens/s, 1.50 of 2.00 | crashed |")
+    assert lines[-1] == "Goodput of `plan` divided by `defaults`: 1.50 (text, 1024 in, 128 out, 16 at once)."
     bad = [{"code": "load_answered", "severity": "error"}, {"code": "seed", "severity": "warning"}]
     boots[0]["verify"] = {"rc": 2, "seconds": 9.6, "ok": False, "checks": 3, "not_ok": bad}
     assert figures.table(file)[-1] == "* `plan`: 3 checks in 10 s, exit code 2; failed: `load_answered`."

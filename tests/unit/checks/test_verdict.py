@@ -23,7 +23,6 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict impo
     junit,
     redact,
     summary,
-    write_atomic,
 )
 
 GOOD = Check("greeting", True, message="said hello", value="Hello!", seconds=0.1)
@@ -162,19 +161,6 @@ def test_a_secret_is_taken_out_of_every_text() -> None:
     check = replace(BAD, message="sent Bearer sk-1", value="sk-1!")
     assert "sk-1" not in json.dumps(redact(check, "sk-1").as_dict())
     assert redact(check, "") == check
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "smoke.json"
-    write_atomic(path, "old")
-    write_atomic(path, "new \ud800")
-    assert path.read_text() == "new ?"
-    assert path.stat().st_mode & 0o777 == 0o640
-    assert list(tmp_path.iterdir()) == [path]
-    with pytest.raises(TypeError):
-        write_atomic(path, 7)  # type: ignore[arg-type]
-    assert path.read_text() == "new ?"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

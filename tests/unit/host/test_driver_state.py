@@ -36,7 +36,7 @@ nvidia-driver-cuda 3:580.126.20-1.el9
 nvidia-container-toolkit (none):1.18.1-1
 """
 PREFERENCES = """\
-# Written by Ansible, role nvidia_driver: kernel module, libraries and tools of the driver have one version.
+# Written by Ansible, role nvidia_driver: kernel module, libraries and tools of the driver must have the same version.
 Package: nvidia-driver* libcuda1
 Pin: version 580.126.20*
 Pin-Priority: 1001

@@ -15,7 +15,6 @@ import pytest
 import yaml
 from jinja2 import Environment, FileSystemLoader
 
-from ansible_collections.inference.vllm.plugins.module_utils.host import driver_choice
 from support.paths import GOLDEN, ROOT
 
 ROLE = ROOT / "roles" / "nvidia_driver"
@@ -50,12 +49,13 @@ def test_golden_file_has_every_system_of_the_table() -> None:
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_containers_stop_before_packages_change_and_pins_come_first(tasks: dict[str, Any], system: str) -> None:
     names = [task["task"] for task in tasks[system]]
-    assert names.index("Containers | Name and stop those that use GPUs") < names.index("Packages | Install")
-    if "Packages | Hold them" in names:
-        assert names.index("Packages | Pin everything to this version") < names.index("Packages | Install")
-        assert names.index("Packages | Install") < names.index("Packages | Hold them")
+    install = names.index("Packages | Install the driver packages")
+    assert names.index("Containers | Stop the containers that use GPUs") < install
+    if "Packages | Hold the driver packages" in names:
+        assert names.index("Packages | Pin the driver packages to the chosen version") < install
+        assert install < names.index("Packages | Hold the driver packages")
     else:
-        assert names.index("Packages | Install") < names.index("Packages | Lock everything to this version")
+        assert install < names.index("Packages | Lock the driver packages to the chosen version")
 
 
 def test_nothing_restarts_a_host_before_the_refusal() -> None:
@@ -74,9 +74,3 @@ def test_apt_files() -> None:
     assert preferences[1:] == ["Package: nvidia-driver* libcuda1", "Pin: version 580.126.20*", "Pin-Priority: 1001"]
     blacklist = environment.get_template("unattended-upgrades.j2").render(values)
     assert '    "^nvidia-driver";\n    "^libcuda1$";\n};\n' in blacklist
-
-
-def test_documented_tables_are_those_of_the_data() -> None:
-    shown = (ROOT / "docs" / "host.md").read_text()
-    assert driver_choice.support_table(TABLE) in shown
-    assert driver_choice.generation_table(TABLE) in shown

@@ -174,8 +174,8 @@ def test_packages_that_fit_are_compiled_and_readable(image: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("package", "spec", "said"),
     [
-        (("pillow", "10.0.0"), "pillow==10.0.0", "pillow: the image has 11.0.0 of it"),
-        (("new", "1", "av"), "new==1", "new needs av, which neither the image nor the list has: add av==<version>"),
+        (("pillow", "10.0.0"), "pillow==10.0.0", "pillow: the image already has version 11.0.0"),
+        (("new", "1", "av"), "new==1", "new needs av, which image and list lack: add av==<version>"),
         (("new", "1", "pillow>=12"), "new==1", "new needs pillow>=12, and the image has 11.0.0"),
         (("new", "1", "av; extra == 'all'"), "new[all]==1", "new needs av"),
     ],
@@ -196,7 +196,7 @@ def test_file_of_the_image_is_never_replaced(image: Path, tmp_path: Path) -> Non
     (packages / "vllm").mkdir()
     (packages / "vllm" / "__init__.py").write_text("x = 2\n")
     rc, lines = fit(image, packages, "plugin==1")
-    assert (rc, lines) == (3, ["vllm/__init__.py: the image has a file of this name, and it is not changed"])
+    assert (rc, lines) == (3, ["vllm/__init__.py: the image already has a file of this name, which is not changed"])
 
 
 def test_images_that_a_release_names_are_kept(tmp_path: Path) -> None:

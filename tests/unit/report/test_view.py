@@ -156,7 +156,7 @@ def test_the_page_loads_nothing_and_is_small() -> None:
 
 def test_every_file_may_be_missing_or_broken() -> None:
     bare = report.view({}, "r1", "gpu1", "", "/r")
-    assert "Not there: plan.json" in page(bare)
+    assert "Missing: plan.json" in page(bare)
     assert bare["ok"] is False
     broken = view(GOOD, **{"plan.json": "{", "image.json": "[1]"})
     assert "plan.json is not JSON" in page(broken)

@@ -67,6 +67,16 @@ def deploy_group() -> set[str]:
     return listed([entry for entry in groups["deploy"] if isinstance(entry, str)])
 
 
+def test_a_version_stands_in_one_place() -> None:
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
+    entries = [entry for group in groups.values() for entry in group if isinstance(entry, str)]
+    of_hosts = listed((ROOT / "roles/host_python/files/requirements.txt").read_text(encoding="utf-8").splitlines())
+    pinned = listed([entry for entry in entries if "==" in entry])
+    # Types follow the libraries that they describe; nothing depends on their exact version.
+    open_ones = {name for name in listed(entries) - pinned if not name.startswith("types-")}
+    assert (pinned & of_hosts, open_ones - of_hosts) == (set(), set())
+
+
 def test_where_ansible_runs(deploy_group: set[str]) -> None:
     files = reached([p for kind in ("filter", "lookup", "callback") for p in (PLUGINS / kind).glob("*.py")])
     wanted = needed(files)

@@ -14,6 +14,7 @@ from ansible.module_utils.testing import patch_module_args
 from ansible_collections.inference.vllm.plugins.module_utils.service import api_keys
 from ansible_collections.inference.vllm.plugins.modules import api_key
 from support.modules import run_module
+from support.role_paths import paths
 
 GIVEN = "the-first-key-of-all"
 OTHER = "another-key-entirely"
@@ -70,6 +71,63 @@ def test_both_are_valid_until_the_rotation_is_finished(run: Any, tmp_path: Path)
     assert (ended["keys_changed"], ended["overlap"]) == (True, False)
     assert texts(tmp_path) == (OTHER, "")
     assert run("finished")["changed"] is False
+
+
+@pytest.mark.parametrize(
+    ("key", "engine", "other"),
+    [
+        ("a" * 16, "", ""),
+        ("!~" * 8, "", ""),
+        ("a" * 15, "it has less than 16 characters", ""),
+        ("", "it is empty", "it is empty"),
+        ("-" + "a" * 20, "it begins with a dash, which vLLM would read as a flag", ""),
+        ("a" * 513, "", "it has more than 512 characters"),
+        ("two words of sixteen", "it is not one word of ASCII characters", "it is not one word of ASCII characters"),
+        ("two\nlines-of-sixteen", "it is not one word of ASCII characters", "it is not one word of ASCII characters"),
+        ("a" * 16 + "\n", "it is not one word of ASCII characters", "it is not one word of ASCII characters"),
+        ("clé-of-more-than-16", "it is not one word of ASCII characters", "it is not one word of ASCII characters"),
+        ("a" * 16 + "\x7f", "it is not one word of ASCII characters", "it is not one word of ASCII characters"),
+    ],
+)
+def test_the_one_rule_for_keys(key: str, engine: str, other: str) -> None:
+    assert api_keys.reason_invalid_for_engine(key) == engine
+    assert api_keys.reason_invalid(key, longest=512) == other
+    assert not api_keys.reason_invalid_for_engine(api_keys.made())
+
+
+def test_a_key_file_is_judged_on_the_controller_before_anything_changes(tmp_path: Path) -> None:
+    contents = {
+        "good": f"{GIVEN}\n",
+        "short": "short\n",
+        "two": f"{GIVEN}\n{OTHER}\n",
+        "dash": f"-{GIVEN}",
+        "empty": "",
+    }
+    for name, text in contents.items():
+        (tmp_path / name).write_text(text)
+    file = {name: str(tmp_path / name) for name in [*contents, "missing"]} | {"none": ""}
+    said = paths(
+        {
+            name: {
+                "role": "vllm_service",
+                "tasks": "check_key_file.yml",
+                "variables": {"vllm_service_api_key_file": path},
+            }
+            for name, path in file.items()
+        }
+    )
+    reasons = {
+        "short": "it has less than 16 characters",
+        "two": "it is not one word of ASCII characters",
+        "dash": "it begins with a dash, which vLLM would read as a flag",
+        "empty": "it is empty",
+        "missing": "it is no file",
+    }
+    assert {name: text for name, text in said.items() if text} == {
+        name: f"[bad_api_key_file] vllm_service_api_key_file is {file[name]}, and {reason}. Fix: write a key on one"
+        " line into that file on the controller, as `openssl rand -hex 32` makes one; or leave the variable empty."
+        for name, reason in reasons.items()
+    }
 
 
 def test_a_run_that_was_cut_off_between_the_files_has_lost_nothing(run: Any, tmp_path: Path) -> None:

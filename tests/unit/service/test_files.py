@@ -152,7 +152,7 @@ def validate_parsed_serve_args(args):
         ("openai", "good", 0, ""),
         ("openai", "pair", 3, "one needs the other"),
         ("openai", "broken", 4, "RuntimeError: no device here"),
-        ("elsewhere", "good", 4, "ModuleNotFoundError: neither"),
+        ("elsewhere", "good", 4, "ModuleNotFoundError: found neither"),
     ],
 )
 def test_the_engines_own_parser_is_asked(tmp_path: Path, home: str, config: str, code: int, said: str) -> None:

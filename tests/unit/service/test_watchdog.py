@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm_watchdog import Limits, Memory, Seen, Watchdog, deploying, judge, metrics, patience, reason
+from vllm_watchdog import Limits, Memory, Observation, Watchdog, deploying, judge, metrics, reason, stop_timeout
 
 from support.paths import FIXTURES
 
 LIMITS = Limits(stall=30, max_restarts=3, window=3600, pause=30)
-GOOD = Seen("c1", running=True, started_at="t1", health="healthy", restarts=0, tokens=100, pending=0)
+GOOD = Observation("c1", running=True, started_at="t1", health="healthy", restarts=0, tokens=100, pending=0)
 
 
 def watch(
-    looks: Sequence[tuple[float, Seen]], memory: Memory | None = None
+    looks: Sequence[tuple[float, Observation]], memory: Memory | None = None
 ) -> Iterator[tuple[float, str, str, Memory]]:
     """Judge one look after the other; time, action, cause and memory of each."""
     memory = memory or Memory()
@@ -28,7 +28,7 @@ def watch(
         yield now, verdict.action, verdict.cause, memory
 
 
-def actions(looks: Sequence[tuple[float, Seen]]) -> list[tuple[float, str]]:
+def actions(looks: Sequence[tuple[float, Observation]]) -> list[tuple[float, str]]:
     return [(now, action) for now, action, *_ in watch(looks) if action != "nothing"]
 
 
@@ -44,7 +44,7 @@ def test_engine_that_gives_no_token_is_restarted_in_time() -> None:
     hung = replace(GOOD, pending=2)
     (first, *_) = [row for row in watch([(now, hung) for now in range(0, 60, 5)]) if row[1] == "restart"]
     assert first[0] <= 40
-    assert first[2] == "no token for 30 s while 2 requests wait"
+    assert first[2] == "no token for 30 s while 2 requests are pending"
 
 
 def test_one_slow_step_is_no_hang() -> None:
@@ -54,7 +54,7 @@ def test_one_slow_step_is_no_hang() -> None:
 
 def test_unhealthy_engine_is_restarted_at_once() -> None:
     ((_, action, cause, memory),) = watch([(10, replace(GOOD, health="unhealthy"))])
-    assert (action, cause) == ("restart", "its health check got no token")
+    assert (action, cause) == ("restart", "the health check got no token")
     assert memory.recent == (10,)
 
 
@@ -91,7 +91,7 @@ def test_restarts_of_long_ago_do_not_count() -> None:
 def test_crash_loop_that_docker_feeds_is_stopped() -> None:
     looks = [(now * 10, replace(GOOD, restarts=now, started_at=f"t{now}", tokens=None)) for now in range(5)]
     assert actions(looks) == [(40, "stop")]
-    assert [cause for _, action, cause, _ in watch(looks) if action == "stop"] == ["it ended 4 times"]
+    assert [cause for _, action, cause, _ in watch(looks) if action == "stop"] == ["the container exited 4 times"]
 
 
 def test_restarts_before_the_watchdog_came_do_not_count() -> None:
@@ -230,9 +230,9 @@ def watchdog(home: Path, *found: _Container) -> Watchdog:
 
 def test_a_container_has_the_time_to_stop_that_it_was_made_with() -> None:
     container = _Container("healthy")
-    assert patience(container) == 7
+    assert stop_timeout(container) == 7
     container.attrs["Config"] = {}
-    assert patience(container) == 10
+    assert stop_timeout(container) == 10
 
 
 def test_events_are_kept_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,14 +245,14 @@ def test_events_are_kept_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert [event["event"] for event in events] == ["engine_hung"] * 3 + ["crash_loop"]
     assert events[-1]["reason"] == "out_of_gpu_memory"
     assert events[0]["time"] == "1970-01-01T00:00:00Z"
-    assert "[crash_loop] vllm-vllm-1: its health check got no token, after 3 restarts" in capsys.readouterr().out
+    assert "[crash_loop] vllm-vllm-1: the health check got no token, after 3 restarts" in capsys.readouterr().out
 
 
 def test_it_remembers_over_its_own_restart(tmp_path: Path) -> None:
     watchdog(tmp_path, _Container("unhealthy")).step(0.0)
     container = _Container("unhealthy")
     again = watchdog(tmp_path, container)
-    again.recall()
+    again.load_memory()
     again.step(5.0)
     assert container.did == []
     again.step(31.0)

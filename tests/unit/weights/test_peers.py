@@ -466,10 +466,10 @@ def test_it_ends_by_itself_when_nobody_asks(program: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"address": "0.0.0.0"}, "every network"),
-        ({"address": ""}, "no IPv4 address"),
-        ({"address": "host.example"}, "no IPv4 address"),
-        ({"address": "8.8.8.8"}, "an address of the Internet"),
+        ({"address": "0.0.0.0"}, "all networks"),
+        ({"address": ""}, "not an IPv4 address"),
+        ({"address": "host.example"}, "not an IPv4 address"),
+        ({"address": "8.8.8.8"}, "a public IP address"),
         ({"address": "8.8.8.8", "allow_public": True}, "[peer_port]"),  # let through, and not of this machine
         ({"address": "192.0.2.1"}, "[peer_port]"),
         ({"token": "short"}, "[peer_token]"),

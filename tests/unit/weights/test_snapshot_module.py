@@ -158,8 +158,8 @@ def test_certificates_that_cannot_be_read_are_named(served: FaultyHub, tmp_path:
 
 
 def test_the_command_in_the_documentation(served: FaultyHub, tmp_path: Path) -> None:
-    """docs/weights.md, "Alone", but for the model and the two paths."""
-    section = (COLLECTIONS.parent / "docs/weights.md").read_text().partition("## Alone")[2]
+    """The command of docs/weights.md, with another model and other paths."""
+    section = (COLLECTIONS.parent / "docs/weights.md").read_text().partition("## Use the module directly")[2]
     ansible, *words = shlex.split(section.split("```")[1].replace("\\\n", " "))
     changes = {
         "repository=Qwen/Qwen3-VL-2B-Instruct-FP8": "repository=org/tiny",

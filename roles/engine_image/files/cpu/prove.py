@@ -1,6 +1,6 @@
-"""Load what every start of the engine loads: a missing library shows in the build, not on the first start.
+"""Load the libraries that every start of the engine loads, so that a missing library fails the build.
 
-Run by install.sh with the Python of the environment, in the container that becomes the image.
+install.sh runs it with the Python of the environment, in the container that becomes the image.
 """
 
 import torch
@@ -8,11 +8,11 @@ import torchvision
 from vllm.platforms import current_platform
 
 if not current_platform.is_cpu():
-    raise SystemExit(f"vLLM takes this environment for {type(current_platform).__name__}, not for the CPU")
+    raise SystemExit(f"vLLM detects the platform {type(current_platform).__name__} instead of the CPU")
 
-# vLLM only warns where its kernels do not load (without libnuma, for example) and dies later of what is missing then.
+# If its kernels do not load (for example without libnuma), vLLM only warns and fails later.
 current_platform.import_kernels()
 if not hasattr(torch.ops._C, "init_cpu_memory_env"):
-    raise SystemExit("vLLM's kernels do not load: see the warning above, and `ldd` of vllm/_C*.so")
+    raise SystemExit("vLLM's kernels do not load: see the warning above, and run `ldd` on vllm/_C*.so")
 
 print(f"torch {torch.__version__}, torchvision {torchvision.__version__} and vLLM's kernels load")

@@ -1,4 +1,4 @@
-"""Say as JSON what packages must fit: the Python that has vLLM in this image. Run by that Python, in a container."""
+"""Print as JSON the Python environment of vLLM in this image, which packages must fit. Runs in a container."""
 
 import json
 import sys
