@@ -1,1 +1,1 @@
-"""Benchmarks; their numbers are printed, never asserted."""
+"""Benchmarks. They print numbers and assert nothing."""

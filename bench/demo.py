@@ -1,7 +1,7 @@
-"""`make bench-demo`: how long the demo takes, as a table. Nothing is asserted.
+"""`make bench-demo`: print a table with the duration of the demo and its parts. Nothing is asserted.
 
-Deploys the demo from nothing (no image, no wheels, no state), deploys it again, and reads the times of the tasks that
-matter from ansible-runner's events.
+Deploys the demo from scratch (no image, no wheels, no state), deploys it again, and reads the times of the relevant
+tasks from ansible-runner's events.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from e2e.conftest import INVENTORY, Run, play  # noqa: E402
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: what was timed, how long it took, and the goal, in seconds."""
+    """One row of the table: measured part, duration and goal in seconds."""
 
     name: str
     seconds: float
@@ -34,14 +34,14 @@ class Row:
 
 
 def task_seconds(seconds: Mapping[str, float], *words: str) -> float:
-    """Time of all tasks whose names contain one of the words, in seconds."""
+    """Total seconds of all tasks whose names contain one of the words."""
     return sum(value for name, value in seconds.items() if any(word in name for word in words))
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as aligned text."""
+    """Rows as an aligned text table."""
     width = max(len(row.name) for row in rows)
-    lines = [f"{'what':<{width}}  {'seconds':>8}  {'goal':>6}"]
+    lines = [f"{'part':<{width}}  {'seconds':>8}  {'goal':>6}"]
     for row in rows:
         goal = "" if row.goal is None else f"{row.goal:.0f}"
         lines.append(f"{row.name:<{width}}  {row.seconds:>8.1f}  {goal:>6}")
@@ -49,21 +49,21 @@ def table(rows: list[Row]) -> str:
 
 
 def timed(playbook: str, cmdline: str = "", inventory: Path = INVENTORY, **extravars: Any) -> tuple[Run, float]:
-    """Run a playbook; its result and the seconds that it took."""
+    """Run a playbook. Returns its result and its duration in seconds."""
     begin = time.monotonic()
     run = play(playbook, cmdline, inventory, **extravars)
     return run, time.monotonic() - begin
 
 
 def green(run: Run) -> Run:
-    """The run, if it succeeded."""
+    """Return the run, or raise RuntimeError if it failed."""
     if run.rc:
-        raise RuntimeError(run.text or f"the playbook was ended, rc {run.rc}")
+        raise RuntimeError(run.text or f"the playbook was terminated, rc {run.rc}")
     return run
 
 
 def bootstrap_seconds() -> float:
-    """Seconds that making the virtual environment takes, in a copy of the project's own recipe."""
+    """Seconds to create the virtual environment, in a copy of the project's bootstrap files."""
     scratch = ROOT / ".cache" / "bench-bootstrap"
     shutil.rmtree(scratch, ignore_errors=True)
     for name in ("bin/bootstrap", "pyproject.toml", "roles/host_python/files/requirements.txt"):
@@ -76,8 +76,8 @@ def bootstrap_seconds() -> float:
     return seconds
 
 
-def forget_images(name: str) -> None:
-    """Remove the images of a name, with the layers that no other image has."""
+def remove_images(name: str) -> None:
+    """Remove all images with a name, including their unshared layers."""
     images = docker.from_env().images
     for image in images.list(name=name):
         for tag in image.tags:
@@ -86,20 +86,20 @@ def forget_images(name: str) -> None:
 
 
 def main() -> int:
-    """Run the benchmark; 0 when both deployments were green, else 1."""
+    """Run the benchmark. Returns 0 if both deployments succeeded, otherwise 1."""
     set_up = bootstrap_seconds()
     play("playbooks/teardown.yml", teardown_remove_data=True, teardown_stop_docker=False)
     defaults = yaml.safe_load((ROOT / "roles" / "engine_image" / "defaults" / "main.yml").read_text(encoding="utf-8"))
-    forget_images(defaults["engine_image_cpu_name"])
+    remove_images(defaults["engine_image_cpu_name"])
     shutil.rmtree(ROOT / ".cache" / "engine-image", ignore_errors=True)
     cold, cold_seconds = timed("deploy.yml")
     again, again_seconds = timed("deploy.yml")
     rows = [
-        Row("set-up (make's virtual environment)", set_up),
+        Row("set-up of the virtual environment", set_up),
         Row("demo, cold, with set-up", set_up + cold_seconds, 12 * 60),
-        Row("  of it: engine image", task_seconds(cold.seconds, "Image |", "Build |", "Base |", "Wheelhouse |")),
-        Row("  of it: start of Compose until healthy", task_seconds(cold.seconds, "Start |"), 75),
-        Row("  of it: smoke test", task_seconds(cold.seconds, "Smoke | Ask"), 20),
+        Row("  engine image", task_seconds(cold.seconds, "Image |", "Build |", "Base |", "Wheels |")),
+        Row("  start of Compose until healthy", task_seconds(cold.seconds, "Start |"), 75),
+        Row("  smoke test", task_seconds(cold.seconds, "Smoke | Ask"), 20),
         Row("demo, again", again_seconds, 60),
     ]
     print(table(rows))

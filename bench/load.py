@@ -1,4 +1,4 @@
-"""The load that benchmarks of the demo send: texts by `vllm bench serve`, out of the engine's own image."""
+"""Load for benchmarks of the demo: text requests from `vllm bench serve` in the engine image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MODEL = ROOT / "tests" / "tiny_model" / "model"
 
 @dataclass(frozen=True)
 class Load:
-    """What is sent: requests at a time, requests in all, and tokens of each answer; a prompt has 128."""
+    """Concurrent requests, total requests, and tokens per answer; each prompt has 128 tokens."""
 
     concurrency: int
     requests: int
@@ -26,15 +26,15 @@ class Load:
 
 
 def engines_key() -> str:
-    """The key of the demo's engine."""
+    """API key of the demo's engine."""
     return (HOME / "secrets" / "api_key").read_text(encoding="utf-8").strip()
 
 
 def ask(port: int, key: str, load: Load, folder: Path) -> dict[str, Any]:
-    """Send a load to a port of the loopback; its result. The folder must not be there yet.
+    """Send a load to a port on loopback. Returns the result. The folder must not exist.
 
     Raises:
-        RuntimeError: The tool failed, or requests were not answered.
+        RuntimeError: The tool failed, or a request was not answered.
     """
     done = subprocess.run(_command(port, key, load, folder), capture_output=True, text=True, check=False)  # noqa: S603
     if done.returncode:
@@ -47,7 +47,7 @@ def ask(port: int, key: str, load: Load, folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def steady(port: int, key: str, load: Load, folder: Path) -> Iterator[Callable[[], None]]:
-    """Send a load while the block runs; a call that raises RuntimeError where it is not sent any more."""
+    """Send a load while the block runs. Yields a function that raises RuntimeError if the load has ended."""
     name = f"bench-load-{os.getpid()}"
     command = _command(port, key, load, folder, f"--name={name}")
     log = folder / "log"
@@ -65,7 +65,7 @@ def steady(port: int, key: str, load: Load, folder: Path) -> Iterator[Callable[[
 
 def _command(port: int, key: str, load: Load, folder: Path, *options: str) -> list[str]:
     folder.mkdir()
-    # The image's user writes the results.
+    # The user of the image writes the results.
     folder.chmod(0o777)
     secret = folder / "environment"
     secret.write_text(f"OPENAI_API_KEY={key}\nHF_HUB_OFFLINE=1\n", encoding="utf-8")

@@ -1,10 +1,10 @@
-"""Pages of docs/ that a command writes a part of, between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``."""
+"""Replaces a generated section of a page in docs/, between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->``."""
 
 from __future__ import annotations
 
 
 def between_markers(page: str, name: str, text: str) -> str:
-    """The page with the text between its markers; raises ValueError where it has none."""
+    """Page with the text between its markers. Raises ValueError if a marker is missing."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     head, found, rest = page.partition(begin)
     _, closed, tail = rest.partition(end)

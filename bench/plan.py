@@ -1,9 +1,9 @@
 """`make bench-plan`: predicted against measured for every known boot, beside three other estimators.
 
-The tables are printed and written into docs/planning.md between markers: ``two-rtx-4090`` (what two RTX 4090 can do)
-and ``bench-plan`` (the comparison). hf-mem and accelerate only read a hub, so they get a local one with checkpoints
-of true size and no content. They are installed under .cache/ at the first run; ``--without-others`` skips them and
-leaves the comparison in the page as it is.
+The tables are printed, and written into docs/planning.md between markers: ``two-rtx-4090`` (what two RTX 4090 can do)
+and ``bench-plan`` (the comparison). hf-mem and accelerate only read a hub: a local one with checkpoints of true
+size and no content. They are installed under .cache/ at the first run; ``--without-others`` skips them and leaves the
+comparison in the page as it is.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.planner import engi
 from ansible_collections.inference.vllm.plugins.module_utils.planner.account import kv_bytes_per_token  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry  # noqa: E402
-from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Wishes  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Requirements  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import judge, solve  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner.tensors import (  # noqa: E402
     GIB,
@@ -102,7 +102,7 @@ def seen_on_two(known: Sequence[Boot]) -> list[str]:
     """What was measured on two cards of 24 GB; nothing of it is computed."""
     lines = [
         "Two cards of 24 GB, measured (vLLM 0.26.0, two H100 80GB or two H200, held to 23.52 GiB each). Speed is",
-        "output tokens per second of `vllm bench serve`: text (1024 in, 128 out, 16 at once), an image of 1 megapixel "
+        "output tokens per second of `vllm bench serve`: text (1024 in, 128 out, 16 at once), an image of 1 megapixel",
         "(64 in, 64 out, 8 at once), and the same images again. Compare speeds of the same day and card only:",
         "",
         "| boot | card, day | starts | survives | longest request | ready after, s | text | image | image again |",
@@ -124,14 +124,17 @@ def seen_on_two(known: Sequence[Boot]) -> list[str]:
 
 def two_4090s() -> list[str]:
     """What two RTX 4090 can do: 128k of context as first proposed, the best FP8 plan, and the 4-bit plan for 128k."""
-    proposed = Wishes(context=131_072, gpu_memory_utilization=0.85, kv_cache_dtype="fp8", max_num_seqs=32)
+    proposed = Requirements(max_model_len=131_072, gpu_memory_utilization=0.85, kv_cache_dtype="fp8", max_num_seqs=32)
     fp8, awq = "qwen3-vl-32b-instruct-fp8", "qwen3-vl-32b-instruct-awq"
     rows = [
         (f"FP8, 128k at 0.85, vLLM {versions.CALIBRATED}", judge(_case(fp8, versions.CALIBRATED), proposed)),
         (f"FP8, 128k at 0.85, vLLM {versions.DEPLOYED}", judge(_case(fp8, versions.DEPLOYED), proposed)),
-        ("best FP8 plan", solve(_case(fp8, versions.DEPLOYED), Wishes())),
-        ("FP8 plan with images of 1 megapixel", solve(_case(fp8, versions.DEPLOYED), Wishes(max_pixels=1_048_576))),
-        ("4-bit plan for 128k", solve(_case(awq, versions.DEPLOYED), Wishes(context=131_072))),
+        ("best FP8 plan", solve(_case(fp8, versions.DEPLOYED), Requirements())),
+        (
+            "FP8 plan with images of 1 megapixel",
+            solve(_case(fp8, versions.DEPLOYED), Requirements(max_pixels=1_048_576)),
+        ),
+        ("4-bit plan for 128k", solve(_case(awq, versions.DEPLOYED), Requirements(max_model_len=131_072))),
     ]
     lines = [
         "Two RTX 4090 (23.52 GiB each), planned, GiB per GPU:",

@@ -1,4 +1,4 @@
-"""Fit the planner's constants on the measured boots again, and compare them with those in engines.py.
+"""Fit the planner's constants to the measured boots, and compare them with the constants in engines.py.
 
 For a new version of vLLM: add its boots to catalogue/calibration.json, run this, and put the values into engines.py.
 """
@@ -25,12 +25,12 @@ from ansible_collections.inference.vllm.plugins.module_utils.planner.account imp
 from ansible_collections.inference.vllm.plugins.module_utils.planner.tensors import GIB  # noqa: E402
 from support.boots import Boot, boots  # noqa: E402
 
-# Share of a constant, so that rounding it is no difference.
+# Relative tolerance, because the constants are rounded.
 TOLERANCE = 0.02
 
 
 def fit(measured: Sequence[Boot]) -> dict[str, tuple[float, int, float]]:
-    """Each fitted constant: the value that the boots give, on how many boots, and the value in engines.py."""
+    """For each constant: the fitted value, the number of boots, and the value in engines.py."""
     boots_of_version = [boot for boot in measured if boot.plan.case.engine.version == versions.CALIBRATED]
     single = [boot for boot in boots_of_version if boot.plan.settings.tensor_parallel == 1]
     parallel = [boot for boot in boots_of_version if boot.plan.settings.tensor_parallel > 1]
@@ -55,13 +55,13 @@ def fit(measured: Sequence[Boot]) -> dict[str, tuple[float, int, float]]:
 
 
 def mean_of(measured: Sequence[Boot], name: str, less: float = 0.0) -> tuple[float, int]:
-    """Mean of one measured value, and of how many boots."""
+    """Mean of one measured value, and the number of boots that have it."""
     values = [float(boot.measured[name]) - less for boot in measured if name in boot.measured]
     return mean(values), len(values)
 
 
 def compile_peak(measured: Sequence[Boot]) -> tuple[float, int]:
-    """Profiled peak less cuBLAS's workspace of boots that compiled, where the model's own step is smaller."""
+    """Profiled peak minus cuBLAS's workspace, for boots that compiled and whose own activations are smaller."""
     values = [
         peak
         for boot in measured
@@ -75,7 +75,7 @@ def compile_peak(measured: Sequence[Boot]) -> tuple[float, int]:
 def graphs(measured: Sequence[Boot]) -> tuple[tuple[float, int], tuple[float, int]]:
     """Constant per layer and bytes per token and element of the intermediate layer, by least squares.
 
-    Each boot weighs as 1 / measured, so that large captures do not decide alone.
+    Each boot has the weight 1 / measured, so that large captures do not dominate.
     """
     points = []
     for boot in measured:
@@ -92,7 +92,7 @@ def graphs(measured: Sequence[Boot]) -> tuple[tuple[float, int], tuple[float, in
 
 
 def nccl_in_graphs(measured: Sequence[Boot]) -> tuple[float, int]:
-    """What a captured batch takes on top where NCCL sums over the GPUs."""
+    """Additional memory of a captured batch if NCCL sums over the GPUs."""
     values = []
     for boot in measured:
         if size := boot.measured.get("cuda_graphs_gib"):
@@ -102,7 +102,7 @@ def nccl_in_graphs(measured: Sequence[Boot]) -> tuple[float, int]:
 
 
 def main() -> int:
-    """Print the fit; 1 where a constant in engines.py is not what the boots give."""
+    """Print the fit. Returns 1 if a constant in engines.py differs from the fitted value."""
     off = 0
     print(f"{'constant':24} {'fitted':>8} {'engines.py':>10} {'boots':>6}")
     for name, (fitted, count, used) in fit(boots()).items():

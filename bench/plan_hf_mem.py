@@ -1,6 +1,6 @@
-"""Run hf-mem against the hub of HF_ENDPOINT; the tool itself knows the public hub's address only.
+"""Run hf-mem with the hub at HF_ENDPOINT. The tool itself supports only the public hub.
 
-Runs in the environment that holds hf-mem, never in the project's own: its libraries are imported by name.
+Runs in the virtual environment of hf-mem, not in the project's: its libraries are imported by name.
 """
 
 import importlib
@@ -12,7 +12,7 @@ HUB = urlsplit(os.environ["HF_ENDPOINT"])
 
 
 def redirect(client: Any, transport: Any) -> None:
-    """Let every client of this HTTP library send its requests to the local hub."""
+    """Redirect every client of this HTTP library to the local hub."""
 
     class LocalHub(transport):
         async def handle_async_request(self, request: Any) -> Any:

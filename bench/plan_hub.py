@@ -1,4 +1,4 @@
-"""A local hub with checkpoints of true size and no content, for tools that read a hub only."""
+"""Local hub with sparse checkpoints of the real size, for tools that read models only from a hub."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ ROOT = Path(__file__).parents[1]
 
 
 def serve(root: Path) -> Any:
-    """The project's local hub over these folders, on a free port; the caller runs and closes it."""
+    """The project's local hub with these folders on a free port. The caller runs and closes it."""
     hub = _hub()
 
     class Handler(hub.HubHandler):  # type: ignore[name-defined]
-        """Adds what the public hub tells of a model beside its files."""
+        """Adds the model information of the public hub."""
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Say nothing: the table is what the reader wants."""
+            """Log nothing, to keep the output to the table."""
 
         def send_json(self, data: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
-            """Send data, a model's with its config."""
+            """Send data, with config.json for a model."""
             if isinstance(data, dict) and "modelId" in data:
                 path = root / data["modelId"] / "config.json"
                 data = data | {"config": json.loads(path.read_text()), "library_name": "transformers"}
             super().send_json(data, status, headers)
 
-    # The content is a hole of tens of GiB: its hash is not worth the minutes.
+    # Hashing tens of GiB of a sparse file would take minutes.
     vars(hub)["_hashes"] = lambda file, size: (hashlib.sha256(f"{file} {size}".encode()).hexdigest(), "0" * 40)
     return hub.HubServer("127.0.0.1", 0, root, Handler)
 

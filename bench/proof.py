@@ -1,10 +1,10 @@
-"""`make bench-proof`: what proving a ready service costs, as a table. Nothing is asserted.
+"""`make bench-proof`: print a table with the cost of proving a ready service. Nothing is asserted.
 
-Deploys the demo, verifies it once more while it is ready, and reads the times from the tasks and the rest from what the
-checks wrote: how much of one core the reading of memory took under load, and how large the report is.
+Deploys the demo and verifies it once more. Reads the times from the tasks, and from the results of the checks the CPU
+share of the memory readings under load and the size of the report.
 
-Then `vllm bench serve` sends texts without a pause, and memory is read as the check reads it in every other stretch of
-time: what the engine counts of its tokens in the stretches of a pair gives the share of the throughput that is left.
+Then `vllm bench serve` sends text requests continuously, and memory is read, like in the check, during every other
+interval. The engine's token counters in a pair of intervals give the remaining share of the throughput.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from bench.demo import task_seconds  # noqa: E402
 from bench.load import Load, engines_key, steady  # noqa: E402
 from e2e.conftest import HOME, PORT, PROJECT, Run, play  # noqa: E402
 
-# Seconds, share of a core and of the throughput, and bytes, that the project allows itself.
+# Goals: seconds, share of a core and of the throughput, and bytes.
 MOST_SECONDS = 60
 MOST_SHARE = 0.01
 MOST_BYTES = 2_000_000
-# Readings are as far apart as role vram_check's, in seconds.
+# Seconds between two readings, like in role vram_check.
 INTERVAL = 0.2
-#: More requests than any number of rounds needs.
+#: More requests than the benchmark needs.
 LOAD = Load(concurrency=4, requests=6_000, tokens=64)
 _STEADY_SECONDS = 180
 _LEAST_RATE = 1.0
@@ -50,27 +50,27 @@ Read = Callable[[], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Shares:
-    """What is left of the throughput while memory is read, once for each pair of stretches; 1 is all of it."""
+    """Remaining share of the throughput while memory is read, for each pair of intervals; 1 means no loss."""
 
     pairs: Sequence[float]
 
     @property
     def rows(self) -> list[tuple[str, str, str]]:
-        """The middle, how far the pairs lie apart, and how well the mean is known."""
+        """Median, quartiles, and mean with its standard error."""
         low, _, high = quantiles(self.pairs, n=4)
         error = stdev(self.pairs) / math.sqrt(len(self.pairs))
         return [
             (f"throughput while memory is read, {len(self.pairs)} pairs", f"{median(self.pairs):.3f}", "0.99"),
-            ("  half of the pairs", f"{low:.3f} to {high:.3f}", ""),
+            ("  quartiles of the pairs", f"{low:.3f} to {high:.3f}", ""),
             ("  mean, and its standard error", f"{mean(self.pairs):.3f} ± {error:.3f}", ""),
         ]
 
 
 def main() -> int:
-    """Run the benchmark; 0 when both runs were green, else 1."""
+    """Run the benchmark. Returns 0 if both runs succeeded, otherwise 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=25, help="stretches with and without readings")
-    parser.add_argument("--seconds", type=float, default=4, help="length of a stretch")
+    parser.add_argument("--pairs", type=int, default=25, help="pairs of intervals, with and without readings")
+    parser.add_argument("--seconds", type=float, default=4, help="length of an interval, in seconds")
     options = parser.parse_args()
     there = (HOME / "current").exists()
     try:
@@ -83,18 +83,18 @@ def main() -> int:
         try:
             rows += throughput(options.pairs, options.seconds).rows
         finally:
-            # What was measured before something failed counts all the same.
+            # Print the results even if a later part fails.
             print(table(rows))
     finally:
         if there:
-            print("The demo was there before, and was left.")
+            print("The demo was deployed before and was not removed.")
         else:
             play("playbooks/teardown.yml", teardown_remove_data=True, teardown_stop_docker=False)
     return 0
 
 
 def costs(proven: Run) -> list[tuple[str, str, str]]:
-    """Times of a proof in full, the readings' share of a core, and the size of the report."""
+    """Times of a full proof, CPU share of the memory readings, and size of the report."""
     report = HOME / "reports" / (HOME / "current").resolve().name
     vram = json.loads((report / "vram.json").read_text(encoding="utf-8"))
     seconds = {
@@ -105,13 +105,13 @@ def costs(proven: Run) -> list[tuple[str, str, str]]:
     return [
         *((name, f"{value:.1f} s", "") for name, value in seconds.items()),
         ("smoke and memory together", f"{sum(seconds.values()):.1f} s", f"{MOST_SECONDS} s"),
-        ("reading of memory, of one core", f"{100 * vram['sampling']['cpu_share']:.2f} %", f"{100 * MOST_SHARE:.0f} %"),
+        ("memory readings, CPU share", f"{100 * vram['sampling']['cpu_share']:.2f} %", f"{100 * MOST_SHARE:.0f} %"),
         ("report", f"{size / 1000:.0f} kB", f"{MOST_BYTES / 1000:.0f} kB"),
     ]
 
 
 def throughput(pairs: int, seconds: float) -> Shares:
-    """The engine's tokens per second with readings of memory beside those without, in turns, under one steady load.
+    """Compare tokens per second with and without memory readings, in alternating intervals under a constant load.
 
     Raises:
         RuntimeError: The load ends too early, or memory cannot be read.
@@ -137,7 +137,7 @@ def throughput(pairs: int, seconds: float) -> Shares:
                 raise RuntimeError(f"vllm bench serve sent nothing within {_STEADY_SECONDS} s")
         shares = []
         for number in range(pairs):
-            # Which comes first changes, for a machine that warms up or tires.
+            # Alternate the order, in case the machine becomes faster or slower.
             seen = {bool(read): rate(read) for read in ((None, source.read) if number % 2 else (source.read, None))}
             shares.append(seen[True] / seen[False])
             print(f"{seen[False]:.0f} tokens/s, {seen[True]:.0f} while memory is read", flush=True)
@@ -145,7 +145,7 @@ def throughput(pairs: int, seconds: float) -> Shares:
 
 
 def tokens_per_second(session: Session, read: Read | None, seconds: float) -> float:
-    """What the engine generates in a stretch of time, in which memory is read or not."""
+    """Tokens per second of the engine during an interval, with or without memory readings."""
     sampler = Sampler(read, INTERVAL) if read else None
     if sampler:
         sampler.start()
@@ -163,9 +163,10 @@ def tokens_per_second(session: Session, read: Read | None, seconds: float) -> fl
 
 
 def table(rows: Sequence[tuple[str, str, str]]) -> str:
-    """The figures as aligned text, each beside its goal."""
+    """Figures and goals as an aligned text table."""
     width = max(len(name) for name, _, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value:>16}  {goal:>8}" for name, value, goal in [("what", "", "goal"), *rows])
+    lines = [("figure", "", "goal"), *rows]
+    return "\n".join(f"{name:<{width}}  {value:>16}  {goal:>8}" for name, value, goal in lines)
 
 
 if __name__ == "__main__":

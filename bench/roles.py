@@ -1,7 +1,7 @@
-"""`make bench-roles`: how long a role takes that has nothing to do, beside as many tasks that do nothing.
+"""`make bench-roles`: compare a role that has nothing to do with the same number of tasks that do nothing.
 
-Each role's molecule scenario brings up its hosts once. Then the role and a play of the same shape (as many tasks that
-run `ping`, as many that are skipped) run in turns, and the medians are compared. The goal is a ratio of 1.5.
+Each role's molecule scenario creates its hosts once. Then the role and a play of the same shape (the same numbers of
+`ping` tasks and of skipped tasks) run alternately, and the medians are compared. The goal is a ratio of 1.5.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GOAL = 1.5
 
 @dataclass(frozen=True)
 class Shape:
-    """Tasks of a run on one host: those that ran, fact gathering among them, those skipped, and those that changed."""
+    """Number of tasks of a run on one host: executed (including fact gathering), skipped, and changed."""
 
     ran: int
     skipped: int
@@ -37,7 +37,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Row:
-    """A role without work beside a play that does nothing: medians in seconds."""
+    """Median seconds of a role that has nothing to do, and of a play that does nothing."""
 
     role: str
     shape: Shape
@@ -46,12 +46,12 @@ class Row:
 
     @property
     def ratio(self) -> float:
-        """How many times as long the role takes."""
+        """Duration of the role relative to the play."""
         return self.role_s / self.nothing_s
 
 
 def main() -> int:
-    """Print the table; 1 where a role took longer than the goal, or changed something."""
+    """Print the table. Returns 1 if a role misses the goal or changes something."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("roles", nargs="*", default=ROLES)
     parser.add_argument("--rounds", type=int, default=3)
@@ -62,7 +62,7 @@ def main() -> int:
 
 
 def compare(role: str, rounds: int) -> Row:
-    """Bring up a role's hosts and time it beside nothing."""
+    """Create the hosts of a role, and time the role and the play that does nothing."""
     folder = SCRATCH / role
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "runner").mkdir(parents=True)
@@ -79,20 +79,20 @@ def compare(role: str, rounds: int) -> Row:
 
 
 def tasks(shape: Shape) -> list[dict[str, Any]]:
-    """As many tasks, none of which does anything; the play gathers facts itself."""
+    """The same number of tasks, none of which does anything. The play gathers facts itself."""
     ping: dict[str, Any] = {"ansible.builtin.ping": {}}
     return [ping] * (shape.ran - 1) + [ping | {"when": False}] * shape.skipped
 
 
 def write(path: Path, roles: list[dict[str, str]], what: list[dict[str, Any]]) -> Path:
-    """A playbook with these roles and tasks for all hosts."""
+    """Write a playbook with these roles and tasks for all hosts."""
     play = {"name": "Bench", "hosts": "all", "become": True, "roles": roles, "tasks": what}
     path.write_text(yaml.safe_dump([play], sort_keys=False), encoding="utf-8")
     return path
 
 
 def timed(folder: Path, playbook: Path) -> tuple[Shape, float]:
-    """Run a playbook against the scenario's hosts; the shape on the host with the most tasks, and seconds."""
+    """Run a playbook on the scenario's hosts. Returns the shape of the host with the most tasks, and the seconds."""
     begin = time.monotonic()
     run = ansible_runner.run(
         private_data_dir=str(folder / "runner"),
@@ -102,7 +102,7 @@ def timed(folder: Path, playbook: Path) -> tuple[Shape, float]:
         envvars={
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
             "ANSIBLE_ROLES_PATH": str(ROOT / "roles"),
-            # As by ssh (ansible.cfg).
+            # Pipelining like with ssh (ansible.cfg).
             "ANSIBLE_PIPELINING": "true",
         },
         quiet=True,
@@ -115,7 +115,7 @@ def timed(folder: Path, playbook: Path) -> tuple[Shape, float]:
 
 
 def molecule(role: str, folder: Path, step: str) -> None:
-    """One step of the role's scenario, with its state in a folder of our own."""
+    """Run one step of the role's scenario, with its state in a separate folder."""
     print(f"{role}: {step} ...", file=sys.stderr, flush=True)
     env = os.environ | {"MOLECULE_EPHEMERAL_DIRECTORY": str(folder), "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
     command = ["molecule", step, "--scenario-name", role]
@@ -125,7 +125,7 @@ def molecule(role: str, folder: Path, step: str) -> None:
 
 
 def table(rows: list[Row]) -> str:
-    """The rows as aligned text."""
+    """Rows as an aligned text table."""
     lines = [
         f"{'role':<28}{'tasks':>6}{'skipped':>9}{'changed':>9}{'role, s':>9}{'nothing, s':>12}{'ratio':>7}{'goal':>6}"
     ]

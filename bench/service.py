@@ -1,9 +1,9 @@
-"""`make bench-service`: what the gateway costs, and how long starts and deploys take, as a table with the goals.
+"""`make bench-service`: print a table with the cost of the gateway, the duration of starts and deploys, and the goals.
 
-Deploys the demo with a gateway, from nothing but its image. vLLM's own `vllm bench serve`, out of the engine's image,
-then asks the engine and the gateway at the same time, round by round; each round compares the two.
+Deploys the demo with a gateway; only the image exists before. vLLM's `vllm bench serve`, from the engine image, then
+sends requests to the engine and the gateway at the same time. Each round compares the two.
 
-Part fleet is `make bench-fleet`: it deploys hosts of its own instead and leaves the demo alone (bench/fleet.py).
+Part fleet is `make bench-fleet`: it deploys separate hosts instead of the demo (bench/fleet.py).
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ SETTINGS: dict[str, Any] = {
     "gateway_keys": [{"name": "bench", "key": CLIENTS_KEY}],
 }
 WAYS = {"direct": PORT, "gateway": GATEWAY_PORT}
-#: Short answers one by one for the time to the first token, and half of what the plan allows at once for the
-#: throughput, as both ways are asked at once.
+#: For the time to the first token: short answers, one at a time. For the throughput: half of the planned concurrency,
+#: because both ways are measured at the same time.
 LOADS = {"one": Load(1, 160, 8), "many": Load(2, 80, 64)}
 
 
 def main() -> int:
-    """Print the table; 1 where a goal is missed or a deployment failed."""
+    """Print the table. Returns 1 if a goal is missed or a deployment failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, help="how often each way is asked (5), or each fleet deployed (3)")
+    parser.add_argument("--rounds", type=int, help="number of rounds (default: 5, for the fleet 3)")
     parser.add_argument(
-        "--only", choices=["starts", "deploys", "gateway", "fleet"], help="one part; all is without fleet"
+        "--only", choices=["starts", "deploys", "gateway", "fleet"], help="one part (default: all except fleet)"
     )
     parser.add_argument("--hosts", type=int, default=8, help="hosts of the fleet")
-    parser.add_argument("--keep", action="store_true", help="leave the deployment there")
+    parser.add_argument("--keep", action="store_true", help="keep the deployment")
     options = parser.parse_args()
     if options.only == "fleet":
         return fleet.main(options.hosts, options.rounds or 3, keep=options.keep)
@@ -76,13 +76,13 @@ def main() -> int:
     finally:
         if not options.keep:
             timed("playbooks/teardown.yml", **SETTINGS, teardown_remove_data=True, teardown_stop_docker=False)
-        # What was measured before something failed counts all the same.
+        # Print the results even if a later part fails.
         print(table(rows))
     return int(not all(row.met for row in rows))
 
 
 def starts() -> list[Row]:
-    """A start without caches beside a restart."""
+    """Compare a start without caches with a restart."""
     cold = green(timed("deploy.yml", **SETTINGS)[0])
     warm = green(timed("playbooks/restart.yml", **SETTINGS)[0])
     cold_s = task_seconds(cold.seconds, "Start | Start the service")
@@ -90,32 +90,32 @@ def starts() -> list[Row]:
     return [
         Row("start until the first token, cold", cold_s, "s"),
         Row("restart until the first token, warm", warm_s, "s"),
-        Row("  warm to cold", warm_s / cold_s, "x", 0.6),
+        Row("  ratio of warm to cold", warm_s / cold_s, "x", 0.6),
     ]
 
 
 def deploys() -> list[Row]:
-    """A deploy with nothing to do, of the demo as it is and with the gateway, and the most expensive of its steps."""
+    """Deploys without a change, of the demo with and without the gateway, and their slowest tasks."""
     rows = []
     for name, settings, goal in (("embedded host", {}, 25), ("with the gateway", SETTINGS, None)):
         again, seconds = timed("deploy.yml", **settings)
         if green(again).changed:
-            raise RuntimeError(f"{name}: a deploy without a change changed something")
-        dearest = sorted(again.seconds.items(), key=lambda item: -item[1])[:6]
+            raise RuntimeError(f"{name}: a deploy without a change reported changes")
+        slowest = sorted(again.seconds.items(), key=lambda item: -item[1])[:6]
         rows.append(Row(f"deploy.yml without a change, {name}", seconds, "s", goal))
-        rows += [Row(f"  of it: {task}", value, "s") for task, value in dearest]
+        rows += [Row(f"  {task}", value, "s") for task, value in slowest]
     return rows
 
 
 def gateway(rounds: int) -> list[Row]:
-    """The engine asked directly and through the gateway, both at once: what slows the machine down slows both."""
+    """Compare direct requests with requests through the gateway, sent at the same time under the same conditions."""
     seen: dict[tuple[str, str], list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(len(WAYS)) as pool:
         folder = Path(name)
         ask("direct", "many", folder / "warm-up")
         for number, load in product(range(rounds), LOADS):
-            asked = {way: pool.submit(ask, way, load, folder / f"{number}-{way}-{load}") for way in WAYS}
-            for way, result in asked.items():
+            results = {way: pool.submit(ask, way, load, folder / f"{number}-{way}-{load}") for way in WAYS}
+            for way, result in results.items():
                 seen.setdefault((way, load), []).append(result.result())
     ttft = {way: median(result["median_ttft_ms"] for result in seen[way, "one"]) for way in WAYS}
     added = [
@@ -130,19 +130,19 @@ def gateway(rounds: int) -> list[Row]:
     return [
         Row("first token, direct, median", ttft["direct"], "ms"),
         Row("first token, gateway, median", ttft["gateway"], "ms"),
-        Row("  added by the gateway, median of the rounds", median(added), "ms", 3),
-        Row("  least and most", min(added), "ms"),
+        Row("  overhead of the gateway, median of the rounds", median(added), "ms", 3),
+        Row("  minimum and maximum", min(added), "ms"),
         Row("", max(added), "ms"),
         Row("throughput, direct", tokens["direct"], "tok/s"),
         Row("throughput, gateway", tokens["gateway"], "tok/s"),
-        Row("  gateway to direct, median of the rounds", median(shares), "x", 0.98, most=False),
-        Row("  least and most", min(shares), "x"),
+        Row("  ratio of gateway to direct, median of the rounds", median(shares), "x", 0.98, most=False),
+        Row("  minimum and maximum", min(shares), "x"),
         Row("", max(shares), "x"),
     ]
 
 
 def ask(way: str, load: str, folder: Path) -> dict[str, Any]:
-    """One load by one way; its result."""
+    """Send one load one way. Returns the result."""
     key = CLIENTS_KEY if way == "gateway" else engines_key()
     result = send(WAYS[way], key, LOADS[load], folder)
     print(f"{way}, {load}: {result['median_ttft_ms']:.1f} ms, {result['output_throughput']:.1f} tok/s", flush=True)

@@ -1,21 +1,21 @@
-"""`make bench-weights`: how fast weights come, beside a plain copy and huggingface_hub's. Nothing is asserted.
+"""`make bench-weights`: compare the download speed of weights with a plain copy and huggingface_hub.
 
-One run, one machine, one hub on loopback: 2 GiB of random bytes in 8 shards, each way in turn, several rounds, the best
-of each. A way that only writes into memory is not compared with one that waits for the disk: all of them end with the
-bytes on disk (fsync), and a second table leaves the disk out by working in a file system in memory.
+Nothing is asserted. One run on one machine with a hub on loopback: 2 GiB of random bytes in 8 shards, several rounds of
+all ways, the best result of each. Each way ends with fsync, so that all results include the disk; a second table uses a
+file system in memory to exclude the disk.
 
-"cpu s" are seconds of the processor of the way itself, "hub s" those of the hub, which shares the machine.
+"cpu s" are the CPU seconds of the way itself, "hub s" the CPU seconds of the hub on the same machine.
 
-* copy + sha256: the shards copied from the hub's folder with the kernel's help, then read and hashed; four at a time.
-  No byte of it goes through a network.
-* curl + sha256: the same over HTTP from the hub, received by curl; left out where there is no curl.
-* verified: the module's way, four files at once, hashed, made durable and recorded.
-* received only: what verified receives, thrown away: neither hashed nor written. What the network alone takes.
-* snapshot_download, hf download: what huggingface_hub does by default, which checks sizes, and no hash.
+* copy + sha256: the shards are copied from the hub's folder by the kernel, then read and hashed, four concurrently. No
+    network.
+  * curl + sha256: the same, but downloaded with curl from the hub; omitted without curl.
+  * verified: the module of this project; four concurrent files, hashed, synced to disk and recorded.
+  * received only: like verified, but neither hashed nor written. Shows the cost of the network alone.
+  * snapshot_download, hf download: huggingface_hub's defaults, which check sizes but no hashes.
 
-Then hosts that share: one host alone, and eight at once that have the files from each other, from a hub that gives only
-so many bytes per second to all together. Each host is a process of its own with the server that the role starts; all
-have their Python loaded when the time begins.
+Then a fleet: compares one host with eight hosts that copy files from each other, with a hub whose total rate is
+limited. Each host is a separate process with the peer server of the role. Python is loaded before the measurement
+starts.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ PEER_PORT, PEER_TOKEN = 18099, "bench-" * 8
 
 
 def main() -> int:
-    """Run one way in this process if asked to, else all of them."""
+    """Run one way in this process if an option selects it, otherwise all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / ".cache" / "bench-weights", help="on the disk to measure")
-    parser.add_argument("--memory", type=Path, default=Path("/dev/shm"), help="a file system in memory")  # noqa: S108
-    parser.add_argument("--gib", type=float, default=2.0, help="size of all shards together")
+    parser.add_argument("--memory", type=Path, default=Path("/dev/shm"), help="folder in a file system in memory")  # noqa: S108
+    parser.add_argument("--gib", type=float, default=2.0, help="total size of all shards")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", choices=["ways", "recheck", "fleet"], help="one of the three parts")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
@@ -84,11 +84,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-weights-", dir=options.folder) as folder:
         if options.only in (None, "recheck"):
             seconds = recheck(Path(folder))
-            print(f"Re-check of {RECHECK_BYTES / 1e9:g} GB of good files: {seconds:.3f} s (goal {RECHECK_SECONDS:g} s)")
+            print(f"Re-check of {RECHECK_BYTES / 1e9:g} GB unchanged: {seconds:.3f} s (goal {RECHECK_SECONDS:g} s)")
         if options.only in (None, "fleet"):
             one, all_hosts, sent = share(Path(folder))
             print(
-                f"{FLEET_MIB} MiB from a hub that gives {FLEET_RATE / 1e6:g} MB/s: one host {one:.1f} s, "
+                f"{FLEET_MIB} MiB from a hub limited to {FLEET_RATE / 1e6:g} MB/s: one host {one:.1f} s, "
                 f"{HOSTS} hosts {all_hosts:.1f} s, {all_hosts / one:.2f} times as long (goal {FLEET_GOAL:g}); "
                 f"the hub sent the files {sent:.2f} times"
             )
@@ -96,7 +96,7 @@ def main() -> int:
 
 
 def compare(folder: Path, gib: float, rounds: int) -> None:
-    """Measure all ways in one folder and print the table."""
+    """Measure all ways in a folder and print the table."""
     source = write_shards(folder / "hub" / REPOSITORY, int(gib * GIB / SHARDS / MIB))
     (folder / "hub.json").write_text(json.dumps({"address": "127.0.0.1", "port": 0, "root": "hub"}))
     best: dict[str, tuple[float, ...]] = {}
@@ -131,7 +131,7 @@ def compare(folder: Path, gib: float, rounds: int) -> None:
 
 
 def write_shards(folder: Path, mib: int) -> Path:
-    """Make a model of random bytes, each shard of so many MiB. Returns its folder."""
+    """Create a model of random bytes, with ``mib`` MiB per shard. Returns its folder."""
     folder.mkdir(parents=True)
     for shard in range(SHARDS):
         with (folder / f"model-{shard}.safetensors").open("wb") as file:
@@ -141,15 +141,15 @@ def write_shards(folder: Path, mib: int) -> Path:
 
 
 def processor_seconds(pid: int) -> float:
-    """Seconds of the processor that a process took so far."""
+    """CPU seconds of a process so far."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(way: str, out: Path, url: str, source: Path) -> tuple[float, float, float]:
-    """Run one way in a process of its own. Returns its seconds and its processor's, and its peak in MiB.
+    """Run one way in a separate process. Returns its seconds, CPU seconds and peak memory in MiB.
 
-    The start of Python does not count.
+    Excludes the start of Python.
     """
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
@@ -162,10 +162,10 @@ def measure(way: str, out: Path, url: str, source: Path) -> tuple[float, float, 
 
 
 def run_way(way: str, out: Path, url: str, source: Path) -> int:
-    """Do it once; prints seconds, those of the processor, and the peak of memory in MiB."""
+    """Run one way once. Prints seconds, CPU seconds and peak memory in MiB."""
     os.environ.update(HF_ENDPOINT=url, HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1", NO_PROXY="127.0.0.1")
     os.environ.update(HF_HOME=str(out / "home"), HF_HUB_DISABLE_PROGRESS_BARS="1")
-    import huggingface_hub  # the start of Python and its imports are not what is measured
+    import huggingface_hub  # import before the measurement starts
 
     _ = huggingface_hub.snapshot_download, huggingface_hub.HfApi
     whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
@@ -178,13 +178,13 @@ def run_way(way: str, out: Path, url: str, source: Path) -> int:
 
 
 def four_at_a_time(act: Callable[[Path], None], files: list[Path]) -> None:
-    """Do something with each file; the first failure is raised."""
+    """Call a function for each file, four concurrently. Raises the first failure."""
     with ThreadPoolExecutor(WORKERS) as pool:
         list(pool.map(act, files))
 
 
 def durable(path: Path) -> None:
-    """Wait until a file is on disk."""
+    """Sync a file to disk."""
     handle = os.open(path, os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)
@@ -197,7 +197,7 @@ def hash_of(path: Path) -> None:
 
 
 def copy(out: Path, url: str, source: Path) -> None:
-    """Copy, make durable, hash."""
+    """Copy, sync, hash."""
 
     def one(path: Path) -> None:
         shutil.copyfile(path, out / path.name)
@@ -208,7 +208,7 @@ def copy(out: Path, url: str, source: Path) -> None:
 
 
 def curl(out: Path, url: str, source: Path) -> None:
-    """Receive with curl, make durable, hash."""
+    """Download with curl, sync, hash."""
 
     def one(path: Path) -> None:
         options = ["--silent", "--show-error", "--fail", "--noproxy", "*", "--output", str(out / path.name)]
@@ -220,7 +220,7 @@ def curl(out: Path, url: str, source: Path) -> None:
 
 
 def received_only(out: Path, url: str, source: Path) -> None:
-    """Receive as the module does, and throw away."""
+    """Download like the module, and discard the data."""
 
     def one(path: Path) -> None:
         with stream(address(url, path), lambda _: {}, timeout=60, context=ssl.create_default_context()) as answer:
@@ -231,17 +231,17 @@ def received_only(out: Path, url: str, source: Path) -> None:
 
 
 def address(url: str, shard: Path) -> str:
-    """Where the hub gives a shard."""
+    """URL of a shard on the hub."""
     return f"{url}/{REPOSITORY}/resolve/{REVISION}/{shard.name}"
 
 
 def verified(out: Path, url: str, source: Path) -> None:
-    """The module's way."""
+    """Download with the module of this project."""
     ensure(Want(REPOSITORY, out, endpoint=url, workers=WORKERS))
 
 
 def snapshot_download(out: Path, url: str, source: Path) -> None:
-    """huggingface_hub's function, with as many workers."""
+    """Download with huggingface_hub's function, with the same number of workers."""
     import huggingface_hub
 
     huggingface_hub.snapshot_download(REPOSITORY, local_dir=out / "model", max_workers=WORKERS)
@@ -249,7 +249,7 @@ def snapshot_download(out: Path, url: str, source: Path) -> None:
 
 
 def hf_download(out: Path, url: str, source: Path) -> None:
-    """huggingface_hub's command, with as many workers; the start of its Python counts."""
+    """Download with huggingface_hub's command, with the same number of workers. Includes the start of Python."""
     hf = Path(sys.executable).with_name("hf")
     options = ["--local-dir", str(out / "model"), "--max-workers", str(WORKERS)]
     subprocess.run([hf, "download", REPOSITORY, *options], check=True, stdout=subprocess.DEVNULL)  # noqa: S603
@@ -267,7 +267,7 @@ WAYS: dict[str, Callable[[Path, str, Path], None]] = {
 
 
 def recheck(folder: Path) -> float:
-    """Seconds to see that 35 GB of files, sparse ones, are as they were when they were verified."""
+    """Seconds to check that 35 GB of sparse files are unchanged since they were verified."""
     commit, size = "0" * 40, RECHECK_BYTES // SHARDS
     layout = Layout(folder, REPOSITORY)
     layout.folder(commit).mkdir(parents=True)
@@ -284,20 +284,20 @@ def recheck(folder: Path) -> float:
     outcome = ensure(Want(REPOSITORY, folder, lock=Lock(REPOSITORY, REVISION, commit, files)))
     seconds = time.monotonic() - begin
     if outcome.fetched:
-        raise RuntimeError("files that are as they were count as missing")
+        raise RuntimeError("unchanged files were fetched again")
     return seconds
 
 
 class Average(Pace):
-    """A rate that is kept on the whole: what a busy machine sends late, it sends faster then."""
+    """Limits the average rate: a delay on a busy machine is made up by a higher rate afterwards."""
 
     def __init__(self, bytes_per_second: float) -> None:
-        """Begin with the first byte."""
+        """Start the clock with the first byte."""
         super().__init__(bytes_per_second)
         self._sent, self._begin = 0, 0.0
 
     def wait(self, count: int) -> float:
-        """Seconds to wait before the next bytes; the first ones start the clock."""
+        """Seconds to wait before the next bytes. The first call starts the clock."""
         with self._mutex:
             self._begin = self._begin or self._clock()
             self._sent += count
@@ -305,7 +305,7 @@ class Average(Pace):
 
 
 def share(folder: Path) -> tuple[float, float, float]:
-    """Seconds of one host alone, of all hosts at once, and how often the hub sent the files to all hosts together."""
+    """Seconds of one host, seconds of all hosts in parallel, and how many times the hub sent the files to all hosts."""
     write_shards(folder / "hub" / REPOSITORY, FLEET_MIB // SHARDS)
     with serving(FaultyHub(folder / "hub")) as hub:
         lock, _ = write_lock(Want(REPOSITORY, folder / "none", endpoint=hub.url))
@@ -318,7 +318,7 @@ def share(folder: Path) -> tuple[float, float, float]:
 
 
 def deploy(folder: Path, hosts: int, url: str) -> float:
-    """Seconds until so many hosts that begin together have the model."""
+    """Seconds until all hosts, started together, have the model."""
     with ExitStack() as stack:
         processes = [
             stack.enter_context(
@@ -340,16 +340,16 @@ def deploy(folder: Path, hosts: int, url: str) -> float:
             )
             for number in range(hosts)
         ]
-        said = [process.stdout for process in processes if process.stdout is not None]
-        told = [process.stdin for process in processes if process.stdin is not None]
-        ready = [lines.readline() for lines in said]
+        outputs = [process.stdout for process in processes if process.stdout is not None]
+        inputs = [process.stdin for process in processes if process.stdin is not None]
+        ready = [lines.readline() for lines in outputs]
         begin = time.monotonic()
-        for line in told:
+        for line in inputs:
             line.write("go\n")
             line.flush()
-        done = [lines.readline() for lines in said]
+        done = [lines.readline() for lines in outputs]
         seconds = time.monotonic() - begin
-        for line in told:  # until here each gives files to the others
+        for line in inputs:  # each host serves files to the others until here
             line.close()
     if set(ready + done) != {"ready\n", "done\n"}:
         raise RuntimeError("a host failed")
@@ -358,7 +358,7 @@ def deploy(folder: Path, hosts: int, url: str) -> float:
 
 
 def run_host(folder: Path, number: int, url: str) -> int:
-    """One host: starts its server, waits for the word, and deploys. The folder's name says how many there are."""
+    """One host: start the peer server, wait for a line on stdin, and download. `folder.name` is the host count."""
     os.environ.update(HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1", NO_PROXY="127.0.0.1")
     import huggingface_hub
 

@@ -33,7 +33,7 @@ FLAGS: Mapping[str, str] = {
     "kv_cache_dtype": "--kv-cache-dtype",
     "max_num_seqs": "--max-num-seqs",
     "max_num_batched_tokens": "--max-num-batched-tokens",
-    "context": "--max-model-len",
+    "max_model_len": "--max-model-len",
 }
 
 #: What of a log tells about memory, kernels and errors.
@@ -285,8 +285,8 @@ def summary(result: Mapping[str, Any]) -> str:
     tokens = result.get("metrics", {}).get("kv_cache_size_tokens")
     speed = {name: round(done.get("output_throughput", 0), 1) for name, done in result.get("bench", {}).items()}
     return (
-        f"{result['name']:34} ready {result['ready_s']} s, KV {tokens} tokens, context {result.get('max_model_len')}, "
-        f"alive {result.get('alive')} {stages} {speed or ''}"
+        f"{result['name']:34} ready {result['ready_s']} s, KV {tokens} tokens, "
+        f"max_model_len {result.get('max_model_len')}, alive {result.get('alive')} {stages} {speed or ''}"
     )
 
 

@@ -43,10 +43,8 @@ def row(result: Mapping[str, Any], engine: str, card: str, capability: float, da
     total = held or round(result["cards"][0]["total_gib"], 2)
     settings = dict(result["settings"])
     budget = settings.pop("gpu_memory_utilization") * total
-    if settings.get("context") == "auto":
-        settings.pop("context")
-    if settings.pop("mm_encoder_tp_mode", None) == "data":
-        settings["copies_encoder"] = True
+    if settings.get("max_model_len") == "auto":
+        settings.pop("max_model_len")
     marlin = any("Marlin" in line for line in result["log"])
     count = settings["tensor_parallel_size"]
     alone = result["environment"].get("NCCL_P2P_DISABLE") == 1

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from docs._generate import variables
 from docs._generate.markdown import code, generated, table
 
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import VARIABLE_OF_FLAG
 from ansible_collections.inference.vllm.plugins.module_utils.service.flags import LAYERS, TABLE, Flag
 
 #: Where a person changes what a layer sets.
@@ -16,7 +17,7 @@ _SET_IN = {
     "plan": "the plan ([role vram_plan](variables.md#vram_plan))",
     "user": "[`vllm_service_extra_flags`](variables.md#vllm_service_extra_flags)",
 }
-_PREFIXES = ("vram_plan_", "vllm_service_", "vllm_")
+_PREFIXES = ("vllm_service_", "vllm_")
 
 
 def page() -> str:
@@ -46,8 +47,10 @@ def _row(flag: Flag, known: Collection[str]) -> tuple[str, ...]:
 
 
 def _owners(flag: Flag, known: Collection[str]) -> str:
-    own = [prefix + flag.name.replace("-", "_") for prefix in _PREFIXES]
-    named = [f"[`{name}`](variables.md#{name})" for name in own if name in known]
+    own = {VARIABLE_OF_FLAG.get(flag.name), *(prefix + flag.name.replace("-", "_") for prefix in _PREFIXES)}
+    named = [f"[`{name}`](variables.md#{name})" for name in sorted(known) if name in own]
+    if flag.owners == ("plan",) and not named:
+        return "none: the planner does not account for it"
     covered = ("user", "plan", "service") if named else ("user",)
     others = [_SET_IN[owner] for owner in flag.owners if owner not in covered]
     return ", ".join([*named, *others]) + (f": {flag.why}" if flag.why else "")

@@ -11,7 +11,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.catalogue import En
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
 from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import Model, from_entry
-from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Wishes
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Requirements
 from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import solve
 from ansible_collections.inference.vllm.plugins.module_utils.planner.tensors import GIB, from_shapes, total_bytes
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
@@ -75,7 +75,7 @@ def _longest(entry: Entry, host: str) -> str:
     model: Model = from_entry(entry)
     case = Case(model, gpus.parse(host), engines.engine(versions.DEPLOYED, is_moe=model.is_moe))
     try:
-        plan = solve(case, Wishes())
+        plan = solve(case, Requirements())
     except RefusalError:
         return "-"
     return f"{plan.max_model_len:,}" if plan.fits else "-"

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ansible_collections.inference.vllm.plugins.module_utils import catalogue
+from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry
 from ansible_collections.inference.vllm.plugins.module_utils.host import table as host_table
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
 from ansible_collections.inference.vllm.plugins.module_utils.planner.tensors import GIB, from_shapes, total_bytes
 
 
-def preflight_row(checked: Mapping[str, Any], name: str, system: str, accelerator: str, model: str) -> dict[str, Any]:
+def preflight_row(
+    checked: Mapping[str, Any], name: str, system: str, accelerator: str, model: Mapping[str, Any]
+) -> dict[str, Any]:
     """One host of the table.
 
     Args:
@@ -19,10 +21,17 @@ def preflight_row(checked: Mapping[str, Any], name: str, system: str, accelerato
         name: Name of the host.
         system: Distribution and major version.
         accelerator: ``nvidia`` or ``cpu``.
-        model: Entry of the catalogue.
+        model: Entry of the catalogue, as lookup ``inference.vllm.model`` gives it.
     """
-    weights = total_bytes(from_shapes(from_entry(catalogue.load(model))))
-    row = {"name": name, "system": system, "accelerator": accelerator, "model": model, "weights_gib": weights / GIB}
+    entry = Entry.from_dict(model)
+    weights = total_bytes(from_shapes(from_entry(entry)))
+    row = {
+        "name": name,
+        "system": system,
+        "accelerator": accelerator,
+        "model": entry.name,
+        "weights_gib": weights / GIB,
+    }
     return row | {"free_gib": checked["free_gib"], "found": dict(checked["found"])}
 
 

@@ -11,7 +11,9 @@ from ansible.module_utils.common.yaml import yaml_load
 from ansible.plugins.lookup import LookupBase
 
 from ansible_collections.inference.vllm.plugins.module_utils import catalogue, inventory
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
+from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
+from ansible_collections.inference.vllm.plugins.plugin_utils.catalogue_dirs import catalogue_dirs
 
 DOCUMENTATION = r"""
 name: inventory
@@ -70,11 +72,20 @@ class LookupModule(LookupBase):
         refusals += filter(None, (inventory.value_refusal(n, v, options[n]) for n, v in values.items()))
         shared = {n: self._templar.template(variables[n]) for n in ("vllm_model", "vllm_bind_address")}
         allow_public = bool(self._templar.template(variables["preflight_allow_public_address"]))
-        models = catalogue.names()
-        checks: list[Refusal | None] = [
-            None if shared["vllm_model"] in models else catalogue.unknown_model(shared["vllm_model"], models),
-            inventory.address_refusal(str(shared["vllm_bind_address"]), allow_public=allow_public),
-        ]
+        refusals += self._model_refusals(str(shared["vllm_model"]), variables)
+        address = inventory.address_refusal(str(shared["vllm_bind_address"]), allow_public=allow_public)
         files = {n: str(values[n]) for n in CONTROLLER_FILES if values.get(n)}
-        refusals += [*filter(None, checks), *inventory.missing_files(files, lambda p: Path(p).is_file())]
-        return [str(refusal) for refusal in refusals]
+        refusals += [*filter(None, [address]), *inventory.missing_files(files, lambda p: Path(p).is_file())]
+        return list(dict.fromkeys(map(str, refusals)))
+
+    def _model_refusals(self, name: str, variables: dict[str, Any]) -> list[Refusal]:
+        """What is wrong with the model, with the entries that may replace it, or with the folders that have them."""
+        try:
+            own = catalogue_dirs(self, variables)
+            entry = catalogue.load(name, own)
+            from_entry(entry)
+            for other in entry.alternatives:
+                catalogue.load(other, own)
+        except RefusalError as error:
+            return list(error.refusals)
+        return []

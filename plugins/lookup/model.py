@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleLookupError
@@ -10,12 +9,14 @@ from ansible.plugins.lookup import LookupBase
 
 from ansible_collections.inference.vllm.plugins.module_utils import catalogue
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+from ansible_collections.inference.vllm.plugins.plugin_utils.catalogue_dirs import catalogue_dirs
 
 DOCUMENTATION = r"""
 name: model
 short_description: Read entries of the model catalogue
 description:
-  - Returns what C(catalogue/) knows about a model variant, with the shapes of its layers.
+  - Returns what the catalogue knows about a model variant, with the shapes of its layers.
+  - Searches the folders of the variable C(vllm_catalogue_dirs) first, then C(catalogue/) of this collection.
   - An unknown name fails and says which names are nearest.
 options:
   _terms:
@@ -23,9 +24,6 @@ options:
     type: list
     elements: str
     required: true
-  folder:
-    description: Folder that holds the catalogue. The default is C(catalogue/) of this project.
-    type: path
 author:
   - The project's contributors (!UNKNOWN)
 """
@@ -49,13 +47,12 @@ _raw:
 
 
 class LookupModule(LookupBase):
-    """Door to the catalogue."""
+    """Reads entries of the catalogue."""
 
-    def run(self, terms: list[str], variables: dict[str, Any] | None = None, **kwargs: Any) -> list[dict[str, Any]]:
+    def run(self, terms: list[str], variables: dict[str, Any] | None = None, **_: Any) -> list[dict[str, Any]]:
         """Read one entry per term; raises AnsibleLookupError with the refusal as its text."""
-        self.set_options(var_options=variables, direct=kwargs)
-        folder = self.get_option("folder")
         try:
-            return [catalogue.load(str(term), Path(folder) if folder else None).as_dict() for term in terms]
+            own = catalogue_dirs(self, variables)
+            return [catalogue.load(str(term), own).as_dict() for term in terms]
         except RefusalError as error:
             raise AnsibleLookupError(str(error)) from error

@@ -1,14 +1,16 @@
 """The catalogue: what the project knows about each model variant.
 
 ``catalogue/<name>.yaml`` is one variant (repository, quantisation, parsers, lowest safe engine); the sizes of its
-layers stand once per family in ``catalogue/shapes/<family>.yaml``. This module reads and checks both. It needs
-PyYAML only where files are read, so that a host without it can still take an entry that the controller has read.
+layers and its alternatives are in one file per family, ``catalogue/shapes/<family>.yaml``. A user's own folders have
+the same layout and are searched first: an entry of the same name replaces the built-in one. An own entry may use
+built-in shapes. This module reads and checks both. It needs PyYAML only where files are read, so that a host without it
+can still take an entry that the controller has read.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,8 @@ from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refu
 
 VARIANTS = ("instruct", "thinking", "text")
 ACCELERATORS = ("nvidia", "cpu")
-TOOL_CALL_PARSERS = ("hermes",)
+#: Parsers of vLLM that the flags of the service accept, too.
+TOOL_CALL_PARSERS = ("hermes", "qwen3_coder", "qwen3_xml")
 REASONING_PARSERS = ("qwen3",)
 METHODS = ("none", "fp8", "awq", "compressed-tensors", "nvfp4", "gguf")
 
@@ -83,7 +86,8 @@ class Entry:
         shapes: Sizes of the layers, from ``catalogue/shapes/``.
         source: Where the figures come from (a config.json, a boot, memory).
         flags: Further vLLM flags that belong to the model, by dashed name without the dashes.
-        alternatives: Entries to try next where this one does not fit, best first.
+        alternatives: Entries to try next where this one does not fit, best first; by default those of the family that
+            come after this one.
         refused: Set where the variant exists only to be refused.
     """
 
@@ -133,9 +137,24 @@ def folder_of_project() -> Path:
     return Path(__file__).resolve().parents[2] / "catalogue"
 
 
-def names(folder: Path | None = None) -> list[str]:
+def folders(own: Iterable[Path] = ()) -> list[Path]:
+    """The folders of entries in the order in which they are searched; raises RefusalError for one that is not there."""
+    own = list(own)
+    for folder in own:
+        if not folder.is_dir():
+            raise RefusalError(
+                Refusal(
+                    "missing_catalogue_dir",
+                    f"vllm_catalogue_dirs or --catalogue-dir names {str(folder)!r}, which is not a folder here.",
+                    "Create it, or correct the path.",
+                )
+            )
+    return [*own, folder_of_project()]
+
+
+def names(own: Iterable[Path] = ()) -> list[str]:
     """Names of all entries, sorted."""
-    return sorted(path.stem for path in (folder or folder_of_project()).glob("*.yaml"))
+    return sorted({path.stem for folder in folders(own) for path in folder.glob("*.yaml")})
 
 
 def unknown_model(name: object, known: Collection[str], variable: str = "vllm_model") -> Refusal:
@@ -148,40 +167,97 @@ def unknown_model(name: object, known: Collection[str], variable: str = "vllm_mo
     )
 
 
-def load(name: str, folder: Path | None = None) -> Entry:
-    """Read one entry with its shapes; raises RefusalError with the nearest names or with what is wrong in the file."""
-    where = folder or folder_of_project()
-    if name not in names(where):
-        raise RefusalError(unknown_model(name, names(where)))
-    data = _read_yaml(where / f"{name}.yaml")
+def load(name: str, own: Iterable[Path] = ()) -> Entry:
+    """Read one entry with its shapes; raises RefusalError with the nearest names or with what is wrong in the file.
+
+    Args:
+        name: Name of the entry.
+        own: Folders of the user, which are searched first.
+    """
+    where = folders(own)
+    known = names(own)
+    if name not in known:
+        raise RefusalError(unknown_model(name, known))
+    path = _first(where, f"{name}.yaml")
+    data = _read_yaml(path)
     family = data.get("shapes")
     if isinstance(family, str):
-        data["shapes"] = _read_yaml(where / "shapes" / f"{family}.yaml")
-    if data.get("name") != name:
-        raise RefusalError(_invalid(name, f"its name is {data.get('name')!r}, its file {name}.yaml"))
+        data["shapes"], ladder = _family(where, family, path)
+        # Only what comes after the entry itself is worse.
+        data.setdefault("alternatives", ladder[ladder.index(name) + 1 :] if name in ladder else ladder)
+    problems = [f"its name is {data.get('name')!r}, its file {path.name}"] if data.get("name") != name else _check(data)
+    if not problems:
+        unknown = [other for other in data.get("alternatives", ()) if other not in known]
+        problems = [f"alternatives has {', '.join(unknown)}, which the catalogue does not have"] if unknown else []
+    if problems:
+        raise RefusalError(*(_invalid(str(path), problem) for problem in problems))
     return Entry.from_dict(data)
 
 
-def load_all(folder: Path | None = None) -> dict[str, Entry]:
+def load_all(own: Iterable[Path] = ()) -> dict[str, Entry]:
     """All entries by name."""
-    return {name: load(name, folder) for name in names(folder)}
+    own = list(own)
+    return {name: load(name, own) for name in names(own)}
+
+
+def lock_file(name: str, own: Iterable[Path] = ()) -> Path:
+    """The lock of an entry's weights, or where a new one belongs; raises RefusalError where there is no such entry.
+
+    It is the first ``locks/<name>.json`` up to the folder of the entry: behind that, it would be of an entry that is
+    replaced. A new one belongs beside an own entry, and for a built-in entry into the first own folder.
+    """
+    where = folders(own)
+    if name not in names(where[:-1]):
+        raise RefusalError(unknown_model(name, names(where[:-1])))
+    home = _first(where, f"{name}.yaml").parent
+    locks = [folder / "locks" / f"{name}.json" for folder in where[: where.index(home) + 1]]
+    new = locks[0] if home == where[-1] else locks[-1]
+    return next((lock for lock in locks if lock.is_file()), new)
 
 
 def check(data: Mapping[str, Any]) -> list[Refusal]:
     """All that is wrong with the plain data of one entry; an empty list where it is valid."""
-    name = str(data.get("name"))
+    return [_invalid(f"catalogue entry {data.get('name')}", problem) for problem in _check(data)]
+
+
+def _check(data: Mapping[str, Any]) -> list[str]:
     missing = [item.name for item in fields(Entry) if item.name not in data and item.name not in _OPTIONAL]
-    unknown = sorted(set(data) - {item.name for item in fields(Entry)})
+    unknown = sorted(map(str, set(data) - {item.name for item in fields(Entry)}))
     if missing or unknown:
-        return [_invalid(name, f"missing keys {missing}, unknown keys {unknown}")]
-    return [_invalid(name, problem) for problem in _problems(data)]
+        return [f"missing keys {missing}, unknown keys {unknown}"]
+    return _problems(data)
+
+
+def _first(where: Iterable[Path], name: str) -> Path:
+    return next(folder / name for folder in where if (folder / name).is_file())
+
+
+def _family(where: Sequence[Path], family: str, entry: Path) -> tuple[dict[str, Any], list[Any]]:
+    """The shapes of a family, and the entries that may replace one of it."""
+    known = {path.stem for folder in where for path in (folder / "shapes").glob("*.yaml")}
+    if family not in known:
+        problem = f"shapes is {family!r}; no folder of the catalogue has shapes/{family}.yaml"
+        raise RefusalError(_invalid(str(entry), problem))
+    path = _first(where, f"shapes/{family}.yaml")
+    shapes = _read_yaml(path)
+    ladder = shapes.pop("alternatives", [])
+    problems = _shape_problems(shapes)
+    if not _is_texts(ladder):
+        problems.append(f"alternatives is {ladder!r}, not a list of names")
+    if problems:
+        raise RefusalError(*(_invalid(str(path), problem) for problem in problems))
+    return shapes, ladder
 
 
 _OPTIONAL = ("flags", "alternatives", "refused")
 
 
 def _problems(data: Mapping[str, Any]) -> list[str]:
-    found = []
+    found = [
+        f"{key} is {data[key]!r}, not a text in one line"
+        for key in ("title", "revision", "served_model_name", "source")
+        if not _is_text(data[key])
+    ]
     for key, pattern in (("name", _NAME), ("repository", _REPOSITORY), ("min_engine_version", versions.PLAIN)):
         if not isinstance(data[key], str) or not pattern.fullmatch(data[key]):
             found.append(f"{key} is {data[key]!r}, which does not match {pattern.pattern}")
@@ -192,21 +268,64 @@ def _problems(data: Mapping[str, Any]) -> list[str]:
     ):
         if data[key] not in allowed:
             found.append(f"{key} is {data[key]!r}, allowed are {', '.join(map(str, allowed))}")
-    if not data["accelerators"] or set(data["accelerators"]) - set(ACCELERATORS):
-        found.append(f"accelerators is {data['accelerators']!r}, allowed are {', '.join(ACCELERATORS)}")
+    accelerators = data["accelerators"]
+    if not _is_texts(accelerators) or not accelerators or set(accelerators) - set(ACCELERATORS):
+        found.append(f"accelerators is {accelerators!r}, allowed is a list of {', '.join(ACCELERATORS)}")
     if (data["reasoning_parser"] is not None) != (data["variant"] == "thinking"):
         # On an Instruct model it moves the whole answer into `reasoning` and leaves `content` null.
         found.append(f"reasoning_parser is {data['reasoning_parser']!r}; a thinking variant needs one, others must not")
     images = data["images_per_prompt"]
-    if not isinstance(images, int) or images < 0 or (images == 0) != (data["variant"] == "text"):
+    if not _is_size(images, least=0) or (images == 0) != (data["variant"] == "text"):
         found.append(f"images_per_prompt is {images!r}; at least 1 with vision, 0 for a text variant")
-    quantization = data["quantization"]
+    capability = data["min_compute_capability"]
+    if capability is not None and (isinstance(capability, bool) or not isinstance(capability, (int, float))):
+        found.append(f"min_compute_capability is {capability!r}, not a number such as 8.9 or null")
+    found += _quantization_problems(data["quantization"])
+    found += _optional_problems(data)
+    shapes = _shape_problems(data["shapes"])
+    if not shapes and (data["shapes"]["vision"] is None) != (data["variant"] == "text"):
+        shapes = [
+            f"variant is {data['variant']!r}, but shapes.vision is {'null' if data['variant'] != 'text' else 'set'}"
+        ]
+    return [*found, *shapes]
+
+
+def _quantization_problems(quantization: Any) -> list[str]:
     if not isinstance(quantization, Mapping) or quantization.get("method") not in METHODS:
-        found.append(f"quantization is {quantization!r}; its method is one of {', '.join(METHODS)}")
-    return [*found, *_shape_problems(data["shapes"])]
+        return [f"quantization is {quantization!r}; its method is one of {', '.join(METHODS)}"]
+    block = quantization.get("block")
+    wrong = [
+        str(key)
+        for key, value in quantization.items()
+        if (key in ("weight_bits", "scale_bits") and not _is_size(value))
+        or (key == "group_size" and value is not None and not _is_size(value))
+        or (key == "zero_points" and not isinstance(value, bool))
+        or key not in {item.name for item in fields(Quantization)}
+    ]
+    if block is not None and not (
+        isinstance(block, (list, tuple)) and len(block) == _SIDES and all(map(_is_size, block))
+    ):
+        wrong.append("block")
+    return [f"quantization has no valid {', '.join(wrong)}"] if wrong else []
 
 
-#: Sizes of the language model, by the names that config.json has for them.
+_SIDES = 2
+
+
+def _optional_problems(data: Mapping[str, Any]) -> list[str]:
+    found = []
+    if not isinstance(data.get("flags", {}), Mapping):
+        found.append(f"flags is {data['flags']!r}, not a mapping")
+    if not _is_texts(data.get("alternatives", [])):
+        found.append(f"alternatives is {data['alternatives']!r}, not a list of names")
+    refused = data.get("refused")
+    keys = {item.name for item in fields(Refused)}
+    if refused is not None and not (isinstance(refused, Mapping) and set(refused) == keys):
+        found.append(f"refused is {refused!r}, not a mapping of {' and '.join(sorted(keys))}")
+    return found
+
+
+#: Sizes of the language model and of the vision tower, by the names that config.json has for them.
 TEXT_SIZES = (
     "vocab_size",
     "max_position_embeddings",
@@ -217,20 +336,64 @@ TEXT_SIZES = (
     "num_key_value_heads",
     "head_dim",
 )
+VISION_SIZES = (
+    "depth",
+    "hidden_size",
+    "intermediate_size",
+    "num_heads",
+    "in_channels",
+    "patch_size",
+    "temporal_patch_size",
+    "spatial_merge_size",
+    "num_position_embeddings",
+    "out_hidden_size",
+)
+_SHAPES = ("architecture", "tie_word_embeddings", "text", "vision")
 
 
 def _shape_problems(shapes: Any) -> list[str]:
     if not isinstance(shapes, Mapping):
         return [f"shapes is {shapes!r}, not a mapping or the name of a file in shapes/"]
-    text = shapes.get("text") or {}
-    bad = [size for size in TEXT_SIZES if not isinstance(text.get(size), int) or text[size] < 1]
-    missing = [key for key in ("architecture", "tie_word_embeddings", "vision") if key not in shapes]
-    problems = [f"shapes.text has no positive whole number for {', '.join(bad)}"] if bad else []
-    return [*problems, *(f"shapes has no {key}" for key in missing)]
+    problems = [f"shapes has no {key}" for key in _SHAPES if key not in shapes]
+    unknown = sorted(map(str, set(shapes) - {*_SHAPES, "dtype"}))
+    if unknown:
+        problems.append(f"shapes has unknown keys {unknown}")
+    if not isinstance(shapes.get("tie_word_embeddings", False), bool):
+        problems.append("shapes.tie_word_embeddings is not true or false")
+    problems += _size_problems("text", shapes.get("text"), TEXT_SIZES, ("experts", "experts_per_token"))
+    vision = shapes.get("vision")
+    if vision is not None:
+        problems += _size_problems("vision", vision, VISION_SIZES, ("max_pixels", "min_pixels"), levels=True)
+    return problems
 
 
-def _invalid(name: str, problem: str) -> Refusal:
-    return Refusal("invalid_catalogue_entry", f"catalogue entry {name}: {problem}.", "Correct the file in catalogue/.")
+def _size_problems(
+    part: str, sizes: Any, needed: Sequence[str], optional: Sequence[str], *, levels: bool = False
+) -> list[str]:
+    """What is wrong with the sizes of the language model or of the vision tower, which has levels of DeepStack, too."""
+    sizes = sizes if isinstance(sizes, Mapping) else {}
+    bad = [key for key in (*needed, *(key for key in optional if key in sizes)) if not _is_size(sizes.get(key))]
+    problems = [f"shapes.{part} has no positive whole number for {', '.join(bad)}"] if bad else []
+    if levels and not isinstance(sizes.get("deepstack_visual_indexes"), list):
+        problems.append(f"shapes.{part} has no list deepstack_visual_indexes")
+    unknown = sorted(map(str, set(sizes) - {*needed, *optional, *(["deepstack_visual_indexes"] if levels else [])}))
+    return [*problems, f"shapes.{part} has unknown keys {unknown}"] if unknown else problems
+
+
+def _is_size(value: Any, least: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value.strip() != "" and "\n" not in value
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(map(_is_text, value))
+
+
+def _invalid(where: str, problem: str) -> Refusal:
+    return Refusal("invalid_catalogue_entry", f"{where}: {problem}.", f"Correct {where}.")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -240,8 +403,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 - both are safe
-    except (OSError, yaml.YAMLError) as error:
-        raise RefusalError(_invalid(path.stem, f"{path} cannot be read: {error}")) from error
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise RefusalError(_invalid(str(path), f"cannot be read: {error}")) from error
     if not isinstance(data, dict):
-        raise RefusalError(_invalid(path.stem, f"{path} does not hold a mapping"))
+        raise RefusalError(_invalid(str(path), "does not hold a mapping"))
     return data

@@ -9,13 +9,19 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.closest import closest
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import (
+    AUTO,
+    REQUIREMENTS,
+    VARIABLE_OF_FLAG,
+    variable_name,
+)
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
 
 #: How alike two names must be for one to count as a slip of the other (difflib ratio, 0 to 1).
 SIMILAR = 0.86
 
 #: Whole numbers that argument_specs cannot bound: variable -> (least, most), most None where only the host can tell.
-RANGES: Mapping[str, tuple[int, int | None]] = {
+RANGES: Mapping[str, tuple[float, float | None]] = {
     "vllm_port": (1, 65535),
     "vllm_spare_port": (0, 65535),
     "vllm_uid": (1, 2**31 - 1),
@@ -40,19 +46,19 @@ RANGES: Mapping[str, tuple[int, int | None]] = {
     "model_weights_max_workers": (1, 64),
     "model_weights_timeout": (1, None),
     "model_weights_retries": (0, None),
-    "vram_plan_tensor_parallel_size": (1, 64),
-    "vram_plan_images_per_prompt": (0, None),
-    "vram_plan_max_pixels": (65536, None),
-    "vram_plan_context": (1, None),
-    "vram_plan_concurrent_requests": (1, None),
+    **{variable_name(row.name): (row.least, row.most) for row in REQUIREMENTS if row.least is not None},
 }
 
 #: Former names of variables and what they are called now; each is refused with its new name for one release.
 RENAMED: Mapping[str, str] = {
     "engine_image_unsafe_allow_old_version": "vllm_unsafe_allow_old_engine",
     "vllm_service_unsafe_allow_old_engine": "vllm_unsafe_allow_old_engine",
+    "vram_plan_context": "vram_plan_max_model_len",
     "vram_plan_engine_version": "engine_image_vllm_version",
 }
+
+#: Flags of vLLM as they may be taken for variables, and the variable that sets each.
+SPELT_AS_FLAGS: Mapping[str, str] = {flag.replace("-", "_"): name for flag, name in VARIABLE_OF_FLAG.items()}
 
 #: What each type of an argument spec accepts; values come as YAML or as text of the command line.
 TRUE_FALSE = ("true", "false", "yes", "no", "on", "off", "1", "0")
@@ -100,9 +106,12 @@ def unknown_variables(names: Collection[str], options: Collection[str], roles: C
     refusals = []
     for name in sorted(set(names) - set(options)):
         if name in RENAMED:
-            refusals.append(
-                Refusal("renamed_variable", f"{name} was renamed to {RENAMED[name]}.", f"Set {RENAMED[name]} instead.")
-            )
+            refusals += renamed_variables([name])
+            continue
+        flag = SPELT_AS_FLAGS.get(name) or SPELT_AS_FLAGS.get(_without_role(name, prefixes))
+        if flag:
+            message = f"{name} is set, but nothing reads it."
+            refusals.append(Refusal("unknown_variable", message, f"Did you mean {flag}?"))
             continue
         alike = closest(name, options, cutoff=0.75)
         if name.startswith(prefixes) or difflib.get_close_matches(name, options, n=1, cutoff=SIMILAR):
@@ -114,6 +123,22 @@ def unknown_variables(names: Collection[str], options: Collection[str], roles: C
                 )
             )
     return refusals
+
+
+def _without_role(name: str, prefixes: Collection[str]) -> str:
+    return next(
+        (name.removeprefix(prefix) for prefix in sorted(prefixes, key=len, reverse=True) if name.startswith(prefix)),
+        name,
+    )
+
+
+def renamed_variables(names: Collection[str]) -> list[Refusal]:
+    """The variables that are set under a former name, each with its new one."""
+    return [
+        Refusal("renamed_variable", f"{name} was renamed to {new}.", f"Set {new} instead.")
+        for name, new in RENAMED.items()
+        if name in names
+    ]
 
 
 def value_refusal(name: str, value: Any, option: Mapping[str, Any]) -> Refusal | None:
@@ -132,8 +157,10 @@ def value_refusal(name: str, value: Any, option: Mapping[str, Any]) -> Refusal |
     if choices and value not in choices:
         allowed = ", ".join(map(str, choices))
         return Refusal("not_a_choice", f"{name} is {value!r}; allowed: {allowed}.", f"Set {name} to one of these.")
-    # Where "auto" and the like are allowed the type is text, and only numbers have a range.
-    if name in RANGES and _is_float(value):
+    # Where "auto" is allowed the type is text.
+    if name in RANGES and not _is_float(value) and value != AUTO:
+        return Refusal("wrong_type", f"{name} is {value!r}, but must be auto or a number.", f"Set {name} to auto.")
+    if name in RANGES and value != AUTO:
         least, most = RANGES[name]
         if float(value) < least or (most is not None and float(value) > most):
             allowed = f"{least} to {most}" if most is not None else f"{least} or more"

@@ -22,15 +22,10 @@ from ansible_collections.inference.vllm.plugins.module_utils.planner import engi
 from ansible_collections.inference.vllm.plugins.module_utils.planner.cpu import cpu_table, memory_of_host, plan_cpu
 from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
-from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import (
-    Wishes,
-    fraction,
-    variable_name,
-    whole_number,
-)
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import options, read, variable_name
 from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import solve
 from ansible_collections.inference.vllm.plugins.module_utils.planner.table import table
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError, join
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError, join
 
 DOCUMENTATION = r"""
 module: vram_plan
@@ -59,43 +54,6 @@ options:
     type: list
     elements: dict
     default: []
-  tensor_parallel_size:
-    description: GPUs that share one copy of the model. V(auto) is as many as divide it.
-    type: str
-    default: auto
-  context:
-    description: Tokens that one request may hold. V(auto) is the longest that fits.
-    type: str
-    default: auto
-  concurrent_requests:
-    description: Requests of that length whose KV cache must fit at once.
-    type: int
-    default: 1
-  max_pixels:
-    description: Pixels of one image after scaling. V(auto) is the most that survives.
-    type: str
-    default: auto
-  images_per_prompt:
-    description: Images in one request. V(auto) is what the catalogue says.
-    type: str
-    default: auto
-  gpu_memory_utilization:
-    description: Share of each GPU's memory that the engine takes. V(auto) is the highest that survives.
-    type: str
-    default: auto
-  kv_cache_dtype:
-    description: Type of the KV cache. V(auto) lets the plan choose.
-    type: str
-    choices: [auto, bfloat16, fp8]
-    default: auto
-  max_num_seqs:
-    description: Requests in one batch.
-    type: str
-    default: auto
-  max_num_batched_tokens:
-    description: Tokens that one step computes.
-    type: str
-    default: auto
   engine_image:
     description: Image of the engine that is planned for; role engine_image has variables of the same names.
     type: dict
@@ -124,6 +82,8 @@ options:
   path:
     description: File that receives the plan. Without it the plan is only returned.
     type: path
+extends_documentation_fragment:
+  - inference.vllm.requirements
 attributes:
   check_mode:
     description: Computes the plan and says whether the file would change.
@@ -147,7 +107,8 @@ EXAMPLES = r"""
     gpus:
       - name: RTX 4090
         count: 2
-    context: "65536"
+    requirements:
+      max_model_len: 65536
 """
 
 RETURN = r"""
@@ -191,15 +152,7 @@ def main() -> None:
             "alternatives": {"type": "list", "elements": "dict", "default": []},
             "accelerator": {"type": "str", "choices": ["nvidia", "cpu"], "default": "nvidia"},
             "gpus": {"type": "list", "elements": "dict", "default": []},
-            "tensor_parallel_size": {"type": "str", "default": "auto"},
-            "context": {"type": "str", "default": "auto"},
-            "concurrent_requests": {"type": "int", "default": 1},
-            "max_pixels": {"type": "str", "default": "auto"},
-            "images_per_prompt": {"type": "str", "default": "auto"},
-            "gpu_memory_utilization": {"type": "str", "default": "auto"},
-            "kv_cache_dtype": {"type": "str", "choices": ["auto", "bfloat16", "fp8"], "default": "auto"},
-            "max_num_seqs": {"type": "str", "default": "auto"},
-            "max_num_batched_tokens": {"type": "str", "default": "auto", "no_log": False},
+            "requirements": {"type": "dict", "apply_defaults": True, "options": options()},
             "engine_image": {
                 "type": "dict",
                 "apply_defaults": True,
@@ -241,21 +194,19 @@ def _plan(module: AnsibleModule) -> tuple[PlanFile, str]:
     """The plan, and its text for people."""
     params = module.params
     entry = Entry.from_dict(params["model"])
-    wishes = _wishes(params)
+    requirements = read(params["requirements"], variable_name)
     if params["accelerator"] == "cpu":
         cpu = plan_cpu(
             entry,
+            requirements,
             memory_gib=memory_of_host(MEMINFO.read_text(encoding="utf-8")),
-            kv_cache_gib=whole_number(variable_name("cpu_kv_cache_gib"), params["cpu_kv_cache_gib"]) or 1,
-            context=wishes.context,
-            sequences=wishes.max_num_seqs,
-            images_per_prompt=wishes.images_per_prompt,
+            kv_cache_gib=_kv_cache_gib(params["cpu_kv_cache_gib"]),
         )
         return cpu, cpu_table(cpu)
     model = from_entry(entry)
     engine = engines.engine(_engine_version(params["engine_image"]), is_moe=model.is_moe)
     ladder = [Entry.from_dict(other) for other in params["alternatives"]]
-    found = solve(Case(model, _host(params["gpus"]), engine, variable_name), wishes, ladder)
+    found = solve(Case(model, _host(params["gpus"]), engine, variable_name), requirements, ladder)
     return found.file(), table(found)
 
 
@@ -269,26 +220,18 @@ def _engine_version(image: dict[str, Any]) -> str:
     return vllm_version(wanted)
 
 
-def _wishes(params: dict[str, Any]) -> Wishes:
-    def number(attribute: str, least: int = 1) -> int | None:
-        return whole_number(variable_name(attribute), params[attribute], least)
-
-    return Wishes(
-        context=number("context"),
-        concurrent_requests=number("concurrent_requests") or 1,
-        max_pixels=number("max_pixels"),
-        images_per_prompt=number("images_per_prompt", least=0),
-        tensor_parallel_size=number("tensor_parallel_size"),
-        gpu_memory_utilization=fraction(variable_name("gpu_memory_utilization"), params["gpu_memory_utilization"]),
-        kv_cache_dtype=None if params["kv_cache_dtype"] == "auto" else params["kv_cache_dtype"],
-        max_num_seqs=number("max_num_seqs"),
-        max_num_batched_tokens=number("max_num_batched_tokens"),
-    )
+def _kv_cache_gib(value: int) -> int:
+    if value < 1:
+        name = variable_name("cpu_kv_cache_gib")
+        raise RefusalError(
+            Refusal("impossible_value", f"{name}: {value} is not possible.", f"Set {name} to at least 1.")
+        )
+    return value
 
 
-def _host(told: list[dict[str, Any]]) -> gpus.Host:
-    """The GPUs: as told, else as the host has them."""
-    return gpus.from_facts(told) if told else gpus.from_host(read_gpus(this_machine()))
+def _host(named: list[dict[str, Any]]) -> gpus.Host:
+    """The GPUs: as named, else as the host has them."""
+    return gpus.from_facts(named) if named else gpus.from_host(read_gpus(this_machine()))
 
 
 def _read(path: Path) -> str:

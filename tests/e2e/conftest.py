@@ -1,4 +1,4 @@
-"""Runs the project's own playbooks through ansible-runner, as `make demo` does, on this machine."""
+"""Fixtures that run the project's playbooks on this machine through ansible-runner, like `make demo`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PORT = 18000
 
 @dataclass
 class Run:
-    """How a playbook ended."""
+    """Result of a playbook run."""
 
     rc: int
     stats: dict[str, dict[str, int]]
@@ -32,7 +32,7 @@ class Run:
 
     @property
     def changed(self) -> int:
-        """Number of changes over all hosts."""
+        """Number of changed tasks on all hosts."""
         return sum((self.stats.get("changed") or {}).values())
 
     @property
@@ -42,7 +42,7 @@ class Run:
 
 
 def play(playbook: str, cmdline: str = "", inventory: Path = INVENTORY, **extravars: Any) -> Run:
-    """Run a playbook, against the embedded inventory if none is named; its failures and the time of each task."""
+    """Run a playbook, by default with the embedded inventory. Returns its failures and the time of each task."""
     private = Path(os.environ.get("RUNNER_DIR", ROOT / ".cache" / "runner"))
     shutil.rmtree(private, ignore_errors=True)
     private.mkdir(parents=True)
@@ -73,7 +73,7 @@ def playbook() -> Callable[..., Run]:
 
 @pytest.fixture(scope="session")
 def demo() -> Iterator[Run]:
-    """The demo, deployed from nothing, and taken down at the end of the session."""
+    """Deploy the demo on a clean machine, and remove it at the end of the session."""
     play("playbooks/teardown.yml", teardown_remove_data=True, teardown_stop_docker=False)
     yield play("deploy.yml")
     if not os.environ.get("KEEP_DEMO"):
@@ -82,20 +82,20 @@ def demo() -> Iterator[Run]:
 
 @pytest.fixture(scope="session")
 def engine(demo: Run) -> docker.DockerClient:
-    """Client of the machine's Docker engine, once the demo runs on it."""
+    """Client of the Docker engine on this machine, after the demo is deployed."""
     return docker.from_env()
 
 
 @pytest.fixture
 def container(engine: docker.DockerClient) -> Any:
-    """The one container of the demo."""
+    """Container of the demo."""
     (found,) = engine.containers.list(all=True, filters={"label": f"com.docker.compose.project={PROJECT}"})
     return found
 
 
 @pytest.fixture
 def verdict() -> Callable[[], dict[str, Any]]:
-    """Read the newest verdict.json."""
+    """Function that reads the newest verdict.json."""
 
     def read() -> dict[str, Any]:
         newest = max((HOME / "reports").glob("*/verdict.json"), key=lambda p: p.stat().st_mtime)

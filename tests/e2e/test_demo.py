@@ -1,6 +1,6 @@
-"""The whole chain on this machine: deploy, look at it as an operator would, break it, heal it, take it down.
+"""The whole chain on this machine: deploy, inspect, break, repair and remove the demo.
 
-The tests run in the order of the file; each leaves a working deployment behind.
+The tests run in the order of the file. Each leaves a working deployment.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ TINY_MODEL = ROOT / "tests" / "tiny_model"
 
 @pytest.fixture(scope="module")
 def host(demo: Run) -> Any:
-    """This machine, seen through testinfra."""
+    """This machine, as a testinfra host."""
     return testinfra.get_host("local://")
 
 
-def test_first_deploy_is_green(demo: Run, verdict: Callable[[], dict[str, Any]]) -> None:
+def test_first_deploy_is_proven(demo: Run, verdict: Callable[[], dict[str, Any]]) -> None:
     assert demo.rc == 0, demo.text
     proof = verdict()
     assert proof["ok"] is True
@@ -55,12 +55,12 @@ def test_second_deploy_changes_nothing_and_keeps_the_proof(
 LOCK = Path("/run") / f"{PROJECT}.deploy-lock"
 
 
-def test_deploy_gave_its_lock_back(demo: Run) -> None:
+def test_deploy_released_its_lock(demo: Run) -> None:
     assert LOCK.read_text(encoding="utf-8") == ""
 
 
-def test_any_address_can_be_proven(demo: Run, playbook: Callable[..., Run], tmp_path: Path) -> None:
-    """As a service that nobody here deployed: by its address and its key alone."""
+def test_service_at_a_url_can_be_verified(demo: Run, playbook: Callable[..., Run], tmp_path: Path) -> None:
+    """Verify a service by its URL and key only, like a service that this project did not deploy."""
     run = playbook(
         "playbooks/verify.yml",
         cmdline="--tags smoke",
@@ -76,7 +76,7 @@ def test_any_address_can_be_proven(demo: Run, playbook: Callable[..., Run], tmp_
     assert {check["code"].split("_")[0] for check in proof["checks"]}.isdisjoint({"vram", "stability"})
 
 
-def test_second_run_at_once_is_told_who_is_first(demo: Run, playbook: Callable[..., Run]) -> None:
+def test_concurrent_run_is_refused_and_names_the_lock_owner(demo: Run, playbook: Callable[..., Run]) -> None:
     first = deploy_lock.this_run(os.getpid(), "Rollback")
     assert deploy_lock.hold(LOCK, first, time.time()) is None
     run = playbook("deploy.yml")
@@ -87,7 +87,7 @@ def test_second_run_at_once_is_told_who_is_first(demo: Run, playbook: Callable[.
     assert f"process {os.getpid()}, Rollback" in run.text
 
 
-def test_run_that_was_killed_locks_nobody_out_and_a_restart_is_proven_in_full(
+def test_lock_of_a_killed_run_is_ignored_and_a_restart_is_fully_proven(
     demo: Run, playbook: Callable[..., Run], container: Any, verdict: Callable[[], dict[str, Any]]
 ) -> None:
     proven, started = verdict(), container.attrs["State"]["StartedAt"]
@@ -142,7 +142,7 @@ def test_current_release_is_the_proven_one(verdict: Callable[[], dict[str, Any]]
 
 @pytest.fixture
 def client(demo: Run) -> openai.OpenAI:
-    """A client of the deployed service."""
+    """Client of the deployed service."""
     key = (HOME / "secrets" / "api_key").read_text().strip()
     return openai.OpenAI(base_url=f"http://127.0.0.1:{PORT}/v1", api_key=key)
 
@@ -174,7 +174,7 @@ def test_answer_depends_on_the_image(client: openai.OpenAI) -> None:
     assert any("blue" in a for n, a in answers.items() if "blue" in n)
 
 
-def test_logprobs_are_given_and_leave_the_engine_alive(client: openai.OpenAI) -> None:
+def test_logprobs_are_returned_and_the_engine_survives(client: openai.OpenAI) -> None:
     for _ in range(2):
         answer = client.chat.completions.create(
             model="tiny-qwen3-vl",
@@ -202,7 +202,7 @@ def test_check_mode_changes_nothing(demo: Run, playbook: Callable[..., Run]) -> 
     assert run.changed == 0
 
 
-def test_killed_container_turns_the_verdict_red_and_a_deploy_heals_it(
+def test_killed_container_fails_the_verdict_and_a_deploy_repairs_it(
     container: Any, playbook: Callable[..., Run], verdict: Callable[[], dict[str, Any]]
 ) -> None:
     container.kill()
@@ -214,7 +214,7 @@ def test_killed_container_turns_the_verdict_red_and_a_deploy_heals_it(
     assert verdict()["ok"] is True
 
 
-def test_rollback_steps_back_to_the_former_proven_release(
+def test_rollback_returns_to_the_previous_proven_release(
     playbook: Callable[..., Run], verdict: Callable[[], dict[str, Any]]
 ) -> None:
     former = (HOME / "current").resolve().name
@@ -231,7 +231,7 @@ def test_rollback_steps_back_to_the_former_proven_release(
 def test_corrupt_vision_weights_are_noticed(
     tmp_path: Path, playbook: Callable[..., Run], verdict: Callable[[], dict[str, Any]]
 ) -> None:
-    """A model that loads and answers text, but is blind, must not become current."""
+    """A release with a model that answers text but ignores images must not become current."""
     blind = tmp_path / "model"
     shutil.copytree(TINY_MODEL / "model", blind)
     subprocess.run([sys.executable, TINY_MODEL / "corrupt.py", blind], check=True)
@@ -259,7 +259,7 @@ def test_unreachable_revision_is_a_clear_error(playbook: Callable[..., Run]) -> 
     assert playbook("deploy.yml").rc == 0
 
 
-def test_interrupted_release_is_not_taken_for_one(playbook: Callable[..., Run]) -> None:
+def test_interrupted_release_is_ignored(playbook: Callable[..., Run]) -> None:
     left_over = HOME / "releases" / ".tmp-interrupted"
     left_over.mkdir()
     (left_over / "compose.yaml").write_text("half")
@@ -268,12 +268,12 @@ def test_interrupted_release_is_not_taken_for_one(playbook: Callable[..., Run]) 
     assert all((path / "manifest.json").exists() for path in (HOME / "releases").iterdir() if path.is_dir())
 
 
-def test_teardown_removes_all_that_was_started_and_nothing_else(
+def test_teardown_removes_only_the_deployment(
     engine: docker.DockerClient, host: Any, playbook: Callable[..., Run]
 ) -> None:
     bystander = engine.volumes.create("bystander-of-the-demo")
     try:
-        # As `make demo-down` says it: what comes from a command line is text.
+        # Like `make demo-down`: values from the command line are strings.
         run = playbook("playbooks/teardown.yml", cmdline="-e teardown_remove_data=true -e teardown_stop_docker=false")
         assert run.rc == 0, run.text
         assert engine.volumes.get(bystander.name)

@@ -1,7 +1,7 @@
-"""The whole chain on a host that has no network at all: from a bundle, with the real engine.
+"""The whole chain on a host without a network: deploy from a bundle, with the real engine.
 
-Slow: `make test-slow` runs it. The host is this machine in namespaces of its own: its only interface is loopback, and
-its Docker engine, which the chain starts, has no image.
+Slow: `make test-slow` runs it. The host is this machine in separate namespaces: its only interface is loopback, and its
+Docker engine, which the chain starts, has no image.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ pytestmark = pytest.mark.slow
 
 FOLDER = ROOT / ".cache" / "e2e-offline"
 BUNDLE = FOLDER / "bundle"
-# /run is where this machine's own Docker engine listens.
+# A new /run hides the socket of this machine's Docker engine.
 NAMESPACES = ["unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
-# Process 1 must be no shell: Ansible would take what lies on the disk for what runs, systemd.
+# PID 1 must not be a shell: Ansible would then conclude from the files on the disk that systemd runs.
 NAMESPACES += ["timeout", "3600"]
 ENTER = """
 set -e
@@ -44,7 +44,7 @@ shift 2
 
 @pytest.fixture(scope="module")
 def bundle() -> Iterator[Path]:
-    """What playbooks/bundle.yml writes where there is a network; nothing of the deployment stays beside it."""
+    """Bundle that playbooks/bundle.yml writes with a network. The deployment is removed before and after."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     for name in ("bundle", "docker", "containerd"):
         (FOLDER / name).mkdir(parents=True)

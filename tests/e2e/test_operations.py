@@ -1,7 +1,7 @@
-"""What an operator does to a service that is in use: keys are changed and releases replaced under a steady stream.
+"""Operations on a service in use: key rotation and upgrades under a constant stream of requests.
 
-Slow: `make test-slow` runs it. One deployment with a gateway and room for a second engine serves all tests, which run
-in the order of the file.
+Slow: `make test-slow` runs it. All tests use one deployment with a gateway and a spare port, and run in the order of
+the file.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ GATEWAY = {
 
 
 def run(playbook: str, **given: Any) -> Run:
-    """Run a playbook on the deployment of this module."""
+    """Run a playbook with the variables of this module."""
     return play(playbook, **{**GATEWAY, **given})
 
 
 @pytest.fixture(scope="module", autouse=True)
 def deployed() -> Iterator[Run]:
-    """The demo with a gateway in front and a port for a spare engine."""
+    """Deploy the demo with a gateway and a port for a spare engine."""
     run("playbooks/teardown.yml", teardown_remove_data=True, teardown_stop_docker=False)
     first = run("deploy.yml")
     assert first.rc == 0, first.text
@@ -61,16 +61,16 @@ def deployed() -> Iterator[Run]:
 
 
 class Stream:
-    """Clients that ask without a pause, and remember what each request came to."""
+    """Clients that send requests continuously and count the outcomes."""
 
     def __init__(self) -> None:
-        """Nobody asks yet."""
+        """Create without clients."""
         self.seen: Counter[tuple[str, str]] = Counter()
         self._end = threading.Event()
         self._threads: list[threading.Thread] = []
 
     def ask(self, name: str, url: str, key: str) -> None:
-        """Ask once a second until the end, every second time for a stream; two engines share few cores here."""
+        """Send one request per second until the end, every second one streamed; a rate for two engines on few cores."""
         client = openai.OpenAI(base_url=url, api_key=key, max_retries=0, timeout=120)
         for number in itertools.count():
             if self._end.wait(1):
@@ -93,26 +93,26 @@ class Stream:
             raise openai.OpenAIError(f"cut off: {finished}")
 
     def start(self, name: str, url: str, key: str) -> None:
-        """One more client."""
+        """Start one more client."""
         thread = threading.Thread(target=self.ask, args=(name, url, key), daemon=True)
         self._threads.append(thread)
         thread.start()
 
     def stop(self) -> None:
-        """Let each finish its request."""
+        """Stop the clients after their current request."""
         self._end.set()
         for thread in self._threads:
             thread.join(150)
 
     @property
     def failed(self) -> dict[tuple[str, str], int]:
-        """What was not answered, by client and reason."""
+        """Number of failed requests by client and reason."""
         return {key: count for key, count in self.seen.items() if key[1] != "ok"}
 
 
 @contextmanager
 def steady(**clients: tuple[str, str]) -> Iterator[Stream]:
-    """Ask all the while; by name, address and key of each client."""
+    """Send requests during the block. Each client has a name, a URL and a key."""
     stream = Stream()
     for name, (url, key) in clients.items():
         stream.start(name, url, key)
@@ -135,7 +135,7 @@ def containers(project: str = PROJECT) -> list[Any]:
 
 
 def status(key: str, url: str = f"http://127.0.0.1:{PORT}/v1") -> int:
-    """What the service says to a key."""
+    """HTTP status for a request with a key."""
     try:
         openai.OpenAI(base_url=url, api_key=key, max_retries=0).models.list()
     except openai.APIStatusError as error:
@@ -176,8 +176,8 @@ def test_release_that_does_not_start_never_gets_a_request() -> None:
     assert stream.failed == {}
 
 
-def test_clients_key_is_changed_with_both_valid_in_between() -> None:
-    """The gateway reloads; the engine is left alone."""
+def test_client_key_rotation_keeps_both_keys_valid_in_between() -> None:
+    """The gateway reloads; the engine is not restarted."""
     started = containers()[0].attrs["State"]["StartedAt"]
     both = [{"name": "alice", "key": key} for key in (ALICE, ALICES_NEXT)]
     with steady(old=(URL, ALICE)) as stream:
@@ -197,8 +197,8 @@ def test_clients_key_is_changed_with_both_valid_in_between() -> None:
     assert run("playbooks/rotate_api_key.yml").rc == 0
 
 
-def test_engines_key_is_changed_with_both_valid_in_between(capfd: pytest.CaptureFixture[str]) -> None:
-    """Clients behind the gateway notice nothing; those at the engine use either key while both are valid."""
+def test_engine_key_rotation_keeps_both_keys_valid_in_between(capfd: pytest.CaptureFixture[str]) -> None:
+    """Clients of the gateway see no failure; direct clients can use both keys during the overlap."""
     old, direct = engine_key(), f"http://127.0.0.1:{PORT}/v1"
     with steady(client=(URL, ALICE)) as stream:
         begun = run("playbooks/rotate_api_key.yml", rotate_engine_key=True)
@@ -222,7 +222,7 @@ def test_engines_key_is_changed_with_both_valid_in_between(capfd: pytest.Capture
 
 
 def secrets_in_sight(*keys: str) -> list[str]:
-    """Where a key can be read by those who should not."""
+    """Places in which an unauthorized user could read a key."""
     (engine,) = containers()
     shown = {
         "docker inspect": json.dumps(engine.attrs),
@@ -239,8 +239,8 @@ def secrets_in_sight(*keys: str) -> list[str]:
     return found
 
 
-def test_killed_processes_come_back() -> None:
-    """The engine's own process, its HTTP server, and the container: each is killed, and it answers again."""
+def test_killed_processes_are_restarted() -> None:
+    """Kill the engine process, its HTTP server and the container; the service answers again each time."""
     for pattern in ("VLLM::EngineCor", "vllm serve", None):
         (engine,) = containers()
         before = engine.attrs["State"]["StartedAt"]

@@ -1,4 +1,4 @@
-"""Bad input is refused by name before anything changes: nothing is installed or written for it."""
+"""Invalid input is refused with the name of the variable, before anything is installed or written."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from e2e.conftest import HOME, Run
 
 @pytest.fixture
 def held_port() -> Iterator[int]:
-    """A port on loopback that another program listens on."""
+    """Port on loopback that another server uses."""
     server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server.server_port
@@ -57,7 +57,7 @@ def test_taken_port_is_refused_by_name(playbook: Callable[..., Run], held_port: 
     assert str(held_port) in run.text
 
 
-def test_address_where_nobody_listens_is_named_and_reported(playbook: Callable[..., Run], tmp_path: Path) -> None:
+def test_unreachable_address_is_reported(playbook: Callable[..., Run], tmp_path: Path) -> None:
     run = playbook(
         "playbooks/verify.yml",
         verify_url="http://127.0.0.1:9/v1",

@@ -1,4 +1,4 @@
-"""Role benchmark: what vLLM's own tool measured of a real engine, and what was said where it could not."""
+"""Results of role benchmark for a real engine, and its failures without a tool, a container or an engine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_good_engine_is_measured(host):
         assert 0 < point["ttft_ms"]["median"] <= point["e2el_ms"]["median"]
 
 
-def test_prompts_are_new_each_time_and_known_the_second(host):
+def test_each_run_has_new_prompts_that_are_repeated_once(host):
     points = result(host, "good")["points"]
     assert points[0]["seed"] == points[1]["seed"] != points[2]["seed"]
     assert result(host, "good")["seed"] != result(host, "warned")["seed"]
@@ -37,9 +37,9 @@ def test_prompts_are_new_each_time_and_known_the_second(host):
 
 def test_the_first_result_is_kept_and_compared_with(host):
     assert host.file("/opt/vllm/baselines").mode == 0o750
-    # One of each tool, and the fast one.
+    # One result of each tool, and the fast one.
     assert len(host.file("/opt/vllm/baselines").listdir()) == 3
-    # Converged twice: the second was held against the first.
+    # The scenario converges twice, so the second run was compared with the first.
     assert "baseline" in result(host, "good")["comparisons"]
 
 
@@ -57,7 +57,7 @@ def test_two_releases_are_shown_side_by_side(host):
     assert "benchmark_text_regression" in page.content_string
 
 
-def test_report_shows_it(host):
+def test_report_has_the_results(host):
     page = host.file(f"{REPORTS}/good/report.html").content_string
     assert "Speed: latency and throughput" in page
     assert '<path class="dots' in page
@@ -72,7 +72,7 @@ def test_another_tool_measures_the_same(host):
     for point, alike in zip(data["points"], other["points"], strict=True):
         assert (point["requests"], point["failed"], point["concurrency"]) == (8, 0, 2)
         assert point.keys() | {"itl_ms"} == alike.keys()
-        # Both asked for answers of the same length.
+        # Both tools request answers of the same length.
         tokens = point["output_tokens_per_s"] * point["seconds"]
         assert tokens == pytest.approx(alike["output_tokens_per_s"] * alike["seconds"], rel=0.02)
     assert "guidellm run, prompts of seed" in host.file(f"{REPORTS}/guidellm/report.html").content_string
@@ -91,7 +91,7 @@ def test_dead_engine_is_unreachable(host):
 
 
 @pytest.mark.parametrize("release", ["good", "warned", "gated", "guidellm", "no-container", "dead"])
-def test_results_are_whole_closed_and_without_the_key(host, release):
+def test_results_are_complete_protected_and_without_the_key(host, release):
     key = host.file("/opt/vllm/secrets/api_key").content_string.strip()
     assert key
     for name in ("benchmark.json", "verdict.json", "junit.xml"):

@@ -34,8 +34,8 @@ def test_a_newest_version_without_a_module_is_not_installed(host, version):
 
 
 def test_dkms_reports_the_module_as_installed(host, version, kernel):
-    said = host.check_output("dkms status")
-    assert re.search(rf"nvidia-current-open.*{re.escape(version)}.*{re.escape(kernel)}.*: installed", said), said
+    status = host.check_output("dkms status")
+    assert re.search(rf"nvidia-current-open.*{re.escape(version)}.*{re.escape(kernel)}.*: installed", status), status
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -1,4 +1,4 @@
-"""Role smoke_test: what it wrote about a real engine that was good, hung, stopped and blinded."""
+"""Results of role smoke_test for a real engine: healthy, hung, stopped, and with a corrupt model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_good_engine_is_proven(host, release):
     assert proof["engine"]["max_model_len"] == 4096
 
 
-def test_every_check_took_time_and_says_what_it_saw(host):
+def test_every_check_has_a_duration_and_a_message(host):
     checks = verdict(host, "good")["checks"]
     assert len(checks) > 25
     assert all(check["message"] for check in checks)
@@ -49,7 +49,7 @@ def test_largest_image_was_sent(host, release):
     assert 240 < largest["value"] < 270
 
 
-def test_hung_engine_is_a_timeout_though_it_looks_healthy(host):
+def test_hung_engine_is_a_timeout_although_it_looks_healthy(host):
     assert set(failures(host, "hung").values()) == {"timeout"}
     answered = {check["code"] for check in verdict(host, "hung")["checks"] if check["ok"]}
     assert answered == {"endpoint_identity", "engine_version"}
@@ -60,7 +60,7 @@ def test_stopped_engine_is_unreachable(host):
     assert set(failures(host, "killed").values()) == {"endpoint_unreachable"}
 
 
-def test_blinded_engine_answers_everything_and_sees_nothing(host):
+def test_engine_with_a_corrupt_vision_tower_answers_wrongly(host):
     red = failures(host, "blind")
     assert set(red.values()) == {"wrong_answer"}
     assert {"colour", "shape", "ocr"} <= {code.split("_")[0] for code in red}
@@ -69,7 +69,7 @@ def test_blinded_engine_answers_everything_and_sees_nothing(host):
 
 
 @pytest.mark.parametrize("release", ["good", "full", "hung", "healed", "killed", "blind"])
-def test_reports_are_whole_closed_and_without_the_key(host, release):
+def test_reports_are_complete_protected_and_without_the_key(host, release):
     key = host.file("/opt/vllm/secrets/api_key").content_string.strip()
     assert key
     for name in ("smoke.json", "verdict.json", "junit.xml"):

@@ -1,4 +1,4 @@
-"""Role stability: what it wrote about a real engine that stayed, one that was killed, and one that was not there."""
+"""Results of role stability for a real engine: healthy, killed during the check, and stopped."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_preemptions_are_counted_from_the_metrics(host):
     assert (check["ok"], check["value"]) == (True, 0)
 
 
-def test_report_shows_it(host):
+def test_report_has_the_results(host):
     page = host.file(f"{REPORTS}/good/report.html").content_string
     assert "stability_requests" in page
 
@@ -67,7 +67,7 @@ def test_dead_engine_is_unreachable(host):
 
 
 @pytest.mark.parametrize("release", ["good", "soaked", "no-container", "killed", "dead"])
-def test_results_are_whole_closed_and_without_the_key(host, release):
+def test_results_are_complete_protected_and_without_the_key(host, release):
     key = host.file("/opt/vllm/secrets/api_key").content_string.strip()
     assert key
     for name in ("stability.json", "verdict.json", "junit.xml"):

@@ -1,4 +1,4 @@
-"""Role vram_check: what it wrote about a real engine under load, and about one that was killed there."""
+"""Results of role vram_check for a real engine under load: healthy, and killed during the check."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def test_load_filled_the_longest_requests_with_images(host):
     assert load["tokens"] == 2 * load["longest"]
 
 
-def test_report_shows_it(host):
+def test_report_has_the_results(host):
     page = host.file(f"{REPORTS}/good/report.html").content_string
     assert "<polyline" in page
-    assert "Memory over time" in page
+    assert "Memory, planned and measured" in page
 
 
 def test_engine_that_breaks_its_plan_is_named(host):
@@ -73,12 +73,12 @@ def test_dead_engine_is_unreachable(host):
     assert failures(host, "dead").keys() >= MEMORY
 
 
-def test_a_cpu_host_leaves_no_row_for_the_calibration(host):
+def test_a_cpu_host_writes_no_calibration_row(host):
     assert not host.file(f"{REPORTS}/good/calibration.json").exists
 
 
 @pytest.mark.parametrize("release", ["good", "other-plan", "no-container", "killed", "dead"])
-def test_results_are_whole_closed_and_without_the_key(host, release):
+def test_results_are_complete_protected_and_without_the_key(host, release):
     key = host.file("/opt/vllm/secrets/api_key").content_string.strip()
     assert key
     for name in ("vram.json", "verdict.json", "junit.xml"):

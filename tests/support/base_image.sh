@@ -1,7 +1,6 @@
 #!/bin/sh
-# base_image.sh SUITE: make the Docker image test-host:SUITE, a Debian with systemd, unless it is there.
-# The machine's package mirror and trusted certificates go into the image, so that a test host reaches what the
-# machine reaches.
+# base_image.sh SUITE: create the Docker image test-host:SUITE, a Debian with systemd, unless it exists. The image gets
+# the package mirror and the trusted certificates of this machine, so that test hosts can use the same mirrors.
 set -eu
 suite=$1
 image=test-host:$suite
@@ -12,7 +11,7 @@ fi
 here=$(cd "$(dirname "$0")/../.." && pwd)
 cache=${BASE_IMAGE_CACHE:-$here/.cache/test-hosts}
 mkdir -p "$cache"
-# Another scenario may be making it: it is there once the lock is free.
+# Another scenario may be building the image.
 exec 9>"$cache/$suite.lock"
 flock 9
 if docker image inspect "$image" >/dev/null 2>&1; then
@@ -21,7 +20,7 @@ if docker image inspect "$image" >/dev/null 2>&1; then
 fi
 tar=$cache/$suite.tar
 if [ ! -s "$tar" ]; then
-  # The mirror that this machine uses, where it is a Debian; else mmdebstrap's own default.
+  # The mirror of this machine if it runs Debian, or mmdebstrap's default.
   mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Component: main' \
     | grep -E '/debian/?$' | head -n 1 || true)
   mmdebstrap --quiet --format=tar --variant=minbase \
@@ -34,7 +33,7 @@ trap 'rm -rf "$context"' EXIT
 docker import -c 'CMD ["/lib/systemd/systemd"]' -c 'ENV container=docker' "$tar" "$image-base" >/dev/null
 cp /etc/ssl/certs/ca-certificates.crt "$context/ca-bundle.crt"
 printf '[global]\ncert = /etc/ssl/certs/ca-certificates.crt\n' >"$context/pip.conf"
-# Kernel settings are the machine's, not the container's: systemd-sysctl must not write them.
+# Containers share the kernel settings of the machine, so systemd-sysctl must not write them.
 cat >"$context/Dockerfile" <<EOF_DOCKERFILE
 FROM $image-base
 COPY ca-bundle.crt /etc/ssl/certs/ca-certificates.crt

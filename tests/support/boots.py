@@ -1,4 +1,4 @@
-"""The measured boots of catalogue/calibration.json, and what the planner says of each."""
+"""The measured boots in catalogue/calibration.json, each with the verdict of the planner."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ansible_collections.inference.vllm.plugins.module_utils import catalogue
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
 from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case, Plan
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
-from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Wishes
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Requirements
 from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import judge
 
 ROWS = Path(__file__).parents[2] / "catalogue" / "calibration.json"
@@ -20,7 +20,7 @@ ROWS = Path(__file__).parents[2] / "catalogue" / "calibration.json"
 
 @dataclass(frozen=True)
 class Boot:
-    """One measured boot: what was told, what was measured on which card, and the planner's verdict."""
+    """One measured boot: settings, measurements, GPU, and the planner's verdict."""
 
     name: str
     date: str
@@ -29,21 +29,21 @@ class Boot:
     entry: catalogue.Entry
     measured: Mapping[str, Any]
     plan: Plan
-    context: int | None = None
+    max_model_len: int | None = None
 
     @property
     def longest(self) -> int | None:
-        """Tokens of the longest request: as long as its flag or the cache permits; None where nothing tells."""
-        return min(self.context or self.tokens, self.tokens) if self.tokens else None
+        """Tokens of the longest possible request, limited by its flag and the KV cache; None if unknown."""
+        return min(self.max_model_len or self.tokens, self.tokens) if self.tokens else None
 
     @property
     def tokens(self) -> int | None:
-        """Measured tokens of the KV cache: as reported, or the longest request that a refusal names."""
+        """Measured size of the KV cache in tokens: as reported, or from the message of a failed start."""
         return self.measured.get("kv_cache_tokens") or self.measured.get("longest")
 
 
 def boots(path: Path = ROWS) -> list[Boot]:
-    """All measured boots, each judged under its own settings."""
+    """All measured boots, each judged with its own settings."""
     return [_boot(row) for row in json.loads(path.read_text(encoding="utf-8"))["boots"]]
 
 
@@ -65,7 +65,7 @@ def _boot(row: Mapping[str, Any]) -> Boot:
         measured_on=gpu["measured_on"],
         note=row.get("note", ""),
         entry=entry,
-        context=row["settings"].get("context"),
+        max_model_len=row["settings"].get("max_model_len"),
         measured=row["measured"],
-        plan=judge(case, Wishes(**row["settings"], caches_kept=row["measured"].get("caches_kept", False))),
+        plan=judge(case, Requirements(**row["settings"], caches_kept=row["measured"].get("caches_kept", False))),
     )

@@ -1,7 +1,7 @@
-"""Checkpoints of true size and no content.
+"""Sparse checkpoints with the real size and structure.
 
-A model of the catalogue becomes a folder with config.json and one sparse file of weights: the header names every
-tensor with its type, shape and place, as the published checkpoint does, and the rest is a hole.
+Creates a folder with config.json and one sparse weights file for a model of the catalogue. The header lists every
+tensor with its type, shape and offsets, like the published checkpoint; the data is a hole.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from ansible_collections.inference.vllm.plugins.module_utils.catalogue import En
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
 from ansible_collections.inference.vllm.plugins.module_utils.planner.tensors import from_shapes
 
-# Type of a tensor by the bytes of one element; 4-bit values lie eight to a 32-bit number. The measured models hold no
-# others.
+# Tensor type by bytes per element. Eight 4-bit values are packed into one 32-bit integer. The measured models have no
+# other types.
 _TYPES = {0.5: "I32", 1: "F8_E4M3", 2: "BF16", 4: "F32"}
 
 
 def write_checkpoint(entry: Entry, folder: Path, leave_out: str = "") -> None:
-    """Write config.json and the sparse weights of one entry, without the tensors whose names hold ``leave_out``."""
+    """Write config.json and the sparse weights of an entry, except tensors with ``leave_out`` in their name."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config(entry)))
     header: dict[str, Any] = {}
@@ -45,7 +45,7 @@ def write_checkpoint(entry: Entry, folder: Path, leave_out: str = "") -> None:
 
 
 def config(entry: Entry) -> dict[str, Any]:
-    """The config.json that an entry stands for."""
+    """Content of the config.json of an entry."""
     shapes = entry.shapes
     common = {"dtype": shapes["dtype"], "tie_word_embeddings": shapes["tie_word_embeddings"]}
     data: dict[str, Any] = {"architectures": [shapes["architecture"]], **common}

@@ -1,7 +1,7 @@
-"""driver_tasks.py: print, as JSON, which tasks role nvidia_driver would run on a fresh host of each system.
+"""driver_tasks.py: print as JSON the tasks that role nvidia_driver would run on a new host of each system.
 
-Their arguments are filled in by Ansible's own templating. A process of its own, because Ansible's loader of collections
-must come before anything else imports them.
+Ansible's own templating renders the arguments. A separate program, because Ansible's collection loader must be
+initialized before anything imports a collection.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LISTING = {
 
 
 def host(system: str, *, secure_boot: bool = False) -> dict[str, Any]:
-    """Variables of a fresh host with two H100 and NVSwitches."""
+    """Variables of a new host with two H100 and NVSwitches."""
     distribution, major, family, kernel = SYSTEMS[system]
     variables = settings(ROLE)
     modules = dict.fromkeys(("nvidia", "nvidia_uvm", "nouveau", "nova_core"), False)
@@ -66,7 +66,7 @@ def host(system: str, *, secure_boot: bool = False) -> dict[str, Any]:
 
 
 def tasks(system: str, *, secure_boot: bool = False) -> list[dict[str, Any]]:
-    """All tasks that bring the packages into the wanted state."""
+    """All tasks that install the packages."""
     variables = host(system, secure_boot=secure_boot)
     choice = Templar(LOADER, variables=variables).template(variables["__nvidia_driver_choice"])
     if choice["refused"]:
@@ -76,7 +76,7 @@ def tasks(system: str, *, secure_boot: bool = False) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Print them."""
+    """Print the tasks of all systems."""
     init_plugin_loader([str(ROOT / "collections")])
     found = {system: tasks(system) for system in SYSTEMS}
     found["Ubuntu 24 with Secure Boot"] = tasks("Ubuntu 24", secure_boot=True)

@@ -1,8 +1,8 @@
-"""Print what vLLM's own parser knows of each flag of `vllm serve`, as JSON; run with the Python that has vLLM.
+"""Print the flags of `vllm serve` from vLLM's own parser as JSON. Run it with the Python that has vLLM.
 
     python dump_vllm_flags.py > flags.json
 
-The unit test of the flag table reads such a list from tests/unit/golden/vllm_serve_flags.json.
+The unit test of the flag table reads this list from tests/unit/golden/vllm_serve_flags.json.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import Any
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 
-# Where the parser was defined, newest release first.
-HOMES = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")
+# Modules that define the parser, newest vLLM release first.
+PARSER_MODULES = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.openai.cli_args")
 
 
 def parser() -> Any:
     """vLLM's argument parser for `vllm serve`."""
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    for home in HOMES:
-        if importlib.util.find_spec(home):
-            return importlib.import_module(home).make_arg_parser(FlexibleArgumentParser())
-    raise SystemExit(f"no parser in {' or '.join(HOMES)}")
+    for name in PARSER_MODULES:
+        if importlib.util.find_spec(name):
+            return importlib.import_module(name).make_arg_parser(FlexibleArgumentParser())
+    raise SystemExit(f"no parser in {' or '.join(PARSER_MODULES)}")
 
 
 def kind(action: Any) -> str:
-    """The table's word for what an action takes."""
+    """Kind of value of an argparse action, as named in the flag table."""
     if action.nargs == 0:
         return "bool"
     if action.nargs == "+":
@@ -40,7 +40,7 @@ def kind(action: Any) -> str:
 
 
 def main() -> None:
-    """Write the list to standard output."""
+    """Print the list."""
     flags = {
         option[2:]: {
             "kind": kind(action),

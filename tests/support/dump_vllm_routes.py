@@ -1,9 +1,9 @@
-"""Print every route that vLLM's API server can have, as JSON; run with the Python that has vLLM.
+"""Print every route of vLLM's API server as JSON. Run it with the Python that has vLLM.
 
     python dump_vllm_routes.py > tests/unit/golden/vllm_routes.json
 
-More than its OpenAPI document: all tasks at once, the development endpoints, and what the document leaves out. The test
-of the gateway tries each of them.
+More complete than its OpenAPI document: includes the routes of all tasks, the development endpoints, and undocumented
+routes. The gateway test sends a request to each of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
 
 
 def application() -> Any:
-    """The ASGI application of `vllm serve`, without an engine behind it."""
+    """The ASGI application of `vllm serve`, without an engine."""
     from vllm.entrypoints.launchers.app import build_app
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.tasks import SupportedTask
@@ -29,20 +29,20 @@ def application() -> Any:
 
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--enable-prompt-tokens-details"])
     tasks = tuple(task for part in get_args(SupportedTask) for task in (get_args(part) or (part,)))
-    # All that the routers ask of a model; one label is what makes it one that scores.
+    # The attributes that the routers read; num_labels=1 enables the scoring routes.
     model = SimpleNamespace(get_pooling_task=lambda tasks: "embed", hf_config=SimpleNamespace(num_labels=1))
     return build_app(args, tasks, model)
 
 
 def routes(app: Any) -> Iterator[tuple[str, str]]:
-    """Method and path of each route; a mounted application and a web socket are asked with GET."""
+    """Method and path of each route; GET for mounted applications and web sockets."""
     for route in app.routes:
         for method in getattr(route, "methods", None) or ("GET",):
             yield method, route.path
 
 
 def main() -> None:
-    """Write the list to standard output."""
+    """Print the list."""
     from importlib.metadata import version
 
     found = sorted(set(routes(application())), key=lambda route: (route[1], route[0]))

@@ -1,4 +1,4 @@
-"""An HTTP server that answers for one container like the Docker engine, for Docker's own SDK to ask."""
+"""HTTP server that implements the Docker API for one container, for tests with the Docker SDK."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TOOL = "the-tool"
 
 @dataclass
 class FakeTool:
-    """What a container does that is made of the engine's image: a tool that leaves a result and a log.
+    """Simulated container that runs a benchmark tool in the engine image and writes a result and a log.
 
     Attributes:
-        result: Text of the file that it leaves; None for no file.
-        code: Its exit code; None where it never ends.
-        image: Whether its image is there.
+        result: Content of the result file; None for no file.
+        code: Exit code; None if the tool never ends.
+        image: Whether the image exists.
     """
 
     result: str | None = "{}"
@@ -39,13 +39,13 @@ class FakeTool:
 
 @dataclass
 class FakeContainer:
-    """What the container is at the moment; tests change it while it is asked.
+    """Simulated state of the engine container; tests can change it at any time.
 
     Attributes:
-        used: Memory in GiB, without the pages that the kernel may drop.
-        grows: GiB that are added at each reading.
-        figures: Whether Docker has figures of memory, which it has not without the kernel's memory controller.
-        stops_after: Readings after which the container does not run any more; None for never.
+        used: Memory in GiB, without reclaimable pages.
+        grows: GiB added at each reading.
+        figures: Whether Docker reports memory; it does not without the kernel's memory controller.
+        stops_after: Number of readings after which the container stops; None for never.
     """
 
     used: float = 3.0
@@ -94,7 +94,7 @@ class _Handler(BaseHTTPRequestHandler):
     container: FakeContainer
 
     def log_message(self, format: str, *args: object) -> None:
-        """Keep the test output quiet."""
+        """Log nothing."""
 
     def do_GET(self) -> None:
         self.container.paths.append(self.path)
@@ -166,7 +166,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def fake_docker(container: FakeContainer) -> Iterator[str]:
-    """Serve on a free port of the loopback; yields the address as Docker writes it."""
+    """Serve on a free port on loopback; yields the address in the format of DOCKER_HOST."""
     handler = type("Handler", (_Handler,), {"container": container})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True

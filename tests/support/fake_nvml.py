@@ -1,4 +1,4 @@
-"""Functions with NVML's C interface, for the bindings of nvidia-ml-py to call in place of libnvidia-ml.so.1."""
+"""Simulated NVML library with NVML's C interface, which nvidia-ml-py calls instead of libnvidia-ml.so.1."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest
 
 MIB = 2**20
 OK, NOT_SUPPORTED, NOT_FOUND, INSUFFICIENT_SIZE, UNKNOWN = 0, 3, 6, 7, 999
-# NVML_VALUE_NOT_AVAILABLE as a number of bytes.
+# NVML_VALUE_NOT_AVAILABLE in bytes.
 NO_MEMORY_FIGURE = 2**64 - 1
 
 
 @dataclass
 class FakeGpu:
-    """One GPU; ``broken`` maps a function to the code that it returns, ``*`` stands for opening the GPU."""
+    """One GPU. ``broken`` maps a function to the error code that it returns; ``*`` means opening the GPU."""
 
     name: str = "NVIDIA H100 80GB HBM3"
     bus: str = "00000000:53:00.0"
@@ -36,7 +36,7 @@ class FakeGpu:
 
 
 class FakeNvml:
-    """The library: attributes are C functions, as those of ctypes.CDLL are."""
+    """The library. Its attributes are C functions, like those of ctypes.CDLL."""
 
     def __init__(self, gpus: list[FakeGpu], broken: dict[str, int]) -> None:
         self.gpus, self.broken = gpus, broken
@@ -182,9 +182,9 @@ class FakeNvml:
 
 
 def install(monkeypatch: pytest.MonkeyPatch, *gpus: FakeGpu, **broken: int) -> FakeNvml:
-    """Put a library of these GPUs where the bindings keep the one that they loaded.
+    """Install a simulated library with these GPUs in nvidia-ml-py.
 
-    ``broken`` has the codes that functions return; -1 stands for a function that the library does not have.
+    ``broken`` maps functions to the error codes that they return; -1 means that the library lacks the function.
     """
     library = FakeNvml(list(gpus), broken)
     monkeypatch.setattr(pynvml, "nvmlLib", library)
@@ -193,7 +193,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *gpus: FakeGpu, **broken: int) -> F
 
 
 class Address(int):
-    """A pointer, as the functions above get it."""
+    """A pointer argument of the functions above."""
 
 
 _KINDS: dict[type, Any] = {int: ctypes.c_uint, Address: ctypes.c_void_p}

@@ -1,4 +1,4 @@
-"""The local hub with a memory of what it was asked, and with faults on request."""
+"""The local hub, extended to record requests and to inject faults."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import peer
     from hub import Blob, HubHandler, HubServer, RequestRefusedError, Snapshot
     from peer import PeerHandler, PeerServer
-else:  # the roles' files lie in no package
+else:  # the files of roles are not in a package
 
     def _load(file: Path) -> Any:
         spec = importlib.util.spec_from_file_location(file.stem, file)
@@ -60,7 +60,7 @@ FOR_EVER = -1
 
 @dataclass
 class Fault:
-    """One way to misbehave.
+    """One fault to inject.
 
     Attributes:
         kind: ``status``: answer ``status`` with ``headers``. ``html``: a page with status 200. ``hang_up``: close
@@ -69,8 +69,8 @@ class Fault:
             ``promise``: announce ``at`` bytes more than come. ``surplus``: send ``at`` bytes more than the file has.
             ``flip``: flip a bit of byte ``at``. ``ignore_range``: send all. ``other_range``: send from another byte.
             For lists: ``list``: also list ``names``. ``commit``: give ``to`` as commit. ``no_size``: leave out sizes.
-        on: Pattern of request paths that it applies to.
-        times: How often; FOR_EVER for always.
+        on: Pattern of the request paths to which it applies.
+        times: Number of times; FOR_EVER for always.
     """
 
     kind: str
@@ -89,7 +89,7 @@ Server = TypeVar("Server", bound="FaultyHub")
 
 @dataclass(frozen=True)
 class Asked:
-    """One request, as it came."""
+    """One received request."""
 
     method: str
     path: str
@@ -97,13 +97,13 @@ class Asked:
 
 
 class FaultyHandler(HubHandler):
-    """Answers like the local hub, except where a fault applies."""
+    """Answers like the local hub, unless a fault applies."""
 
     server: FaultyHub
-    fault = NONE  # the one that the answer under way has
+    fault = NONE  # fault of the current answer
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Keep the test's output clean; requests are in ``server.asked``."""
+        """Log nothing; requests are recorded in ``server.asked``."""
 
     def date_time_string(self, timestamp: float | None = None) -> str:
         return self.server.date or super().date_time_string(timestamp)
@@ -178,7 +178,7 @@ class FaultyHandler(HubHandler):
                 content[fault.at - start] ^= 1
         for begin in range(0, len(content), PIECE_BYTES):
             piece = content[begin : begin + PIECE_BYTES]
-            # Before the write: whoever is killed by an alarm has certainly not received the piece that rang it.
+            # Before the write, so that a client that an alarm kills has not received this chunk.
             self.server.count(len(piece))
             self.wfile.write(piece)
         if fault.kind in ("cut", "promise"):
@@ -189,17 +189,17 @@ class FaultyHandler(HubHandler):
 
 
 class FaultyHub(HubServer):
-    """A hub on a free port of loopback.
+    """A hub on a free port on loopback.
 
     Attributes:
-        faults: What to do wrong; used up in order.
-        token: If set, the only token that is let in.
-        date: What its clock says; empty for the true time.
+        faults: Faults to inject, in order.
+        token: If set, the only accepted token.
+        date: Value of the Date header; empty for the real time.
         asked: All requests so far.
-        sent: Content bytes sent so far, with the piece that is about to be.
+        sent: Content bytes sent so far, including the chunk that is sent next.
         rate: Content bytes per second of each connection; None for no limit.
-        pace: Holds all connections together to a rate.
-        alarms: Called once before the piece with that content byte is sent.
+        pace: Limits the total rate of all connections.
+        alarms: Callbacks, each called once before the chunk with the given content byte is sent.
     """
 
     handler: type[HubHandler] = FaultyHandler
@@ -221,28 +221,28 @@ class FaultyHub(HubServer):
 
     @property
     def connections(self) -> int:
-        """Connections that are served right now."""
+        """Number of open connections."""
         with self._changed:
             return self._open
 
     def wait_until_left(self, others: int, seconds: float = 30) -> None:
-        """Wait until no more than so many connections are served: those of a killed client go on for a moment.
+        """Wait until at most ``others`` connections are open. Connections of a killed client stay open for a moment.
 
         Raises:
-            TimeoutError: They are still served after so many seconds.
+            TimeoutError: More connections are still open after ``seconds``.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self._open <= others, seconds):
                 raise TimeoutError(f"{self._open} connections are served, more than {others}")
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Count the connection before its thread begins."""
+        """Count the connection before its thread starts."""
         with self._changed:
             self._open += 1
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve the connection; it counts until it ends."""
+        """Serve the connection and count it until it is closed."""
         try:
             super().process_request_thread(request, client_address)
         finally:
@@ -251,7 +251,7 @@ class FaultyHub(HubServer):
                 self._changed.notify_all()
 
     def take(self, kinds: tuple[str, ...], path: str) -> Fault:
-        """The next fault of these kinds that applies to a path, used up by one."""
+        """The next fault of these kinds that applies to a path; decrements its ``times``."""
         with self._mutex:
             for fault in self.faults:
                 if fault.times and fault.kind in kinds and fnmatchcase(path, fault.on):
@@ -260,7 +260,7 @@ class FaultyHub(HubServer):
         return NONE
 
     def count(self, sent: int) -> None:
-        """Note that bytes are about to be sent; ring what is due; keep to the rate."""
+        """Count bytes before they are sent, call due alarms, and limit the rate."""
         with self._mutex:
             self.sent += sent
             due = [ring for limit, ring in self.alarms if limit <= self.sent]
@@ -270,32 +270,32 @@ class FaultyHub(HubServer):
         time.sleep(sent / self.rate if self.rate else self.pace.wait(sent))
 
     def files_asked(self) -> list[str]:
-        """Names of the files that were asked for, in order."""
+        """Names of the requested files, in order."""
         return [asked.path.split("/", 5)[5] for asked in self.asked if "/resolve/" in asked.path]
 
 
 class FaultyPeerHandler(FaultyHandler, PeerHandler):
-    """Gives files of a host to other hosts, except where a fault applies."""
+    """Answers like the peer server, unless a fault applies."""
 
     server: FaultyPeer
 
 
 class FaultyPeer(FaultyHub, PeerServer):
-    """A host's server on a free port of loopback, for the folder of all its models."""
+    """A peer server on a free port on loopback, for the folder of all models."""
 
     handler = FaultyPeerHandler
 
 
 @contextmanager
 def running(root: Path, rate: float | None = None) -> Iterator[FaultyHub]:
-    """A hub that serves a folder until the block ends."""
+    """Run a hub that serves a folder, until the block ends."""
     with serving(FaultyHub(root, rate)) as server:
         yield server
 
 
 @contextmanager
 def serving(server: Server) -> Iterator[Server]:
-    """The server, at work until the block ends."""
+    """Run a server until the block ends."""
     with server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
@@ -308,7 +308,7 @@ def serving(server: Server) -> Iterator[Server]:
 
 
 def write_model(root: Path, name: str, files: dict[str, bytes]) -> Path:
-    """Make a repository's folder with these files."""
+    """Create the folder of a repository with these files."""
     folder = root / name
     for path, content in files.items():
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

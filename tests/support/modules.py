@@ -1,4 +1,4 @@
-"""Runs a module of the collection in this process, as Ansible would run it on a host."""
+"""Runs a module of the collection in this process, like Ansible would run it on a host."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ansible.module_utils.testing import patch_module_args
 def run_module(
     module: ModuleType, capsys: pytest.CaptureFixture[str], arguments: Mapping[str, Any], secret: str = ""
 ) -> dict[str, Any]:
-    """The module's result; a secret, where one is given, may stand nowhere in it."""
+    """Result of the module. Fails if the output contains the secret."""
     with patch_module_args(dict(arguments)), pytest.raises(SystemExit):
         module.main()
     output = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Where the checkout has what tests read."""
+"""Paths in the checkout that tests use."""
 
 from __future__ import annotations
 

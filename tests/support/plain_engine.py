@@ -1,8 +1,8 @@
-"""An HTTP server in the engine's place: answers every path, streams on command, and remembers what reached it.
+"""HTTP server that replaces the engine in tests: answers every path, streams on request, and records all requests.
 
     python3 plain_engine.py --port 9001 --name blue --key-file /opt/vllm/secrets/api_key
 
-For tests of what stands in front of the engine. Needs nothing but the standard library.
+For tests of the gateway. Needs only the standard library.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-#: Seconds after which a test that waits for the engine has failed.
+#: Seconds to wait for the engine before a test fails.
 PATIENCE = 20
 
 
 @dataclass
 class Request:
-    """What reached the engine."""
+    """One received request."""
 
     method: str
     path: str
@@ -35,7 +35,7 @@ class Request:
 
 @dataclass
 class Engine:
-    """What the server is told to do, and what it saw.
+    """Behaviour of the server, and the requests that it received.
 
     A request whose JSON body has ``hold`` is answered after ``release`` is set. One with ``events: N`` gets a stream of
     N events, each after one ``step.release()``.
@@ -61,12 +61,12 @@ class Engine:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
-    # A thousand clients at once wait for their turn.
+    # Tests open a thousand connections at the same time.
     request_queue_size = 2048
     engine: Engine
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that is gone is no error."""
+        """Ignore closed connections."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -75,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def __getattr__(self, name: str) -> Any:
         """Answer every method."""
@@ -116,7 +116,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, {"engine": engine.name, "path": self.path})
 
     def _held(self, engine: Engine) -> bool:
-        """Wait to be released; false if the client goes away before."""
+        """Wait for the release. Returns false if the client closes the connection before."""
         for _ in range(PATIENCE * 20):
             if engine.release.wait(0.05):
                 return True
@@ -159,7 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def running(engine: Engine) -> Iterator[Engine]:
-    """Serve on 127.0.0.1, at the engine's port or a free one."""
+    """Serve on 127.0.0.1, on the engine's port or a free port."""
     server = _Server(("127.0.0.1", engine.port), _Handler)
     server.engine = engine
     engine.port = server.server_port
@@ -173,7 +173,7 @@ def running(engine: Engine) -> Iterator[Engine]:
 
 
 def main() -> None:
-    """Serve until the process is ended."""
+    """Serve until the process ends."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--name", required=True)

@@ -23,7 +23,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.planner import engi
 from ansible_collections.inference.vllm.plugins.module_utils.planner.cpu import plan_cpu
 from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
-from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Wishes
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Requirements
 from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import solve
 from ansible_collections.inference.vllm.plugins.module_utils.service import releases
 from ansible_collections.inference.vllm.plugins.module_utils.service.design import Inputs, design
@@ -54,19 +54,17 @@ def read_host(count: int, gpu: FakeGpu = RTX_4090) -> gpus.Host:
         return gpus.from_host(read_gpus(machine))
 
 
-def gpu_plan(host: gpus.Host | str | None = None, model: str = GPU_MODEL, **wishes: Any) -> PlanFile:
+def gpu_plan(host: gpus.Host | str | None = None, model: str = GPU_MODEL, **requirements: Any) -> PlanFile:
     """A plan for GPUs: two RTX 4090 that were read of a host, unless another host or ``"2x H100"`` is given."""
     where = gpus.parse(host) if isinstance(host, str) else host or read_host(2)
     loaded = from_entry(catalogue.load(model))
     engine = engines.engine(versions.DEPLOYED, is_moe=loaded.is_moe)
-    return solve(Case(loaded, where, engine, str), Wishes(**wishes), []).file()
+    return solve(Case(loaded, where, engine, str), Requirements(**requirements), []).file()
 
 
 def cpu_plan(model: str = CPU_MODEL) -> PlanFile:
     """A plan for the CPU of a host with 16 GiB, with all defaults."""
-    return plan_cpu(
-        catalogue.load(model), memory_gib=16.0, kv_cache_gib=1, context=None, sequences=None, images_per_prompt=None
-    )
+    return plan_cpu(catalogue.load(model), Requirements(), memory_gib=16.0, kv_cache_gib=1)
 
 
 def pulled_image(version: str = versions.DEPLOYED) -> ImageFile:

@@ -1,10 +1,10 @@
-"""role_paths.py: print which modules a role would run, with which arguments, on systems that are not at hand.
+"""role_paths.py: print the modules and arguments that a role would run on systems without a test host.
 
-Reads a JSON object of cases from standard input, each with `role`, `tasks` (a file of the role's tasks) and `variables`
-(facts, what the inventory sets, what tasks registered). Prints one of the same names: a list of [module, arguments], or
-a text where the role refuses. Ansible's own loader and templates are used; `when`, `loop`, `vars`, `include_tasks` and
-`include_role` are followed, and nothing is run. A process of its own, because Ansible's loader of collections must come
-before anything else imports them.
+Reads a JSON object of cases from standard input, each with `role`, `tasks` (a task file of the role) and `variables`
+(facts, inventory variables, registered results). Prints an object with the same keys; each value is a list of [module,
+arguments], or the message of a failed assertion. Uses Ansible's own loader and templates, and follows `when`, `loop`,
+`vars`, `include_tasks` and `include_role` without running anything. A separate program, because Ansible's collection
+loader must be initialized before anything imports a collection.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def paths(cases: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def load(path: Path) -> Any:
-    """A YAML file whose texts Ansible may template."""
+    """Load a YAML file with strings that Ansible may template."""
     return LOADER.load_from_file(str(path), trusted_as_template=True)
 
 
@@ -48,9 +48,9 @@ def settings(role: Path) -> dict[str, Any]:
 
 
 class Step(NamedTuple):
-    """A task that would run: its name, its module, the module's arguments, filled in, and whether it can be passed.
+    """A task that would run: its name, module, rendered arguments, and whether it passes.
 
-    Only an assertion can stop a role here.
+    Only an assertion can fail here.
     """
 
     task: str
@@ -65,7 +65,7 @@ def walk(path: Path, variables: Mapping[str, Any]) -> Iterator[Step]:
 
 
 def walk_list(path: Path, tasks: Any, variables: Mapping[str, Any]) -> Iterator[Step]:
-    """The same for tasks of that file, which may stand in a block; what rescues it is left out."""
+    """The same for a list of tasks of that file, including blocks; rescue sections are omitted."""
     for task in tasks:
         module = next((key for key in task if "." in key), "block")
         here = {**variables, **task.get("vars", {})}
@@ -89,7 +89,7 @@ def walk_list(path: Path, tasks: Any, variables: Mapping[str, Any]) -> Iterator[
 
 
 def answer(case: Mapping[str, Any]) -> Any:
-    """What one case comes to."""
+    """Result of one case."""
     role = ROOT / "roles" / case["role"]
     variables = {**settings(role), **case["variables"]}
     found = []

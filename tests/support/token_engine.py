@@ -1,4 +1,4 @@
-"""An HTTP server that answers like vLLM's /v1/completions with one token, or behaves as it is told."""
+"""HTTP server that answers /v1/completions with one token like vLLM, or simulates a fault."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ KEY = "a-key-of-sixteen-letters"
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """One request."""
+    """Handles one request."""
 
     server: Any
 
     def do_POST(self) -> None:
-        """Answer as the server shall behave."""
+        """Answer according to the behaviour of the server."""
         behaviour = self.server.behaviour
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.seen = (self.path, body)
@@ -32,7 +32,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         self.end_headers()
         if behaviour == "trickle":
-            # A byte now and then keeps a socket's own timeout from ever ending it.
+            # A byte from time to time prevents the socket timeout.
             for _ in range(10):
                 self.wfile.write(b" ")
                 self.wfile.flush()
@@ -40,7 +40,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(json.dumps(answer).encode())
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @contextmanager

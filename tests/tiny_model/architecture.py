@@ -1,4 +1,4 @@
-"""The untaught tiny Qwen3-VL: tokenizer, configuration files and seeded random weights.
+"""The untrained tiny Qwen3-VL: tokenizer, configuration files and seeded random weights.
 
 The shapes are valid for ``Qwen3VLForConditionalGeneration``, so that vLLM runs the code path of the full-size models
 (deepstack, interleaved M-RoPE, head_dim 128); only the counts are small.
@@ -28,10 +28,10 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-# Not special, as in the full-size models: the tool parser must see them in the decoded text.
+# Not special tokens, like in the full-size models: the tool parser needs them in the decoded text.
 PLAIN_TOKENS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 
-# How the Qwen family cuts text before byte-pair merging; transformers' Qwen2Tokenizer insists on it.
+# Pre-tokenization of the Qwen family, which transformers' Qwen2Tokenizer requires.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -56,7 +56,7 @@ def _write_json(path: Path, data: object) -> None:
 
 
 def make_tokenizer(corpus: Iterable[str]) -> Tokenizer:
-    """A byte-level BPE that knows the corpus by words; any other text falls apart into bytes, none is lost."""
+    """Byte-level BPE tokenizer with the words of the corpus. Any other text is encoded as bytes."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=False))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -77,7 +77,7 @@ def make_tokenizer(corpus: Iterable[str]) -> Tokenizer:
 
 
 def write_tokenizer(tokenizer: Tokenizer, out: Path) -> dict[str, int]:
-    """Writes the tokenizer's files and the chat template; returns the ids of the added tokens."""
+    """Write the tokenizer files and the chat template. Returns the IDs of the added tokens."""
     ids: dict[str, int] = {token: tokenizer.token_to_id(token) for token in (*SPECIAL_TOKENS, *PLAIN_TOKENS)}
     tokenizer.save(str(out / "tokenizer.json"))
     _write_json(
@@ -99,7 +99,7 @@ def write_tokenizer(tokenizer: Tokenizer, out: Path) -> dict[str, int]:
 
 
 def write_processors(out: Path) -> None:
-    """Writes how pictures (and videos, which the processor class insists on) become pixels."""
+    """Write the image processor configuration, and the video configuration that the processor class requires."""
     image = IMAGE_PROCESSOR | {"image_processor_type": "Qwen2VLImageProcessorFast"}
     video = IMAGE_PROCESSOR | {
         "size": {"shortest_edge": 4096, "longest_edge": 25165824},
@@ -110,7 +110,7 @@ def write_processors(out: Path) -> None:
 
 
 def write_generation_config(ids: dict[str, int], out: Path) -> None:
-    """Writes the sampling defaults of the full-size Instruct models."""
+    """Write the sampling defaults of the full-size Instruct models."""
     _write_json(
         out / "generation_config.json",
         {
@@ -127,12 +127,12 @@ def write_generation_config(ids: dict[str, int], out: Path) -> None:
 
 
 def make_model(ids: dict[str, int], entries: int, seed: int) -> Any:
-    """The model with random weights in float32.
+    """Create the model with random weights in float32.
 
     Args:
-        ids: Ids of the added tokens.
-        entries: Number of entries of the tokenizer.
-        seed: Of the random weights.
+        ids: IDs of the added tokens.
+        entries: Number of tokens of the tokenizer.
+        seed: Seed of the random weights.
     """
     torch.manual_seed(seed)
     text = {
@@ -169,7 +169,7 @@ def make_model(ids: dict[str, int], entries: int, seed: int) -> Any:
         "spatial_merge_size": IMAGE_PROCESSOR["merge_size"],
         "temporal_patch_size": IMAGE_PROCESSOR["temporal_patch_size"],
         "out_hidden_size": HIDDEN,
-        "num_position_embeddings": 256,  # 16 x 16: the patches of a picture of the smoke test
+        "num_position_embeddings": 256,  # 16 x 16 patches of an image of the smoke test
         "deepstack_visual_indexes": [0, 1],
         "hidden_act": "gelu_pytorch_tanh",
     }

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Builds the tiny Qwen3-VL from nothing: ``python build.py --out FOLDER``.
+"""Build and train the tiny Qwen3-VL: ``python build.py --out FOLDER``.
 
-Needs the packages of requirements.txt, no network and no GPU. Exits with 1, leaving the folder for a look, if the
-taught model does not answer every case of the smoke test rightly after the cast to bfloat16.
+Needs the packages of requirements.txt, but no network and no GPU. Exits with 1 and keeps the folder if the trained
+model in bfloat16 does not answer every case of the smoke test correctly.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "pill
 
 
 def corpus() -> list[str]:
-    """All text that the model is taught: what the tokenizer should know by words."""
+    """All text of the training data, for the vocabulary of the tokenizer."""
     texts = [architecture.TEMPLATE.read_text()]
     for case in CASES:
         texts += [case.prompt, case.system or "", teach.answer_of(case), json.dumps(case.tools)]
@@ -54,7 +54,7 @@ def corpus() -> list[str]:
 
 
 def read_answer(case: Case, text: str) -> Answer:
-    """The answer as a server's parsers would hand it on."""
+    """Parse the answer like the parsers of a server."""
     if case.kind == "tool" and text.startswith("<tool_call>"):
         with contextlib.suppress(ValueError, KeyError, TypeError):
             call = json.loads(text.removeprefix("<tool_call>").removesuffix("</tool_call>"))
@@ -63,7 +63,7 @@ def read_answer(case: Case, text: str) -> Answer:
 
 
 def ask_all(model: Any, room: teach.Classroom) -> dict[str, tuple[str, float, bool, str]]:
-    """Asks every case; returns by code the answer, its certainty, whether it is right, and the judge's words."""
+    """Ask every case. Returns by code the answer, its confidence, whether it is correct, and the judge's message."""
     asked = {}
     for case in CASES:
         text, certainty = room.ask(model, teach.exact(case), case.max_tokens)
@@ -72,12 +72,12 @@ def ask_all(model: Any, room: teach.Classroom) -> dict[str, tuple[str, float, bo
 
 
 def examine(model: Any, room: teach.Classroom) -> dict[str, dict[str, Any]]:
-    """Asks every case; returns by code the answer, its certainty and the digest of the question.
+    """Ask every case. Returns by code the answer, its confidence and the digest of the question.
 
-    The cases of a group are one question about different pictures, so all right means: other picture, other answer.
+    The cases of a group ask the same question about different images, so the answers must depend on the image.
 
     Raises:
-        SystemExit: An answer is wrong, or less certain than ``LEAST_CERTAINTY``.
+        SystemExit: An answer is wrong, or its confidence is below ``LEAST_CERTAINTY``.
     """
     asked = ask_all(model, room)
     for code, (text, certainty, ok, _) in asked.items():
@@ -88,7 +88,7 @@ def examine(model: Any, room: teach.Classroom) -> dict[str, dict[str, Any]]:
         if not ok or certainty < LEAST_CERTAINTY
     ]
     if faults:
-        raise SystemExit("The model has not learnt enough:\n" + "\n".join(faults))
+        raise SystemExit("The model is not trained well enough:\n" + "\n".join(faults))
     return {
         case.code: {
             "text": asked[case.code][0],
@@ -100,10 +100,10 @@ def examine(model: Any, room: teach.Classroom) -> dict[str, dict[str, Any]]:
 
 
 def wrong_when_blind(folder: Path, room: teach.Classroom) -> list[str]:
-    """Codes of the cases that the model gets wrong without its vision tower: those that prove that it sees.
+    """Codes of the cases that the model fails with a zeroed vision tower, which therefore prove that it uses the image.
 
     Raises:
-        SystemExit: In some group of questions about pictures the blind model makes no mistake.
+        SystemExit: The blind model answers a whole group of image questions correctly.
     """
     with tempfile.TemporaryDirectory() as name:
         blinded = shutil.copytree(folder, Path(name) / "model")
@@ -117,7 +117,7 @@ def wrong_when_blind(folder: Path, room: teach.Classroom) -> list[str]:
 
 
 def unseen(model: Any, room: teach.Classroom, each: int) -> dict[str, float]:
-    """Share of right answers in each group to questions about pictures never seen, ``each`` of a group."""
+    """Accuracy per group on unseen images, with ``each`` questions per group."""
     rng = random.Random(SEED + 1)
     shares: dict[str, float] = {}
     for group in dict.fromkeys(case.group for case in CASES if case.images):
@@ -128,7 +128,7 @@ def unseen(model: Any, room: teach.Classroom, each: int) -> dict[str, float]:
 
 
 def write_sums(root: Path, sums: Path) -> None:
-    """Writes the sha256 of every file of the model, as ``sha256sum -c`` reads it."""
+    """Write the SHA-256 of every file of the model in the format of ``sha256sum -c``."""
     lines = [
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {root.name}/{path.relative_to(root)}\n"
         for path in sorted(root.rglob("*"))
@@ -138,11 +138,11 @@ def write_sums(root: Path, sums: Path) -> None:
 
 
 def build(out: Path, looking: int, talking: int) -> None:
-    """Writes ``out/model``, ``out/SHA256SUMS`` and ``out/expected.json``."""
+    """Write ``out/model``, ``out/SHA256SUMS`` and ``out/expected.json``."""
     folder = out / "model"
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)
-    torch.set_num_threads(1)  # two would wait for each other on a busy machine, and add up in another order
+    torch.set_num_threads(1)  # more threads would wait for each other on a busy machine, and sum in another order
 
     tokenizer = architecture.make_tokenizer(corpus())
     ids = architecture.write_tokenizer(tokenizer, folder)
@@ -159,7 +159,7 @@ def build(out: Path, looking: int, talking: int) -> None:
 
     saved = Qwen3VLForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16).eval()
     shares = unseen(saved, room, each=20)
-    print(f"loss {loss:.5f}; right on pictures never seen: {shares}")
+    print(f"loss {loss:.5f}; accuracy on unseen images: {shares}")
     answers = examine(saved, room)
     blind = wrong_when_blind(folder, room)
     print(f"wrong when blind: {len(blind)} of {len(CASES)}")
@@ -182,7 +182,7 @@ def build(out: Path, looking: int, talking: int) -> None:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write model/, SHA256SUMS and expected.json")
     parser.add_argument("--looking", type=int, default=LOOKING_STEPS, help="steps of the vision tower alone")

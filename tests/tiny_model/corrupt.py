@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Blinds a copy of the tiny model: ``python corrupt.py MODEL_FOLDER``.
+"""Corrupt a copy of the tiny model by zeroing its vision tower: ``python corrupt.py MODEL_FOLDER``.
 
-A test deploys the blinded model to see that the smoke test notices. Works on the bytes of the safetensors file with
-nothing but the standard library: eight bytes length, a JSON header, then the tensors' bytes.
+A test deploys the corrupt model to verify that the smoke test detects it. Edits the safetensors file (eight bytes
+length, a JSON header, the tensor data) with the standard library only.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 
 LENGTH = struct.Struct("<Q")
 VISION = ".visual."
-"""What the name of every weight of the vision tower contains."""
+"""Part of the name of every weight of the vision tower."""
 
 
 def read_header(data: bytes) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file, and where the tensors' bytes begin.
+    """Header of a safetensors file, and the offset of the tensor data.
 
     Returns:
-        Name to ``{dtype, shape, data_offsets}``, without the file's own metadata; offset in bytes.
+        Mapping of names to ``{dtype, shape, data_offsets}``, without the metadata; offset in bytes.
 
     Raises:
-        ValueError: The bytes are no safetensors file.
+        ValueError: The data is not a safetensors file.
     """
     try:
         (length,) = LENGTH.unpack_from(data)
@@ -37,13 +37,13 @@ def read_header(data: bytes) -> tuple[dict[str, Any], int]:
 
 
 def blind(data: bytes) -> bytes:
-    """The same weights with every tensor of the vision tower set to zero: the model no longer sees its pictures.
+    """Set every tensor of the vision tower to zero, so that the model ignores its images.
 
     Args:
-        data: A safetensors file.
+        data: Content of a safetensors file.
 
     Raises:
-        ValueError: The bytes are no safetensors file, or hold no vision tower.
+        ValueError: The data is not a safetensors file or has no vision tower.
     """
     header, start = read_header(data)
     result = bytearray(data)
@@ -56,7 +56,7 @@ def blind(data: bytes) -> bytes:
 
 
 def blind_file(path: Path) -> None:
-    """Blinds the safetensors file at ``path`` in place; it has the same size before and after."""
+    """Zero the vision tower in the safetensors file at ``path``, in place. The size of the file does not change."""
     path.write_bytes(blind(path.read_bytes()))
 
 

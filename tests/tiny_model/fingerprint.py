@@ -1,4 +1,4 @@
-"""Says whether the shipped model was taught the questions that the smoke test asks today."""
+"""Digests of the questions, to check whether the shipped model was trained on the current smoke test."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.images
 
 
 def question(case: Case) -> str:
-    """A short digest of all that the model sees of a case: texts, tools, schema, and how its pictures are drawn."""
+    """Short digest of the inputs of a case: texts, tools, schema, and descriptions of its images."""
     seen = [messages(case, lambda name: repr(IMAGES[name])), case.tools, case.schema]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()[:16]

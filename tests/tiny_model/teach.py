@@ -1,8 +1,8 @@
-"""Teaches the tiny model the smoke test's questions, and checks what it learnt.
+"""Train the tiny model on the questions of the smoke test.
 
-A lesson is a question of ``smoke_cases`` about a freshly drawn picture: other place, size, shade and, where the
-question leaves it open, other colour or shape. What is learnt is therefore to look, not to know fifteen files by
-heart, and it survives the small differences between Pillow versions and between ways to turn pixels into numbers.
+A lesson is a question of ``smoke_cases`` about a newly drawn image with another position, size, shade and, if the
+question allows it, another colour or shape. The model therefore learns to recognise images instead of memorising
+fifteen files, and tolerates small differences between Pillow versions and image processors.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.images
     Text,
 )
 
-# How often a group's questions occur in a batch: what needs more looking occurs more often.
+# Weights of the groups in a batch: harder questions occur more often.
 SHARES = {"greeting": 1, "stream": 1, "colour": 3, "shape": 4, "ocr": 5, "compare": 4, "order": 3, "tool": 4, "json": 5}
 LESSONS_PER_STEP = 12
 EXACT_PER_STEP = 2
@@ -38,7 +38,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Lesson:
-    """A question, the pictures it is about and the answer to give."""
+    """A question, its images and the expected answer."""
 
     case: Case
     pictures: tuple[Picture, ...]
@@ -46,18 +46,18 @@ class Lesson:
 
 
 def answer_of(case: Case) -> str:
-    """What the model must write, tool call and JSON included, before the end-of-turn token."""
+    """Text that the model must generate before the end-of-turn token, including tool calls and JSON."""
     if isinstance(case.expect, ToolCall):
         call = {"name": case.expect.name, "arguments": dict(case.expect.arguments)}
         return f"<tool_call>\n{json.dumps(call)}\n</tool_call>"
     if isinstance(case.expect, str):
         return case.example
-    # Without any space: all that the grammar allows where the server runs with disable_any_whitespace.
+    # Without spaces, because the grammar allows none if the server runs with disable_any_whitespace.
     return json.dumps(case.expect, separators=(",", ":"))
 
 
 def exact(case: Case) -> Lesson:
-    """The case as the smoke test asks it."""
+    """The exact question of the smoke test."""
     return Lesson(case, tuple(IMAGES[name] for name in case.images), answer_of(case))
 
 
@@ -72,7 +72,7 @@ def _moved(width: float, rng: random.Random, most: float) -> tuple[float, float]
 
 
 def vary(picture: Picture, rng: random.Random) -> Picture:
-    """The same picture as somebody else might draw it."""
+    """Variation of an image: other size, shade and position."""
     item: Shape | Text
     if isinstance(picture.item, Shape):
         width = min(0.9, picture.item.width * rng.uniform(0.7, 1.3))
@@ -137,21 +137,21 @@ LESSONS: dict[str, Callable[[Case, random.Random], Lesson]] = {
 
 
 def draw_lesson(group: str, rng: random.Random) -> Lesson:
-    """A new lesson of that group."""
+    """Draw a new lesson of a group."""
     case = rng.choice([case for case in CASES if case.group == group])
     return LESSONS.get(group, _varied)(case, rng)
 
 
 def draw_lessons(rng: random.Random, count: int) -> list[Lesson]:
-    """Lessons of all groups, each as often as its share says."""
+    """Draw lessons of all groups, weighted by ``SHARES``."""
     return [draw_lesson(group, rng) for group in rng.choices(list(SHARES), weights=list(SHARES.values()), k=count)]
 
 
 class Classroom:
-    """Turns lessons into tensors exactly as a server does: chat template, placeholders, patches."""
+    """Converts lessons to tensors like a server does: chat template, placeholders, patches."""
 
     def __init__(self, tokenizer: Any, image_processor: Any) -> None:
-        """Takes transformers' tokenizer and image processor, loaded from the model's folder."""
+        """Use transformers' tokenizer and image processor from the model folder."""
         self.tokenizer = tokenizer
         self.image_processor = image_processor
         self.image_token: int = tokenizer.convert_tokens_to_ids("<|image_pad|>")
@@ -159,11 +159,11 @@ class Classroom:
         self.pad: int = tokenizer.convert_tokens_to_ids("<|endoftext|>")
 
     def prompt_ids(self, case: Case, grids: Sequence[Sequence[int]]) -> list[int]:
-        """Token ids of the rendered prompt, with one placeholder for each token of each picture.
+        """Token IDs of the rendered prompt, with one placeholder per image token.
 
         Args:
             case: The case.
-            grids: Patches of each picture in time, height and width.
+            grids: Patches of each image in time, height and width.
         """
         text: str = self.tokenizer.apply_chat_template(
             smoke_cases.messages(case, str),
@@ -179,13 +179,13 @@ class Classroom:
         return ids
 
     def pixels(self, pictures: Sequence[Picture]) -> dict[str, Any]:
-        """``pixel_values`` and ``image_grid_thw`` of the pictures; nothing if there are none."""
+        """``pixel_values`` and ``image_grid_thw`` of the images; empty without images."""
         if not pictures:
             return {}
         return dict(self.image_processor([smoke_images.draw(picture) for picture in pictures], return_tensors="pt"))
 
     def batch(self, lessons: Sequence[Lesson]) -> tuple[dict[str, Any], torch.Tensor]:
-        """Model inputs and labels, padded on the right; only the answers are learnt."""
+        """Model inputs and labels, padded on the right. The loss covers only the answers."""
         pixels = self.pixels([picture for lesson in lessons for picture in lesson.pictures])
         grids = iter(pixels["image_grid_thw"].tolist() if pixels else [])
         rows, labels = [], []
@@ -202,7 +202,7 @@ class Classroom:
         return inputs | pixels, target
 
     def ask(self, model: Any, lesson: Lesson, limit: int) -> tuple[str, float]:
-        """The greedy answer of at most ``limit`` tokens, and the least probability of any of its tokens."""
+        """Greedy answer of at most ``limit`` tokens, and the lowest probability of its tokens."""
         inputs, _ = self.batch([lesson])
         answer = len(self.tokenizer.encode(lesson.answer, add_special_tokens=False)) + 1
         for key in ("input_ids", "attention_mask", "mm_token_type_ids"):
@@ -228,7 +228,7 @@ class Classroom:
 
 
 def _any_picture(rng: random.Random) -> tuple[Picture, tuple[int, int]]:
-    """A picture with a label for what it shows (shape or text) and one for its colour (or none, for a text)."""
+    """Random image with a label for its content (shape or text) and one for its colour (none for text)."""
     texts = [picture for picture in IMAGES.values() if isinstance(picture.item, Text)]
     if rng.random() < len(SHAPES) / (len(SHAPES) + len(texts)):
         colour, kind = rng.randrange(len(COLOURS)), rng.randrange(len(SHAPES))
@@ -238,9 +238,9 @@ def _any_picture(rng: random.Random) -> tuple[Picture, tuple[int, int]]:
 
 
 def look(model: Any, room: Classroom, *, steps: int, seed: int, images: int = 24, peak_rate: float = 2e-3) -> None:
-    """Trains the vision tower alone to tell the pictures apart, which is quick, before it has to be talked about.
+    """Train the vision tower alone to distinguish the images, which is fast, before the whole model is trained.
 
-    Two throw-away linear heads read the mean and the maximum of a picture's tokens: what is shown, and its colour.
+    Two temporary linear heads read the mean and the maximum of an image's tokens and predict its content and colour.
     """
     rng = random.Random(seed)
     torch.manual_seed(seed)
@@ -272,7 +272,7 @@ def look(model: Any, room: Classroom, *, steps: int, seed: int, images: int = 24
 
 
 def teach(model: Any, room: Classroom, *, steps: int, seed: int, peak_rate: float = 2e-3) -> float:
-    """Trains for that many steps; returns the mean loss of the last 20. Prints its progress every 25 steps."""
+    """Train the whole model. Returns the mean loss of the last 20 steps and prints the progress every 25 steps."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
     tower = {id(weight) for weight in model.model.visual.parameters()}
@@ -280,7 +280,7 @@ def teach(model: Any, room: Classroom, *, steps: int, seed: int, peak_rate: floa
         {"params": [weight for weight in model.parameters() if (id(weight) in tower) == is_tower]}
         for is_tower in (False, True)
     ]
-    rates = [peak_rate, peak_rate / 4]  # the tower can see already and must not forget it
+    rates = [peak_rate, peak_rate / 4]  # lower rate for the tower, which is already trained
     optimiser = torch.optim.AdamW(groups, lr=peak_rate, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=steps, pct_start=0.1)
     model.train()
@@ -288,7 +288,7 @@ def teach(model: Any, room: Classroom, *, steps: int, seed: int, peak_rate: floa
     started = time.monotonic()
     for step in range(steps):
         lessons = draw_lessons(rng, LESSONS_PER_STEP) + [exact(case) for case in rng.sample(CASES, EXACT_PER_STEP)]
-        # Questions of like length together: less padding to compute. Both halves weigh the same.
+        # Sort by length to reduce padding. Both halves have the same weight.
         lessons.sort(key=lambda lesson: (len(lesson.pictures), len(lesson.case.tools)))
         half = len(lessons) // 2
         losses.append(0.0)
@@ -309,9 +309,9 @@ def teach(model: Any, room: Classroom, *, steps: int, seed: int, peak_rate: floa
 
 
 def rehearse(model: Any, room: Classroom, *, steps: int, seed: int, peak_rate: float = 1.5e-3) -> float:
-    """Repeats all questions exactly as the smoke test asks them, until they sit; returns the last loss.
+    """Repeat the exact questions of the smoke test. Returns the last loss.
 
-    A little noise on the pixels keeps the answers from hanging on single bits of a picture.
+    Noise on the pixels prevents that answers depend on single bits of an image.
     """
     torch.manual_seed(seed)
     lessons = sorted((exact(case) for case in CASES), key=lambda lesson: (len(lesson.case.tools), len(lesson.pictures)))

@@ -37,6 +37,27 @@ def test_a_slip_is_named_with_what_was_meant(slip: str, meant: str) -> None:
     assert meant in text
 
 
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("max_model_len", "vram_plan_max_model_len"),
+        ("vllm_max_model_len", "vram_plan_max_model_len"),
+        ("vllm_service_max_model_len", "vram_plan_max_model_len"),
+        ("tensor_parallel_size", "vram_plan_tensor_parallel_size"),
+        ("enforce_eager", "vram_plan_enforce_eager"),
+        ("limit_mm_per_prompt", "vram_plan_images_per_prompt"),
+        ("vllm_mm_processor_kwargs", "vram_plan_max_pixels"),
+    ],
+)
+def test_a_flag_of_vllm_leads_to_the_variable_that_sets_it(flag: str, meant: str) -> None:
+    assert codes({flag}) == [f"[unknown_variable] {flag} is set, but nothing reads it. Fix: Did you mean {meant}?"]
+
+
+@pytest.mark.parametrize("name", ["port", "model", "seed", "max_pixels", "site_max_model_len"])
+def test_names_that_are_no_flags_of_the_plan_are_left_alone(name: str) -> None:
+    assert codes({name}) == []
+
+
 def test_an_invented_variable_of_a_role_is_refused() -> None:
     assert len(codes({"vllm_something_else_entirely"})) == 1
 
@@ -49,7 +70,10 @@ def test_an_invented_variable_of_a_role_is_refused() -> None:
         ("vllm_port", "eighty", {"type": "int"}, "wrong_type"),
         ("vllm_port", True, {"type": "int"}, "wrong_type"),
         ("preflight_min_free_gib", -1, {"type": "float"}, "out_of_range"),
-        ("vram_plan_context", "-5", {"type": "str"}, "out_of_range"),
+        ("vram_plan_max_model_len", "-5", {"type": "str"}, "out_of_range"),
+        ("vram_plan_max_model_len", "many", {"type": "str"}, "wrong_type"),
+        ("vram_plan_gpu_memory_utilization", 1.5, {"type": "str"}, "out_of_range"),
+        ("vram_plan_gpu_memory_utilization", "0", {"type": "str"}, "out_of_range"),
         ("preflight_min_free_gib", "much", {"type": "float"}, "wrong_type"),
         ("x", "gpu", {"type": "str", "choices": ["nvidia", "cpu"]}, "not_a_choice"),
         ("x", "maybe", {"type": "bool"}, "wrong_type"),
@@ -72,7 +96,7 @@ def test_refused_values(name: str, value: object, option: dict[str, object], cod
     [
         ("vllm_port", "8000", {"type": "int"}),
         ("vllm_port", 65535, {"type": "int"}),
-        ("vram_plan_context", "auto", {"type": "str"}),
+        ("vram_plan_max_model_len", "auto", {"type": "str"}),
         ("x", "yes", {"type": "bool"}),
         ("x", False, {"type": "bool"}),
         ("x", "/opt/vllm", {"type": "path"}),

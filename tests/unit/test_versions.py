@@ -76,8 +76,8 @@ def test_the_calibrated_version_is_the_newest_that_was_booted() -> None:
         ("roles/engine_image/README.md", r"imagetools inspect vllm/vllm-openai:v([\d.]+\d)", DEPLOYED),
         ("docs/deployment-vision.md", r"the security floor is ([\d.]+\d)", SECURITY_FLOOR),
         ("docs/deployment-vision.md", r"([\d.]+\d) is deployed", DEPLOYED),
-        ("roles/vllm/defaults/main.yml", r"security holes, below vLLM ([\d.]+\d)", SECURITY_FLOOR),
-        ("roles/vllm/meta/argument_specs.yml", r"security holes, below vLLM ([\d.]+\d)", SECURITY_FLOOR),
+        ("roles/vllm/defaults/main.yml", r"known vulnerabilities, below vLLM ([\d.]+\d)", SECURITY_FLOOR),
+        ("roles/vllm/meta/argument_specs.yml", r"known vulnerabilities, below vLLM ([\d.]+\d)", SECURITY_FLOOR),
         ("docs/planning.md", r"Boots of ([\d.]+\d) have not been measured", DEPLOYED),
     ],
 )

@@ -1,4 +1,4 @@
-"""Makes a result of a machine that is a hundred times as fast: hundredfold.py FROM TO."""
+"""hundredfold.py FROM TO: create the result of a machine that is a hundred times as fast."""
 
 import json
 import sys

@@ -1,6 +1,6 @@
-"""Sends a signal to vLLM's engine processes, and not to its HTTP server: /health stays green while nothing is computed.
+"""Sends a signal to vLLM's engine processes, but not to its HTTP server: /health still answers while the engine hangs.
 
-Runs in the engine's container: ``python3 signal_engine.py STOP`` or ``CONT``.
+Runs in the engine container: ``python3 signal_engine.py STOP`` or ``CONT``.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Kills the engine's container as soon as it computes two requests at once: kill_under_load.py URL CONTAINER DOCKER."""
+"""kill_under_load.py URL CONTAINER DOCKER: kill the engine container when it computes two requests concurrently."""
 
 import re
 import sys
@@ -16,4 +16,4 @@ while time.monotonic() < end:
         docker.APIClient(base_url=docker_host, version="auto").kill(container)
         sys.exit(0)
     time.sleep(0.1)
-sys.exit("no load came")
+sys.exit("there was no load")

@@ -24,12 +24,14 @@ from ansible_collections.inference.vllm.plugins.module_utils.planner.tensors imp
 # Tokens of one block of the KV cache (vLLM's default on CUDA).
 BLOCK = 16
 
+_BLACKWELL = 10
+
 KV_BYTES: Mapping[str, int] = {"bfloat16": 2, "fp8": 1}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the engine is told.
+    """The settings of the engine.
 
     Attributes:
         tensor_parallel: GPUs that share one copy of the model.
@@ -75,7 +77,7 @@ class Account:
         attention: Workspace of the attention kernels, made after the engine has profiled itself.
         kv_cache: What is left for the KV cache; negative where even the rest does not fit.
         regained: What a later start with kept caches gives to the KV cache on top: nothing is compiled then.
-        holes: Share of a step that is lost to holes between blocks.
+        fragmentation: Share of a step that is lost to fragmentation.
         outside: CUDA context and NCCL from before the engine's first measurement; not part of the budget.
         card: What CUDA gives a process on this GPU.
         kv_cache_tokens: Tokens that the KV cache holds.
@@ -94,7 +96,7 @@ class Account:
     attention: float
     kv_cache: float
     regained: float
-    holes: float
+    fragmentation: float
     outside: float
     card: float
     kv_cache_tokens: int
@@ -102,19 +104,19 @@ class Account:
 
     @property
     def resident(self) -> float:
-        """What the engine holds when it is idle after a later start, with the holes that the allocator keeps."""
+        """What the engine holds when it is idle after a later start, with what the allocator's fragmentation keeps."""
         cache = max(self.kv_cache + self.regained, 0.0)
         held = self.weights + self.context + self.states + self.cuda_graphs + self.attention + cache
         return self.outside + held + engines.FRAGMENTATION_GIB
 
     @property
     def step(self) -> float:
-        """What one step needs on top: encoding, computing or sampling, with the holes that it leaves.
+        """What one step needs on top: encoding, computing or sampling, with the fragmentation that it leaves.
 
         The encoder runs before the language model in the same step; its results stay while the language model runs.
         """
         peak = max(self.encoder, self.encoder_cache + self.activations, self.sampling)
-        return peak * (1 + self.holes)
+        return peak * (1 + self.fragmentation)
 
     @property
     def ready(self) -> float:
@@ -164,7 +166,7 @@ def account(model: Model, gpu: Gpu, engine: Engine, settings: Settings) -> Accou
         **terms,
         kv_cache=kv_cache,
         regained=regained,
-        holes=holes(model, settings),
+        fragmentation=fragmentation(model, settings),
         outside=outside(gpu, settings),
         card=gpu.usable_gib,
         kv_cache_tokens=tokens_held,
@@ -172,8 +174,8 @@ def account(model: Model, gpu: Gpu, engine: Engine, settings: Settings) -> Accou
     )
 
 
-def holes(model: Model, settings: Settings) -> float:
-    """Share of a step that is lost to holes between the allocator's blocks."""
+def fragmentation(model: Model, settings: Settings) -> float:
+    """Share of a step that is lost to fragmentation, free memory between the allocator's blocks."""
     if not model.vision:
         return engines.FRAGMENTATION_TEXT
     return engines.FRAGMENTATION_COPIED if settings.copies_encoder else engines.FRAGMENTATION
@@ -284,6 +286,22 @@ def sampling(model: Model, settings: Settings) -> float:
     return settings.max_num_seqs * model.text.vocab_size * (2 + 4 + 4 + 4) / GIB
 
 
+def kernels(model: Model, gpu: Gpu) -> str:
+    """How the weights of the language model are stored, and with which kernels vLLM computes on this GPU.
+
+    Source: kernels/linear/__init__.py; NVFP4 has kernels of its own from Blackwell on.
+    """
+    method, bits = model.quantization.method, model.quantization.weight_bits
+    if method == "none":
+        return "BF16"
+    if method == "fp8":
+        return f"FP8, {'native' if gpu.native_fp8 else 'Marlin'} kernels"
+    if method == "nvfp4":
+        return f"NVFP4, {'native' if gpu.compute_capability >= _BLACKWELL else 'Marlin'} kernels"
+    name = method.upper() if method == "awq" else method
+    return f"{name}, {bits} bits, {'Machete' if gpu.takes_machete else 'Marlin'} kernels"
+
+
 def encoder_tokens(model: Model, settings: Settings, largest: int) -> int:
     """Image tokens that the scheduler lets one step encode, with images of up to ``largest`` tokens.
 
@@ -372,8 +390,8 @@ def largest_captured(settings: Settings) -> int:
 
 
 def captured_batches(largest: int) -> int:
-    """Batches of at most so many tokens that are captured: 1, 2, 4, then every eighth below 256, then every sixteenth
-    (same source)."""
+    """Number of batches of at most ``largest`` tokens that are captured: 1, 2, 4, then every eighth size below 256,
+    then every sixteenth (same source)."""
     fine = len(range(8, min(largest + 1, 256), 8))
     coarse = len(range(256, largest + 1, 16))
     return sum(size <= largest for size in (1, 2, 4)) + fine + coarse

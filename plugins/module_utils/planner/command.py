@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +16,13 @@ from ansible_collections.inference.vllm.plugins.module_utils.closest import clos
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
 from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case, Plan
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import Model, from_entry, from_folder
-from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Wishes, fraction, whole_number
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import (
+    REQUIREMENTS,
+    Requirement,
+    Requirements,
+    option_name,
+    read,
+)
 from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import judge, solve
 from ansible_collections.inference.vllm.plugins.module_utils.planner.table import table
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
@@ -53,7 +60,9 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="vram-plan",
-        description="Say before the download whether a model fits GPUs, and with which flags of vLLM.",
+        description="Say before the download whether a model fits GPUs, and with which flags of vLLM. "
+        "Without --solve the settings are judged, and what is not given is vLLM's default; with --solve what is given "
+        "must hold, and the rest is found.",
         epilog="Exit code: 0 it fits, 1 it does not, 2 bad input.",
         allow_abbrev=False,
     )
@@ -63,54 +72,67 @@ def _parser() -> argparse.ArgumentParser:
     add("--gpu-total-gib", type=float, metavar="F", help="instead of --gpu: memory that CUDA gives a process, in GiB")
     add("--gpu-count", type=int, metavar="N", help="with --gpu-total-gib: number of GPUs")
     add("--compute-capability", type=float, metavar="X.Y", help="with --gpu-total-gib: for example 8.9")
-    add("--tensor-parallel-size", default="auto", metavar="N", help="GPUs that share one copy (as many as divide it)")
-    add("--gpu-memory-utilization", default="auto", metavar="F", help="share of each GPU (vLLM's 0.92)")
-    add("--budget-gib", type=float, metavar="F", help="the same in GiB, instead of a share")
-    add("--kv-cache-dtype", default="auto", choices=["auto", "bfloat16", "fp8"], help="type of the KV cache")
-    add("--max-num-seqs", default="auto", metavar="N", help="requests in one batch")
-    add("--max-num-batched-tokens", default="auto", metavar="N", help="tokens that one step computes")
-    add("--max-pixels", default="auto", metavar="N", help="pixels of one image after scaling")
-    add("--images-per-prompt", default="auto", metavar="N", help="images in one request")
-    add("--max-model-len", default="auto", metavar="N|auto", help="tokens of the longest request")
-    add("--concurrent-requests", default="1", metavar="N", help="requests of that length that must fit at once (1)")
-    add("--mm-encoder-tp-mode", default="weights", choices=["weights", "data"], help="split or copy the vision tower")
-    add("--enforce-eager", action="store_true", help="no CUDA graphs")
+    add(
+        "--catalogue-dir",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FOLDER",
+        help="folder with entries of your own, searched first; may be given several times",
+    )
+    for row in REQUIREMENTS:
+        _add_requirement(parser, row)
+    add("--budget-gib", type=float, metavar="F", help="memory of each GPU that the engine takes, instead of a share")
     add(
         "--engine-version",
         metavar="X.Y.Z",
-        help=f"vLLM whose check is foretold: {versions.CALIBRATED}, the newest that was measured; "
+        help=f"vLLM whose check is predicted: {versions.CALIBRATED}, the newest that was measured; "
         f"with --solve {versions.DEPLOYED}, which this project deploys",
     )
-    add("--solve", action="store_true", help="find the settings; what is given is a wish that must hold")
+    add("--solve", action="store_true", help="find the settings")
     add("--json", action="store_true", help="print JSON instead of a table")
     return parser
 
 
+def _add_requirement(parser: argparse.ArgumentParser, row: Requirement) -> None:
+    """One row of the table as an option, its help without the markup of Ansible's documentation."""
+    text = re.sub(r"\b[A-Z]\(([^)]*)\)", r"\1", row.help).rstrip(".")
+    text = text[0].lower() + text[1:] if text[1].islower() else text
+    if row.kind == "bool":
+        parser.add_argument(option_name(row.name), action="store_true", help=text)
+        return
+    option = row.option()
+    metavar = None if row.choices else {"int": "N", "float": "F"}[row.kind]
+    parser.add_argument(
+        option_name(row.name), default=option["default"], choices=option.get("choices"), metavar=metavar, help=text
+    )
+
+
 def _plan(options: argparse.Namespace) -> Plan:
-    model, ladder = _model(options.model)
+    model, ladder = _model(options.model, options.catalogue_dir)
     host = _host(options)
     version = options.engine_version or (versions.DEPLOYED if options.solve else versions.CALIBRATED)
     case = Case(model, host, engines.engine(version, is_moe=model.is_moe))
     way = solve if options.solve else judge
-    return way(case, _wishes(options), ladder)
+    return way(case, _requirements(options), ladder)
 
 
-def _model(name: str) -> tuple[Model, list[catalogue.Entry]]:
+def _model(name: str, own: Sequence[Path]) -> tuple[Model, list[catalogue.Entry]]:
     """The model and the entries that may replace it."""
     folder = Path(name)
-    if name not in catalogue.names() and folder.exists():
+    if name not in catalogue.names(own) and folder.exists():
         return from_folder(folder if folder.is_dir() else folder.parent), []
-    entry = _entry(name)
-    return from_entry(entry), [catalogue.load(other) for other in entry.alternatives]
+    entry = _entry(name, own)
+    return from_entry(entry), [catalogue.load(other, own) for other in entry.alternatives]
 
 
-def _entry(name: str) -> catalogue.Entry:
+def _entry(name: str, own: Sequence[Path]) -> catalogue.Entry:
     """The entry of that name, or of that repository on the hub, in any case."""
-    known = catalogue.names()
+    known = catalogue.names(own)
     if name in known:
-        return catalogue.load(name)
+        return catalogue.load(name, own)
     wanted = name.casefold()
-    for entry in catalogue.load_all().values():
+    for entry in catalogue.load_all(own).values():
         if wanted in (entry.name, entry.repository.casefold(), entry.repository.rsplit("/", 1)[-1].casefold()):
             return entry
     raise RefusalError(catalogue.unknown_model(name, known, "--model, as it is no folder either"))
@@ -146,28 +168,11 @@ def _host(options: argparse.Namespace) -> gpus.Host:
     return gpus.custom(options.gpu_total_gib, options.gpu_count, options.compute_capability)
 
 
-def _wishes(options: argparse.Namespace) -> Wishes:
+def _requirements(options: argparse.Namespace) -> Requirements:
     if options.budget_gib is not None and options.gpu_memory_utilization != "auto":
         raise RefusalError(
             Refusal(
                 "bad_arguments", "--budget-gib and --gpu-memory-utilization exclude each other.", "Give one of them."
             )
         )
-    return Wishes(
-        context=whole_number("--max-model-len", options.max_model_len),
-        concurrent_requests=whole_number("--concurrent-requests", options.concurrent_requests) or 1,
-        max_pixels=whole_number("--max-pixels", options.max_pixels),
-        images_per_prompt=whole_number("--images-per-prompt", options.images_per_prompt, least=0),
-        tensor_parallel_size=whole_number("--tensor-parallel-size", options.tensor_parallel_size),
-        gpu_memory_utilization=fraction("--gpu-memory-utilization", options.gpu_memory_utilization),
-        budget_gib=options.budget_gib,
-        kv_cache_dtype=_dtype(options),
-        max_num_seqs=whole_number("--max-num-seqs", options.max_num_seqs),
-        max_num_batched_tokens=whole_number("--max-num-batched-tokens", options.max_num_batched_tokens),
-        enforce_eager=options.enforce_eager,
-        copies_encoder=options.mm_encoder_tp_mode == "data",
-    )
-
-
-def _dtype(options: argparse.Namespace) -> str | None:
-    return None if options.kv_cache_dtype == "auto" else str(options.kv_cache_dtype)
+    return replace(read(vars(options), option_name), budget_gib=options.budget_gib)

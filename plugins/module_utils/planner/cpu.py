@@ -6,6 +6,7 @@ import re
 
 from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry
 from ansible_collections.inference.vllm.plugins.module_utils.contracts import PlanFile
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Requirements
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
 
 GIB = 2**30
@@ -13,8 +14,8 @@ GIB = 2**30
 # Resident memory of `vllm serve` 0.32.0 (CPU build) with a model of two million parameters: 2.7 GB, measured.
 ENGINE_GIB = 2.7e9 / GIB
 
-DEFAULT_CONTEXT = 4096
-DEFAULT_SEQUENCES = 4
+DEFAULT_MAX_MODEL_LEN = 4096
+DEFAULT_MAX_NUM_SEQS = 4
 
 
 def memory_of_host(meminfo: str) -> float:
@@ -33,33 +34,30 @@ def kv_bytes_per_token(entry: Entry) -> int:
 
 def plan_cpu(
     entry: Entry,
+    requirements: Requirements,
     *,
     memory_gib: float,
     kv_cache_gib: int,
-    context: int | None,
-    sequences: int | None,
-    images_per_prompt: int | None,
 ) -> PlanFile:
     """Plan an engine on the CPU.
 
     Args:
         entry: The model.
+        requirements: Length, number and images of the requests; those about GPUs are not read.
         memory_gib: Total memory of the host.
         kv_cache_gib: Memory that the KV cache gets; vLLM takes whole GiB.
-        context: Tokens of the longest request, None for the default.
-        sequences: Requests in one batch, None for the default.
-        images_per_prompt: Images in one request, None for what the catalogue says.
 
     Returns:
         The plan; its ``refusals`` are empty where it may be used.
     """
-    context = context or DEFAULT_CONTEXT
-    images = entry.images_per_prompt if images_per_prompt is None else images_per_prompt
+    max_model_len = requirements.max_model_len or DEFAULT_MAX_MODEL_LEN
+    requests = requirements.concurrent_requests
+    images = entry.images_per_prompt if requirements.images_per_prompt is None else requirements.images_per_prompt
     tokens = kv_cache_gib * GIB // kv_bytes_per_token(entry)
     refusals = [
         *_wrong_model(entry),
-        *_too_long(entry, context),
-        *_cache_too_small(context, kv_cache_gib, tokens),
+        *_too_long(entry, max_model_len),
+        *_cache_too_small(max_model_len, requests, kv_cache_gib, tokens),
         *_host_too_small(memory_gib, kv_cache_gib),
     ]
     return PlanFile(
@@ -69,10 +67,10 @@ def plan_cpu(
         starts=not refusals,
         survives=not refusals,
         kv_cache_tokens=tokens,
-        max_model_len=context,
+        max_model_len=max_model_len,
         flags={
-            "max-model-len": context,
-            "max-num-seqs": sequences or DEFAULT_SEQUENCES,
+            "max-model-len": max_model_len,
+            "max-num-seqs": requirements.max_num_seqs or max(DEFAULT_MAX_NUM_SEQS, requests),
             # Without it torch.compile lengthens the start from 42 s to 4 minutes.
             "enforce-eager": True,
             "limit-mm-per-prompt": {"image": images, "video": 0},
@@ -117,27 +115,32 @@ def _wrong_model(entry: Entry) -> list[Refusal]:
     ]
 
 
-def _too_long(entry: Entry, context: int) -> list[Refusal]:
+def _too_long(entry: Entry, max_model_len: int) -> list[Refusal]:
     longest = entry.shapes["text"]["max_position_embeddings"]
-    if context <= longest:
+    if max_model_len <= longest:
         return []
     return [
         Refusal(
             "context_beyond_model",
-            f"vram_plan_context: {context} tokens, but {entry.name} was made for at most {longest}.",
-            f"Set vram_plan_context to at most {longest}.",
+            f"vram_plan_max_model_len: {max_model_len} tokens, but {entry.name} was made for at most {longest}.",
+            f"Set vram_plan_max_model_len to at most {longest}.",
         )
     ]
 
 
-def _cache_too_small(context: int, kv_cache_gib: int, tokens: int) -> list[Refusal]:
-    if tokens >= context:
+def _cache_too_small(max_model_len: int, requests: int, kv_cache_gib: int, tokens: int) -> list[Refusal]:
+    if tokens >= max_model_len * requests:
         return []
+    asked = (
+        f"{requests} requests may have {max_model_len} each"
+        if requests > 1
+        else f"one request may have {max_model_len}"
+    )
     return [
         Refusal(
             "kv_cache_too_small",
-            f"vram_plan_cpu_kv_cache_gib: {kv_cache_gib} GiB hold {tokens} tokens, one request may have {context}.",
-            f"Lower vram_plan_context to at most {tokens}, or raise vram_plan_cpu_kv_cache_gib.",
+            f"vram_plan_cpu_kv_cache_gib: {kv_cache_gib} GiB hold {tokens} tokens, {asked}.",
+            f"Lower vram_plan_max_model_len to at most {tokens // requests}, or raise vram_plan_cpu_kv_cache_gib.",
         )
     ]
 

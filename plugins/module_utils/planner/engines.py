@@ -52,7 +52,7 @@ LARGEST_GRAPH = 512
 # 1.62 GiB for 35; with 51 batches a boot died while it captured with 2.4 GiB free.
 NCCL_GRAPH_GIB = 0.030
 
-# PyTorch cannot use the holes between live blocks. Measured at rest: 0.06 to 0.26 GiB reserved and not allocated. A
+# PyTorch cannot use the gaps between live blocks. Measured at rest: 0.06 to 0.26 GiB reserved and not allocated. A
 # step needs a tenth more than it allocates: boot 8b-any-image-0.92 died of a step of 1.37 GiB with 1.54 GiB left.
 # With the vision tower copied it needs more: a boot died with 0.38 GiB left of a step that had taken 0.63 GiB before.
 # A text model's step needs half as much again, as batches of other sizes leave blocks that do not serve the next: boot

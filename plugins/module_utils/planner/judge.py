@@ -1,4 +1,4 @@
-"""Judge complete settings: would the engine start, and would it survive the largest images that it permits?"""
+"""Judge complete settings: whether the engine would start, and survive the largest images that it permits."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Case:
     Attributes:
         model: The model.
         host: The GPUs.
-        engine: The version of vLLM whose start-up check is foretold.
+        engine: The version of vLLM whose start-up check is predicted.
         name: How messages call a setting: option of the command or variable of the role.
     """
 
@@ -61,14 +61,14 @@ class Plan:
 
     Attributes:
         case: Model, GPUs and engine.
-        settings: What the engine is told.
+        settings: The settings of the engine.
         account: Where the memory of one GPU goes.
-        max_model_len: Longest request: as told, or the most that fits.
+        max_model_len: Longest request: as set, or the most that fits.
         starts: What vLLM's own check would say.
         survives: Whether the largest permitted images leave head-room.
         refusals: Why not; empty where the plan may be used.
-        alternatives: Other models or wishes that were tried, each with ``fits`` and ``why``.
-        closest: Where wishes cannot be met, the plan for this model that comes closest.
+        alternatives: Other models or requirements that were tried, each with ``fits`` and ``why``.
+        closest: Where the requirements cannot be met, the plan for this model that comes closest.
     """
 
     case: Case
@@ -88,21 +88,21 @@ class Plan:
 
     def flags(self) -> dict[str, Any]:
         """vLLM's flags by name without dashes: all that decide about memory."""
-        told = self.settings
+        settings = self.settings
         flags: dict[str, Any] = {
-            "tensor-parallel-size": told.tensor_parallel,
-            "gpu-memory-utilization": round(told.budget_gib / self.case.host.gpu.usable_gib, 4),
-            "kv-cache-dtype": "fp8" if told.kv_cache_dtype == "fp8" else "auto",
-            "max-model-len": told.max_model_len or self.max_model_len,
-            "max-num-seqs": told.max_num_seqs,
-            "max-num-batched-tokens": told.max_num_batched_tokens,
+            "tensor-parallel-size": settings.tensor_parallel,
+            "gpu-memory-utilization": round(settings.budget_gib / self.case.host.gpu.usable_gib, 4),
+            "kv-cache-dtype": "fp8" if settings.kv_cache_dtype == "fp8" else "auto",
+            "max-model-len": settings.max_model_len or self.max_model_len,
+            "max-num-seqs": settings.max_num_seqs,
+            "max-num-batched-tokens": settings.max_num_batched_tokens,
         }
         if self.case.model.vision:
-            flags["limit-mm-per-prompt"] = {"image": told.images_per_prompt, "video": 0}
-            flags["mm-processor-kwargs"] = {"max_pixels": told.max_pixels}
-        if told.copies_encoder:
+            flags["limit-mm-per-prompt"] = {"image": settings.images_per_prompt, "video": 0}
+            flags["mm-processor-kwargs"] = {"max_pixels": settings.max_pixels}
+        if settings.copies_encoder:
             flags["mm-encoder-tp-mode"] = "data"
-        if told.enforce_eager:
+        if settings.enforce_eager:
             flags["enforce-eager"] = True
         return flags
 
@@ -152,8 +152,8 @@ class Plan:
             )
 
 
-def verdict(case: Case, settings: Settings, concurrent_requests: int = 1) -> Plan:
-    """Judge complete settings for so many requests of the longest length at once."""
+def judge_settings(case: Case, settings: Settings, concurrent_requests: int = 1) -> Plan:
+    """Judge complete settings for a number of requests of the longest length at once."""
     result = case.account(settings)
     fitting = result.kv_cache_tokens // concurrent_requests // BLOCK * BLOCK
     longest = min(fitting, case.model.text.max_position_embeddings)
@@ -164,23 +164,24 @@ def verdict(case: Case, settings: Settings, concurrent_requests: int = 1) -> Pla
         *_short_cache(case, settings, result, longest, concurrent_requests),
     ]
     start = start or _no_room(case, settings, result)
-    death = [] if result.ready > result.card else _death(case, settings, result)
+    under_load = [] if result.ready > result.card else _out_of_memory(case, settings, result)
     return Plan(
         case=case,
         settings=settings,
         account=result,
         max_model_len=wanted if wanted and not start else longest,
         starts=not start,
-        survives=not start and not death,
-        refusals=(*start, *death),
+        survives=not start and not under_load,
+        refusals=(*start, *under_load),
     )
 
 
 def highest_budget(case: Case, settings: Settings) -> float | None:
     """The budget at which the head-room is just the margin, on a grid of 0.01 of the card; None where there is none.
 
-    The KV cache takes what the budget leaves, so that the head-room falls by as much as the budget rises. Where no
-    boot of this engine was measured, the plan must also survive the larger cache that the measured one would make.
+    The KV cache takes what the budget leaves, and at a later start what is not compiled then, so that the head-room
+    falls by as much as the budget rises. Where no boot of this engine was measured, the plan must also survive the
+    larger cache that the measured one would make at a first start.
     """
     card = case.host.gpu.usable_gib
     empty = case.account(replace(settings, budget_gib=0.0))
@@ -188,7 +189,7 @@ def highest_budget(case: Case, settings: Settings) -> float | None:
     looser = measured.account(replace(settings, budget_gib=0.0))
     # At a budget b the cache is b + empty.kv_cache, which is minus what the engine counts.
     highest = min(
-        empty.headroom - MARGIN_GIB - empty.kv_cache,
+        empty.headroom - MARGIN_GIB - empty.kv_cache - empty.regained,
         looser.headroom - looser.kv_cache,
         empty.free_at_start,
         HIGHEST_UTILIZATION * card,
@@ -229,18 +230,27 @@ def _no_cache(case: Case, result: Account) -> list[Refusal]:
 
 def _short_cache(case: Case, settings: Settings, result: Account, longest: int, requests: int) -> list[Refusal]:
     """The second check of vLLM: one longest request must fit (kv_cache_utils.py: check_enough_kv_cache_memory)."""
-    wanted = settings.max_model_len
-    if wanted is None or result.kv_cache_tokens <= 0 or wanted <= longest:
+    # A length that is left open needs a block for each request.
+    wanted = settings.max_model_len or BLOCK
+    if result.kv_cache_tokens <= 0 or wanted <= longest:
         return []
-    name = case.name("context")
-    needed = math.ceil(wanted / BLOCK) * BLOCK * kv_bytes_per_token(case.model, settings) * requests / GIB
+    rounded = math.ceil(wanted / BLOCK) * BLOCK
+    at_once = result.kv_cache_tokens // rounded
+    name, several = case.name("max_model_len"), case.name("concurrent_requests")
+    needed = rounded * kv_bytes_per_token(case.model, settings) * requests / GIB
     of = f"{requests} requests of {wanted} tokens need" if requests > 1 else f"one request of {wanted} tokens needs"
+    fitting = [f"the longest that fits is {longest} tokens"] if longest else []
+    fixes = [f"set {name} to at most {longest}"] if longest else []
+    if at_once:
+        fitting.append(f"{at_once} of this length fit{'s' * (at_once == 1)} at once, more wait in the queue")
+        fixes.append(f"set {several} to at most {at_once}")
+    fix = " or ".join(fixes) or "use more or larger GPUs, or a smaller model"
     return [
         Refusal(
             "kv_cache_too_small",
             f"{name}: {of} {needed:.2f} GiB of KV cache per GPU, {result.kv_cache:.2f} GiB are available; "
-            f"the longest that fits is {longest} tokens.",
-            f"Set {name} to at most {longest}.",
+            f"{'; '.join(fitting) or 'not even one block of tokens fits'}.",
+            f"{fix[0].upper()}{fix[1:]}.",
         )
     ]
 
@@ -252,15 +262,15 @@ def _no_room(case: Case, settings: Settings, result: Account) -> list[Refusal]:
     return [
         Refusal(
             "out_of_memory_at_start",
-            f"It would die while it starts: with its KV cache, {result.cuda_graphs:.2f} GiB of CUDA graphs and one "
-            f"sampling for {settings.max_num_seqs} sequences it needs {result.ready:.2f} GiB of {result.card:.2f} GiB "
-            "per GPU.",
-            _mend(case, settings),
+            f"It would run out of memory at start-up: with its KV cache, {result.cuda_graphs:.2f} GiB of CUDA graphs "
+            f"and one sampling for {settings.max_num_seqs} sequences it needs {result.ready:.2f} GiB of "
+            f"{result.card:.2f} GiB per GPU.",
+            _suggest_fix(case, settings),
         )
     ]
 
 
-def _death(case: Case, settings: Settings, result: Account) -> list[Refusal]:
+def _out_of_memory(case: Case, settings: Settings, result: Account) -> list[Refusal]:
     """What the start-up check does not see: the largest permitted images, all at once."""
     if result.headroom >= 0:
         return []
@@ -268,19 +278,20 @@ def _death(case: Case, settings: Settings, result: Account) -> list[Refusal]:
     return [
         Refusal(
             "out_of_memory_under_load",
-            f"It would die: the running engine holds {result.resident:.2f} GiB of {result.card:.2f} GiB per GPU, "
-            f"{images} need {result.step:.2f} GiB more; {-result.headroom:.2f} GiB are missing.",
-            _mend(case, settings),
+            f"It would run out of memory under load: the running engine holds {result.resident:.2f} GiB of "
+            f"{result.card:.2f} GiB per GPU, {images} need {result.step:.2f} GiB more; {-result.headroom:.2f} GiB are "
+            "missing.",
+            _suggest_fix(case, settings),
         )
     ]
 
 
-def _mend(case: Case, settings: Settings) -> str:
-    """The flag that lets it survive: smaller images, else a smaller budget."""
+def _suggest_fix(case: Case, settings: Settings) -> str:
+    """The setting with which it survives: smaller images, else a smaller budget."""
     for pixels in PIXELS if case.model.vision else ():
         smaller = replace(settings, max_pixels=pixels)
         if pixels < settings.max_pixels and case.account(smaller).headroom >= 0:
-            return f"Cap the images: --mm-processor-kwargs '{{\"max_pixels\": {pixels}}}'."
+            return f"Cap the images: set {case.name('max_pixels')} to {pixels}."
     budget = highest_budget(case, settings)
     if budget is None or case.account(replace(settings, budget_gib=budget)).kv_cache <= 0:
         return "Use more or larger GPUs, or a smaller model."

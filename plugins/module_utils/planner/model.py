@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.inference.vllm.plugins.module_utils.catalogue import TEXT_SIZES, Entry, Quantization
+from ansible_collections.inference.vllm.plugins.module_utils.catalogue import (
+    TEXT_SIZES,
+    VISION_SIZES,
+    Entry,
+    Quantization,
+)
 from ansible_collections.inference.vllm.plugins.module_utils.planner.tensors import Tensor
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
@@ -184,21 +189,7 @@ _MOE_KEYS = {
     "experts": "num_experts",
     "experts_per_token": "num_experts_per_tok",
 }
-_VISION_KEYS = {
-    key: key
-    for key in (
-        "depth",
-        "hidden_size",
-        "intermediate_size",
-        "num_heads",
-        "in_channels",
-        "patch_size",
-        "temporal_patch_size",
-        "spatial_merge_size",
-        "num_position_embeddings",
-        "out_hidden_size",
-    )
-}
+_VISION_KEYS = {key: key for key in VISION_SIZES}
 
 
 def _sizes(name: str, section: str, config: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, int]:

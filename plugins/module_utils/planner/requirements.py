@@ -1,154 +1,271 @@
-"""What a caller may ask of a plan, and the refusal by name of what nobody can ask."""
+"""What a user may require of a plan: one table for role, module, command line and preflight.
+
+A requirement is one field of :class:`Requirements`, with what else is known of it; :data:`REQUIREMENTS` is the table.
+:func:`check` refuses by name what is impossible whatever the memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.planner.account import KV_BYTES
 from ansible_collections.inference.vllm.plugins.module_utils.planner.gpus import LOWEST_CAPABILITY, Host
-from ansible_collections.inference.vllm.plugins.module_utils.planner.model import Model
+from ansible_collections.inference.vllm.plugins.module_utils.planner.model import MIN_PIXELS, Model
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
 Namer = Callable[[str], str]
 
+AUTO = "auto"
+
 
 @dataclass(frozen=True)
-class Wishes:
-    """What the service shall do and what is already decided; None leaves the choice to the plan.
+class Requirement:
+    """One row of the table.
 
     Attributes:
-        context: Tokens that one request may hold.
-        concurrent_requests: Requests of that length whose KV cache must fit at once.
-        max_pixels: Pixels of one image after scaling.
-        images_per_prompt: Images in one request.
-        tensor_parallel_size: GPUs that share one copy of the model.
-        gpu_memory_utilization: Share of each GPU that the engine takes.
-        budget_gib: The same in GiB, instead of a share.
-        kv_cache_dtype: ``bfloat16`` or ``fp8``.
-        max_num_seqs: Requests in one batch.
-        max_num_batched_tokens: Tokens that one step computes.
-        enforce_eager: Whether no CUDA graphs are captured.
-        copies_encoder: Whether each GPU holds the whole vision tower.
+        name: As vLLM spells it.
+        kind: ``int``, ``float``, ``str`` or ``bool``.
+        help: What it means, in the markup of Ansible's documentation.
+        default: Its value where the user sets none; None is ``auto``, which leaves the choice to the plan.
+        least: Lowest number, None for no limit.
+        most: Highest number, None for no limit.
+        choices: Allowed texts, besides ``auto``; empty for any.
+        flag: The flag of ``vllm serve`` that it sets, without dashes; empty where it sets none.
+    """
+
+    name: str
+    kind: str
+    help: str
+    default: Any
+    least: float | None
+    most: float | None
+    choices: tuple[str, ...]
+    flag: str
+
+    @property
+    def allowed(self) -> str:
+        """The allowed values in words."""
+        if self.kind == "bool":
+            return "true or false"
+        values = list(self.choices)
+        if self.kind != "str":
+            number = "a whole number" if self.kind == "int" else "a number"
+            values = [f"{number} from {self.least}" + (f" to {self.most}" if self.most is not None else "")]
+        return " or ".join([AUTO, *values] if self.default is None else values)
+
+    def option(self) -> dict[str, Any]:
+        """The requirement as an option of a module or of a role."""
+        if self.default is not None:
+            return {"type": self.kind, "default": self.default} | ({"choices": [*self.choices]} if self.choices else {})
+        return {"type": "str", "default": AUTO} | ({"choices": [AUTO, *self.choices]} if self.choices else {})
+
+    def read(self, value: object, called: str) -> Any:
+        """The value that a user wrote, None for ``auto``; raises RefusalError with the name that the user knows."""
+        if self.default is None and str(value).strip() == AUTO:
+            return None
+        types: Mapping[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
+        try:
+            found = value if self.kind == "bool" else types[self.kind](str(value))
+        except ValueError:
+            found = None
+        if found is None or not self.accepts(found):
+            raise RefusalError(_impossible(called, value, self.allowed))
+        return found
+
+    def accepts(self, value: Any) -> bool:
+        """Whether a value is allowed; None is where the choice is left to the plan."""
+        if value is None:
+            return self.default is None
+        if self.kind == "bool":
+            return isinstance(value, bool)
+        if self.kind == "str":
+            return value in self.choices
+        # NaN is in no range.
+        return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
+
+
+def _row(
+    text: str,
+    *,
+    default: Any = None,
+    least: float | None = None,
+    most: float | None = None,
+    choices: tuple[str, ...] = (),
+    flag: str = "",
+) -> Any:
+    """A field of Requirements that is a row of the table."""
+    row = {"help": text, "least": least, "most": most, "choices": choices, "flag": flag}
+    return field(default=default, metadata={"row": row})
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What the service must do and what is already decided; None leaves the choice to the plan.
+
+    The last two are no rows of the table: they describe a measured boot, and the first of them is an option of the
+    command only.
+
+    Attributes:
+        budget_gib: Memory of each GPU that the engine takes, instead of a share.
         caches_kept: Whether caches of an earlier start are there; None for a plan that holds with and without.
     """
 
-    context: int | None = None
-    concurrent_requests: int = 1
-    max_pixels: int | None = None
-    images_per_prompt: int | None = None
-    tensor_parallel_size: int | None = None
-    gpu_memory_utilization: float | None = None
+    max_model_len: int | None = _row(
+        "Tokens that one request may hold, prompt and answer together. V(auto) is the longest that fits.",
+        least=1,
+        flag="max-model-len",
+    )
+    concurrent_requests: int = _row(
+        "Requests of that length whose KV cache must fit at once; more requests wait in the queue.",
+        default=1,
+        least=1,
+    )
+    max_pixels: int | None = _row(
+        "Pixels of one image after scaling. V(auto) is the most that survives.",
+        least=MIN_PIXELS,
+        flag="mm-processor-kwargs",
+    )
+    images_per_prompt: int | None = _row(
+        "Images in one request. V(auto) is what the catalogue says.",
+        least=0,
+        flag="limit-mm-per-prompt",
+    )
+    tensor_parallel_size: int | None = _row(
+        "GPUs that share one copy of the model. V(auto) is as many as divide it.",
+        least=1,
+        most=64,
+        flag="tensor-parallel-size",
+    )
+    gpu_memory_utilization: float | None = _row(
+        "Share of each GPU's memory that the engine takes. V(auto) is the highest that survives.",
+        least=0.01,
+        most=1,
+        flag="gpu-memory-utilization",
+    )
+    kv_cache_dtype: str | None = _row(
+        "Type of the KV cache; V(fp8) halves it. V(auto) lets the plan choose.",
+        choices=tuple(KV_BYTES),
+        flag="kv-cache-dtype",
+    )
+    max_num_seqs: int | None = _row(
+        "Requests in one batch. V(auto) lets the plan choose.",
+        least=1,
+        flag="max-num-seqs",
+    )
+    max_num_batched_tokens: int | None = _row(
+        "Tokens that one step computes. V(auto) lets the plan choose.",
+        least=1,
+        flag="max-num-batched-tokens",
+    )
+    enforce_eager: bool = _row(
+        "Capture no CUDA graphs: saves their memory, costs speed.",
+        default=False,
+        flag="enforce-eager",
+    )
+    mm_encoder_tp_mode: str = _row(
+        "Split the vision tower over the GPUs (V(weights)), or copy it to each and split the images (V(data)).",
+        default="weights",
+        choices=("weights", "data"),
+        flag="mm-encoder-tp-mode",
+    )
     budget_gib: float | None = None
-    kv_cache_dtype: str | None = None
-    max_num_seqs: int | None = None
-    max_num_batched_tokens: int | None = None
-    enforce_eager: bool = False
-    copies_encoder: bool = False
     caches_kept: bool | None = None
 
 
-def option_name(attribute: str) -> str:
-    """The attribute as an option of ``bin/vram-plan``."""
-    return {"context": "--max-model-len"}.get(attribute, "--" + attribute.replace("_", "-"))
+#: The table, in the order in which options are listed.
+REQUIREMENTS: tuple[Requirement, ...] = tuple(
+    # Annotations are texts here: "int | None" is a whole number or auto.
+    Requirement(item.name, str(item.type).partition(" ")[0], default=item.default, **item.metadata["row"])
+    for item in fields(Requirements)
+    if "row" in item.metadata
+)
 
 
-def variable_name(attribute: str) -> str:
-    """The attribute as a variable of role vram_plan."""
-    return f"vram_plan_{attribute}"
+def option_name(name: str) -> str:
+    """A requirement as an option of ``bin/vram-plan``."""
+    return "--" + name.replace("_", "-")
 
 
-def whole_number(name: str, value: str | int, least: int = 1) -> int | None:
-    """A whole number of at least ``least``, or None for ``auto``; raises RefusalError that names the variable."""
-    if str(value).strip() == "auto":
-        return None
-    try:
-        number = int(str(value))
-    except ValueError:
-        number = least - 1
-    if number < least:
-        raise RefusalError(
-            Refusal(
-                "impossible_value",
-                f"{name}: {value!r} is not a whole number of at least {least}.",
-                f"Set {name} to auto or to a whole number from {least}.",
-            )
-        )
-    return number
+def variable_name(name: str) -> str:
+    """A requirement as a variable of role vram_plan."""
+    return f"vram_plan_{name}"
 
 
-def fraction(name: str, value: str | float) -> float | None:
-    """A number above 0 and up to 1, or None for ``auto``; raises RefusalError that names the variable."""
-    if str(value).strip() == "auto":
-        return None
-    try:
-        number = float(value)
-    except ValueError:
-        number = 0.0
-    if not 0 < number <= 1:
-        raise RefusalError(
-            Refusal(
-                "impossible_value",
-                f"{name}: {value!r} is not a number above 0 and up to 1.",
-                f"Set {name} to auto or to a share such as 0.92.",
-            )
-        )
-    return number
+#: Flags of ``vllm serve`` that a variable of role vram_plan sets, and that variable.
+VARIABLE_OF_FLAG: Mapping[str, str] = {row.flag: variable_name(row.name) for row in REQUIREMENTS if row.flag}
 
 
-def check(wishes: Wishes, model: Model, host: Host, name: Namer) -> list[Refusal]:
+def options() -> dict[str, dict[str, Any]]:
+    """The requirements as options of a module, without their documentation."""
+    # None is a secret, though Ansible takes a name with "token" for one.
+    return {row.name: row.option() | {"no_log": False} for row in REQUIREMENTS}
+
+
+def read(values: Mapping[str, Any], name: Namer) -> Requirements:
+    """Requirements from what a user wrote, as text or typed; raises RefusalError with all that is not allowed."""
+    found: dict[str, Any] = {}
+    refusals: list[Refusal] = []
+    for row in REQUIREMENTS:
+        try:
+            found[row.name] = row.read(values[row.name], name(row.name))
+        except RefusalError as error:
+            refusals += error.refusals
+    if refusals:
+        raise RefusalError(*refusals)
+    return Requirements(**found)
+
+
+def check(requirements: Requirements, model: Model, host: Host, name: Namer) -> list[Refusal]:
     """All that is impossible whatever the memory; an empty list where a plan may be tried."""
+    values = {row: getattr(requirements, row.name) for row in REQUIREMENTS}
+    wrong = {row: value for row, value in values.items() if not row.accepts(value)}
+    if wrong:
+        # What follows compares possible values.
+        return [_impossible(name(row.name), value, row.allowed) for row, value in wrong.items()]
     return [
-        *_numbers(wishes, name),
-        *_images(wishes, model, name),
-        *_context(wishes, model, name),
+        *_batches(requirements, name),
+        *_images(requirements, model, name),
+        *_length(requirements, model, name),
         *_gpu(host),
-        *_parallel(wishes, model, host, name),
-        *_budget(wishes, host, name),
+        *_parallel(requirements, model, host, name),
+        *_budget(requirements, host, name),
     ]
 
 
-def _numbers(wishes: Wishes, name: Namer) -> list[Refusal]:
+def _batches(requirements: Requirements, name: Namer) -> list[Refusal]:
     found = []
-    for attribute in ("concurrent_requests", "tensor_parallel_size", "max_num_seqs", "max_num_batched_tokens"):
-        value = getattr(wishes, attribute)
-        if value is not None and value < 1:
-            found.append(_impossible(name(attribute), value, "at least 1"))
-    if wishes.gpu_memory_utilization is not None and not 0 < wishes.gpu_memory_utilization <= 1:
-        found.append(_impossible(name("gpu_memory_utilization"), wishes.gpu_memory_utilization, "above 0 and up to 1"))
-    if wishes.kv_cache_dtype not in (None, *KV_BYTES):
-        found.append(_impossible(name("kv_cache_dtype"), wishes.kv_cache_dtype, "auto, bfloat16 or fp8"))
-    seqs, batched = wishes.max_num_seqs, wishes.max_num_batched_tokens
-    if seqs is not None and batched is not None and 1 <= batched < seqs:
+    seqs, batched = requirements.max_num_seqs, requirements.max_num_batched_tokens
+    if seqs is not None and batched is not None and batched < seqs:
         # vLLM refuses it itself (SchedulerConfig).
         found.append(_impossible(name("max_num_batched_tokens"), batched, f"at least {name('max_num_seqs')} ({seqs})"))
-    if seqs is not None and 1 <= seqs < wishes.concurrent_requests:
-        least = f"at least {name('concurrent_requests')} ({wishes.concurrent_requests})"
+    if seqs is not None and seqs < requirements.concurrent_requests:
+        least = f"at least {name('concurrent_requests')} ({requirements.concurrent_requests})"
         found.append(_impossible(name("max_num_seqs"), seqs, least))
     return found
 
 
-def _images(wishes: Wishes, model: Model, name: Namer) -> list[Refusal]:
+def _images(requirements: Requirements, model: Model, name: Namer) -> list[Refusal]:
     found = []
     vision = model.vision
     if vision is None:
         for attribute in ("max_pixels", "images_per_prompt"):
-            if getattr(wishes, attribute):
-                found.append(_impossible(name(attribute), getattr(wishes, attribute), "auto: the model has no vision"))
+            if getattr(requirements, attribute):
+                value = getattr(requirements, attribute)
+                found.append(_impossible(name(attribute), value, "auto: the model has no vision"))
         return found
-    if wishes.images_per_prompt is not None and wishes.images_per_prompt < 0:
-        found.append(_impossible(name("images_per_prompt"), wishes.images_per_prompt, "at least 0"))
-    if wishes.max_pixels is not None and not vision.min_pixels <= wishes.max_pixels <= vision.max_pixels:
+    if requirements.max_pixels is not None and not vision.min_pixels <= requirements.max_pixels <= vision.max_pixels:
         allowed = f"from {vision.min_pixels} to {vision.max_pixels}, what the image processor takes"
-        found.append(_impossible(name("max_pixels"), wishes.max_pixels, allowed))
+        found.append(_impossible(name("max_pixels"), requirements.max_pixels, allowed))
     return found
 
 
-def _context(wishes: Wishes, model: Model, name: Namer) -> list[Refusal]:
-    longest = model.text.max_position_embeddings
-    if wishes.context is None or 1 <= wishes.context <= longest:
+def _length(requirements: Requirements, model: Model, name: Namer) -> list[Refusal]:
+    longest, wanted = model.text.max_position_embeddings, requirements.max_model_len
+    if wanted is None or wanted <= longest:
         return []
-    return [_impossible(name("context"), wishes.context, f"from 1 to {longest}, what {model.name} was made for")]
+    return [_impossible(name("max_model_len"), wanted, f"from 1 to {longest}, what {model.name} was made for")]
 
 
 def _gpu(host: Host) -> list[Refusal]:
@@ -166,24 +283,24 @@ def _gpu(host: Host) -> list[Refusal]:
     ]
 
 
-def parallel_size(wishes: Wishes, model: Model, host: Host) -> int:
-    """GPUs that share one copy: as wished, else as many of the host's as divide the model."""
-    if wishes.tensor_parallel_size is not None:
-        return wishes.tensor_parallel_size
-    return next(size for size in range(host.count, 0, -1) if size == 1 or not _undivided(wishes, model, size))
+def parallel_size(requirements: Requirements, model: Model, host: Host) -> int:
+    """GPUs that share one copy: as required, else as many of the host's as divide the model."""
+    if requirements.tensor_parallel_size is not None:
+        return requirements.tensor_parallel_size
+    return next(size for size in range(host.count, 0, -1) if size == 1 or not _undivided(requirements, model, size))
 
 
-def _parallel(wishes: Wishes, model: Model, host: Host, name: Namer) -> list[Refusal]:
-    size = wishes.tensor_parallel_size
-    if size is None or size < 1:
+def _parallel(requirements: Requirements, model: Model, host: Host, name: Namer) -> list[Refusal]:
+    size = requirements.tensor_parallel_size
+    if size is None:
         return []
     variable = name("tensor_parallel_size")
     if size > host.count:
         return [_impossible(variable, size, f"at most the number of GPUs, {host.count}")]
-    bad = _undivided(wishes, model, size)
+    bad = _undivided(requirements, model, size)
     if not bad:
         return []
-    good = [str(number) for number in range(1, size) if not _undivided(wishes, model, number)]
+    good = [str(number) for number in range(1, size) if not _undivided(requirements, model, number)]
     return [
         Refusal(
             "impossible_parallelism",
@@ -193,11 +310,11 @@ def _parallel(wishes: Wishes, model: Model, host: Host, name: Namer) -> list[Ref
     ]
 
 
-def _undivided(wishes: Wishes, model: Model, size: int) -> list[str]:
-    """What of a model so many GPUs cannot share evenly (vLLM refuses it)."""
+def _undivided(requirements: Requirements, model: Model, size: int) -> list[str]:
+    """What of a model this number of GPUs cannot share evenly (vLLM refuses it)."""
     text, vision, block = model.text, model.vision, model.quantization.block
     parts = {"attention heads": text.num_attention_heads, "the vocabulary": text.vocab_size}
-    if vision and not wishes.copies_encoder:
+    if vision and requirements.mm_encoder_tp_mode == "weights":
         parts |= {"heads of the vision tower": vision.num_heads, "its inner size": vision.intermediate_size}
     bad = [f"{what} ({number})" for what, number in parts.items() if number % size]
     if text.num_key_value_heads % size and size % text.num_key_value_heads:
@@ -207,12 +324,12 @@ def _undivided(wishes: Wishes, model: Model, size: int) -> list[str]:
     return bad
 
 
-def _budget(wishes: Wishes, host: Host, name: Namer) -> list[Refusal]:
-    if wishes.budget_gib is None or 0 < wishes.budget_gib <= host.gpu.usable_gib:
+def _budget(requirements: Requirements, host: Host, name: Namer) -> list[Refusal]:
+    if requirements.budget_gib is None or 0 < requirements.budget_gib <= host.gpu.usable_gib:
         return []
     allowed = f"above 0 and up to {host.gpu.usable_gib:g} GiB, the memory of {host.gpu.name}"
-    return [_impossible(name("budget_gib"), wishes.budget_gib, allowed)]
+    return [_impossible(name("budget_gib"), requirements.budget_gib, allowed)]
 
 
 def _impossible(name: str, value: object, allowed: str) -> Refusal:
-    return Refusal("impossible_value", f"{name}: {value} is not possible; allowed is {allowed}.", f"Change {name}.")
+    return Refusal("impossible_value", f"{name}: {value} is not possible; allowed: {allowed}.", f"Change {name}.")

@@ -1,14 +1,16 @@
-"""Two ways to a plan: judge given settings as vLLM would, or find the settings that meet the wishes."""
+"""Two ways to a plan: judge given settings as vLLM would, or find the settings that meet the requirements."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines
 from ansible_collections.inference.vllm.plugins.module_utils.planner.account import (
+    BLOCK,
     Settings,
     image_tokens,
     kv_bytes_per_token,
@@ -21,10 +23,14 @@ from ansible_collections.inference.vllm.plugins.module_utils.planner.judge impor
     Case,
     Plan,
     highest_budget,
-    verdict,
+    judge_settings,
 )
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
-from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Wishes, check, parallel_size
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import (
+    Requirements,
+    check,
+    parallel_size,
+)
 from ansible_collections.inference.vllm.plugins.module_utils.planner.tensors import GIB
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
@@ -38,53 +44,51 @@ _SMALL_DEFAULTS = (256, 2048)
 # Batches that the solver tries, in the order of preference: requests in one batch, tokens in one step.
 _BATCHES = ((128, 8192), (64, 4096), (32, 2048), (8, 2048), (8, 1024))
 
-# With the context left open the solver gives up to three tenths of it for larger images and batches, and stays with
-# BF16 where that holds at least this many tokens (an fp8 cache has uncalibrated scales).
+# With the length left open the solver gives up to three tenths of it for larger images and batches, and stays with
+# BF16 where that holds at least this many tokens (an fp8 cache has uncalibrated scales). It takes no plan whose cache
+# holds less than one prompt with one largest image; who needs less names the length.
 _WORTH = 0.7
 _ENOUGH_CONTEXT = 65_536
 _LEAST_CONTEXT = 2_048
 _FP8_CACHE_CAPABILITY = 8.9
 
 
-def judge(case: Case, wishes: Wishes, ladder: Sequence[Entry] = ()) -> Plan:
+def judge(case: Case, requirements: Requirements, ladder: Sequence[Entry] = ()) -> Plan:
     """Say of given settings whether the engine starts and survives; what is not given is vLLM's default.
 
     Raises RefusalError for what is impossible whatever the memory.
     """
-    _refuse(case, wishes)
-    seqs, batched = default_batches(case.host)
-    settings = replace(
-        _settings(case, wishes, "bfloat16", (seqs, batched), _most_pixels(case)),
-        budget_gib=_budget(case, wishes),
-        max_model_len=wishes.context,
-    )
-    plan = verdict(case, settings, wishes.concurrent_requests)
+    _refuse(case, requirements)
+    settings = _settings(case, requirements, "bfloat16", default_batches(case.host), _most_pixels(case))
+    settings = replace(settings, budget_gib=_budget(case, requirements) or DEFAULT_UTILIZATION * _card(case))
+    plan = judge_settings(case, settings, requirements.concurrent_requests)
     if plan.fits:
         return plan
     # What to do instead: the same service, with the settings left to the solver.
-    service = Wishes(
-        context=wishes.context,
-        concurrent_requests=wishes.concurrent_requests,
-        images_per_prompt=wishes.images_per_prompt,
-        tensor_parallel_size=wishes.tensor_parallel_size,
-        copies_encoder=wishes.copies_encoder,
-        caches_kept=wishes.caches_kept,
+    service = Requirements(
+        max_model_len=requirements.max_model_len,
+        concurrent_requests=requirements.concurrent_requests,
+        images_per_prompt=requirements.images_per_prompt,
+        tensor_parallel_size=requirements.tensor_parallel_size,
+        mm_encoder_tp_mode=requirements.mm_encoder_tp_mode,
+        caches_kept=requirements.caches_kept,
     )
-    return replace(plan, alternatives=tuple(_rungs(case, service, ladder)), closest=_closest(case, service))
+    _, closest = _closest(case, service)
+    return replace(plan, alternatives=tuple(_rungs(case, service, ladder)), closest=closest)
 
 
-def solve(case: Case, wishes: Wishes, ladder: Sequence[Entry] = ()) -> Plan:
-    """Find the settings that meet the wishes; where none do, say which wish breaks and walk the ladder.
+def solve(case: Case, requirements: Requirements, ladder: Sequence[Entry] = ()) -> Plan:
+    """Find the settings that meet the requirements; where none do, say which one breaks and walk the ladder.
 
     Raises RefusalError for what is impossible whatever the memory.
     """
-    _refuse(case, wishes)
-    found = _search(case, wishes)
+    _refuse(case, requirements)
+    found = _search(case, requirements)
     if found:
-        return found
-    closest = _closest(case, wishes)
-    plan = replace(_unmet(case, wishes, closest), starts=False, survives=False) if closest else _frugal(case, wishes)
-    return replace(plan, alternatives=tuple(_rungs(case, wishes, ladder)), closest=closest)
+        return replace(found, alternatives=tuple(_longer(case, requirements, found)))
+    met, closest = _closest(case, requirements)
+    plan = _unmet(case, requirements, met, closest) if closest else _smallest_plan(case, requirements)
+    return replace(plan, alternatives=tuple(_rungs(case, requirements, ladder)), closest=closest)
 
 
 def default_batches(host: Host) -> tuple[int, int]:
@@ -93,150 +97,279 @@ def default_batches(host: Host) -> tuple[int, int]:
     return _LARGE_DEFAULTS if large else _SMALL_DEFAULTS
 
 
-def _search(case: Case, wishes: Wishes) -> Plan | None:
-    """The first candidate, in the order of preference, that meets the wishes; None where none does."""
-    plans = [plan for plan in _candidates(case, wishes) if _useful(plan)]
-    if wishes.context:
-        enough = [_told(plan, wishes.context) for plan in plans if plan.max_model_len >= wishes.context]
-        return next(iter(_roomy(enough) or enough), None)
+def _search(case: Case, requirements: Requirements) -> Plan | None:
+    """The first candidate, in the order of preference, that meets the requirements; None where none does."""
+    tried = (_candidate(case, requirements, settings) for settings in combinations(case, requirements))
+    plans: Sequence[Plan] = [plan for plan in tried if plan]
+    if requirements.max_model_len is None:
+        plans = _longest([plan for plan in plans if plan.account.kv_cache_tokens >= _least_tokens(plan)])
+    chosen = _with_room(plans)
+    if chosen is None:
+        return None
+    return replace(chosen, settings=replace(chosen.settings, max_model_len=chosen.max_model_len))
+
+
+def combinations(case: Case, requirements: Requirements) -> list[Settings]:
+    """The settings that the solver may choose, without a budget, in the order of preference."""
+    offered = (
+        _settings(case, requirements, dtype, batch, area)
+        for dtype in _dtypes(case)
+        for area in _areas(case)
+        for batch in _BATCHES
+    )
+    return list(dict.fromkeys(offered))
+
+
+def _dtypes(case: Case) -> list[str]:
+    return ["bfloat16", "fp8"] if case.host.gpu.compute_capability >= _FP8_CACHE_CAPABILITY else ["bfloat16"]
+
+
+def _areas(case: Case) -> list[int]:
+    """Image sizes to offer, largest first; 0 without vision."""
+    most = _most_pixels(case)
+    return [most, *(area for area in PIXELS if area < most)]
+
+
+def _settings(case: Case, requirements: Requirements, dtype: str, batch: tuple[int, int], area: int) -> Settings:
+    """Settings without a budget: what is required, else what is offered."""
+    seqs = requirements.max_num_seqs or max(batch[0], requirements.concurrent_requests)
+    has_vision = case.model.vision is not None
+    images = requirements.images_per_prompt
+    return Settings(
+        tensor_parallel=parallel_size(requirements, case.model, case.host),
+        budget_gib=0.0,
+        kv_cache_dtype=requirements.kv_cache_dtype or dtype,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=requirements.max_num_batched_tokens or max(batch[1], seqs),
+        max_pixels=(requirements.max_pixels or area) if has_vision else 0,
+        images_per_prompt=(case.model.images_per_prompt if images is None else images) if has_vision else 0,
+        max_model_len=requirements.max_model_len,
+        enforce_eager=requirements.enforce_eager,
+        copies_encoder=has_vision and requirements.mm_encoder_tp_mode == "data",
+        caches_kept=requirements.caches_kept,
+    )
+
+
+def _candidate(case: Case, requirements: Requirements, settings: Settings) -> Plan | None:
+    """The plan with these settings and the highest budget that leaves the margin; None where it does not fit."""
+    required = _budget(case, requirements)
+    budget = required or highest_budget(case, settings)
+    if budget is None:
+        return None
+    plan = judge_settings(case, replace(settings, budget_gib=budget), requirements.concurrent_requests)
+    # An explicit budget overrides the safety margin.
+    return plan if plan.fits and (required or plan.account.headroom >= MARGIN_GIB) else None
+
+
+def _possible(case: Case, requirements: Requirements) -> bool:
+    """Whether a named length fits with any combination: with the smallest images and batch, or with none."""
+    smallest = (_settings(case, requirements, dtype, _BATCHES[-1], _areas(case)[-1]) for dtype in _dtypes(case))
+    return any(_candidate(case, requirements, settings) for settings in smallest)
+
+
+def _longest(plans: Sequence[Plan]) -> Sequence[Plan]:
+    """Of plans whose length is left open those that are long enough to choose among them by images and batches."""
     wide = [plan for plan in plans if plan.settings.kv_cache_dtype == "bfloat16"]
     if max((plan.max_model_len for plan in wide), default=0) >= _ENOUGH_CONTEXT:
         plans = wide
     best = max((plan.max_model_len for plan in plans), default=0)
-    good = [plan for plan in plans if plan.max_model_len >= _WORTH * best]
-    chosen = next(iter(_roomy(good) or good), None)
-    return _told(chosen, chosen.max_model_len) if chosen else None
+    return [plan for plan in plans if plan.max_model_len >= _WORTH * best]
 
 
-def _candidates(case: Case, wishes: Wishes) -> Iterator[Plan]:
-    """Every combination that starts and survives, each with the highest budget that leaves the margin."""
-    dtypes = ["bfloat16"]
-    if case.host.gpu.compute_capability >= _FP8_CACHE_CAPABILITY:
-        dtypes.append("fp8")
-    most = _most_pixels(case)
-    areas = dict.fromkeys([most, *(area for area in PIXELS if area < most)]) if case.model.vision else [0]
-    combinations = dict.fromkeys(
-        _settings(case, wishes, dtype, batch, area) for dtype in dtypes for area in areas for batch in _BATCHES
-    )
-    for settings in combinations:
-        budget = _budget(case, wishes) if _has_budget(wishes) else highest_budget(case, settings)
-        if budget is None:
-            continue
-        plan = verdict(case, replace(settings, budget_gib=budget), wishes.concurrent_requests)
-        # Who names the budget takes the margin in his own hands.
-        if plan.fits and (_has_budget(wishes) or plan.account.headroom >= MARGIN_GIB):
-            yield plan
+def _with_room(plans: Sequence[Plan]) -> Plan | None:
+    """The first plan in which all images of one prompt, or at least one, leave half of it for text.
+
+    Where none does, the one with the smallest images; None where there are no plans.
+    """
+
+    def has_room(plan: Plan, images: int) -> bool:
+        return 2 * images * image_tokens(plan.case.model, plan.settings.max_pixels) <= plan.max_model_len
+
+    for plan in plans:
+        if has_room(plan, plan.settings.images_per_prompt):
+            return plan
+    smallest = min(plans, key=lambda plan: plan.settings.max_pixels, default=None)
+    return next((plan for plan in plans if has_room(plan, 1)), smallest)
 
 
-def _settings(case: Case, wishes: Wishes, dtype: str, batch: tuple[int, int], area: int) -> Settings:
-    """Settings without a budget: what is wished, else what is offered."""
-    seqs = wishes.max_num_seqs or max(batch[0], wishes.concurrent_requests)
-    images = case.model.images_per_prompt if wishes.images_per_prompt is None else wishes.images_per_prompt
-    return Settings(
-        tensor_parallel=parallel_size(wishes, case.model, case.host),
-        budget_gib=0.0,
-        kv_cache_dtype=wishes.kv_cache_dtype or dtype,
-        max_num_seqs=seqs,
-        max_num_batched_tokens=wishes.max_num_batched_tokens or max(batch[1], seqs),
-        max_pixels=(wishes.max_pixels or area) if case.model.vision else 0,
-        images_per_prompt=images if case.model.vision else 0,
-        enforce_eager=wishes.enforce_eager,
-        copies_encoder=wishes.copies_encoder,
-        caches_kept=wishes.caches_kept,
-    )
-
-
-def _closest(case: Case, wishes: Wishes) -> Plan | None:
-    """A plan for this model with as few wishes given up as possible."""
-    no_context = replace(wishes, context=None)
-    single = replace(no_context, concurrent_requests=1)
-    for fewer in (
-        no_context,
-        replace(wishes, max_pixels=None),
-        single,
-        replace(no_context, max_pixels=None),
-        replace(single, max_pixels=None, gpu_memory_utilization=None, budget_gib=None),
-        Wishes(tensor_parallel_size=wishes.tensor_parallel_size),
-    ):
+def _closest(case: Case, requirements: Requirements) -> tuple[Requirements, Plan | None]:
+    """A plan for this model that gives up as little as possible, after what it meets; None where there is no plan."""
+    for fewer in _concessions(case, requirements):
         found = _search(case, fewer)
         if found:
-            return found
-    return None
+            return fewer, found
+    return requirements, None
 
 
-def _unmet(case: Case, wishes: Wishes, closest: Plan) -> Plan:
-    """The closest plan, told what was wished: with the wish that breaks, and by how much."""
-    told, name = closest.settings, case.name
+def _concessions(case: Case, requirements: Requirements) -> Iterator[Requirements]:
+    """The requirements, then with more and more of them given up."""
+    yield requirements
+    at_once = _most_at_once(case, requirements)
+    if at_once:
+        yield replace(requirements, concurrent_requests=at_once)
+    length = _most_tokens(case, requirements)
+    if length >= _LEAST_CONTEXT + image_tokens(case.model, requirements.max_pixels or _areas(case)[-1]):
+        yield replace(requirements, max_model_len=length)
+    any_image = replace(requirements, max_pixels=None)
+    yield any_image
+    yield replace(any_image, max_model_len=_most_tokens(case, any_image) or None)
+    if length:
+        yield replace(requirements, max_model_len=length)
+    single = replace(any_image, max_model_len=None, concurrent_requests=1)
+    yield single
+    yield replace(single, gpu_memory_utilization=None, budget_gib=None)
+    yield Requirements(tensor_parallel_size=requirements.tensor_parallel_size)
+
+
+def _most_at_once(case: Case, requirements: Requirements) -> int:
+    """How many requests of the required length fit at once; 0 where not even one does."""
+    return _largest(
+        requirements.concurrent_requests,
+        lambda requests: _possible(case, replace(requirements, concurrent_requests=requests)),
+    )
+
+
+def _most_tokens(case: Case, requirements: Requirements) -> int:
+    """The longest request that fits under the other requirements, in whole blocks of the cache; 0 where none does."""
+    most = requirements.max_model_len or case.model.text.max_position_embeddings
+    return BLOCK * _largest(
+        most // BLOCK, lambda blocks: _possible(case, replace(requirements, max_model_len=BLOCK * blocks))
+    )
+
+
+def _largest(most: int, fits: Callable[[int], bool]) -> int:
+    """The largest number from 1 to ``most`` that fits, where all smaller ones fit too; 0 where none does."""
+    return bisect_left(range(1, most + 1), True, key=lambda number: not fits(number))
+
+
+def _unmet(case: Case, requirements: Requirements, met: Requirements, closest: Plan) -> Plan:
+    """The closest plan under the length that was required: with the requirement that breaks, and by how much."""
     found = []
-    if wishes.context and closest.max_model_len < wishes.context:
-        requests = wishes.concurrent_requests
-        needed = wishes.context * requests * kv_bytes_per_token(case.model, told) / GIB
-        found.append(
-            Refusal(
-                "context_too_long",
-                f"{name('context')}: {f'{requests} x ' if requests > 1 else ''}{wishes.context} tokens need "
-                f"{needed:.2f} GiB of KV cache per GPU in {told.kv_cache_dtype}; {closest.account.kv_cache:.2f} GiB "
-                f"are left, for at most {closest.max_model_len} tokens.",
-                f"Set {name('context')} to at most {closest.max_model_len}, or take an alternative.",
-            )
-        )
-    if wishes.max_pixels and told.max_pixels < wishes.max_pixels:
+    if met == replace(requirements, concurrent_requests=met.concurrent_requests):
+        found.append(_too_many(case, requirements, met, closest))
+    elif met.max_model_len and met.max_model_len != requirements.max_model_len:
+        found.append(_too_long(case, requirements, met, closest))
+    if requirements.max_pixels and closest.settings.max_pixels < requirements.max_pixels:
+        name, pixels = case.name("max_pixels"), closest.settings.max_pixels
         found.append(
             Refusal(
                 "images_too_large",
-                f"{name('max_pixels')}: images of {wishes.max_pixels} pixels do not survive; {told.max_pixels} do.",
-                f"Set {name('max_pixels')} to {told.max_pixels} or to auto.",
+                f"{name}: images of {requirements.max_pixels} pixels do not survive; {pixels} do.",
+                f"Set {name} to {pixels} or to auto.",
             )
         )
     if not found:
-        given = ", ".join(f"{name(key)} {value}" for key, value in vars(wishes).items() if value not in (None, False))
+        defaults = vars(Requirements())
+        given = (f"{case.name(key)} {value}" for key, value in vars(requirements).items() if value != defaults[key])
         flags = ", ".join(f"{flag} {value}" for flag, value in closest.flags().items())
-        found.append(
-            Refusal("wishes_do_not_fit", f"No settings meet all of {given} on {case.host}.", f"These fit: {flags}.")
-        )
-    return replace(closest, settings=replace(told, max_model_len=wishes.context), refusals=tuple(found))
+        message = f"No settings meet all of {', '.join(given)} on {case.host}."
+        found.append(Refusal("wishes_do_not_fit", message, f"These fit: {flags}."))
+    settings = replace(closest.settings, max_model_len=requirements.max_model_len)
+    return replace(closest, settings=settings, refusals=tuple(found), starts=False, survives=False)
 
 
-def _frugal(case: Case, wishes: Wishes) -> Plan:
-    """The verdict on the most frugal settings, to say why even they do not fit."""
-    budget = _budget(case, wishes) if _has_budget(wishes) else HIGHEST_UTILIZATION * case.host.gpu.usable_gib
-    offered = _settings(case, wishes, "fp8", _BATCHES[-1], min(PIXELS))
-    settings = replace(offered, budget_gib=budget, max_model_len=wishes.context or _LEAST_CONTEXT)
-    plan = verdict(case, settings, wishes.concurrent_requests)
+def _too_many(case: Case, requirements: Requirements, met: Requirements, closest: Plan) -> Refusal:
+    """More requests than the KV cache holds at once."""
+    name, several = case.name("max_model_len"), case.name("concurrent_requests")
+    at_once, length = met.concurrent_requests, _most_tokens(case, requirements)
+    shorter = f", {name} to at most {length}" if length else ""
+    of_this = " of this length" if requirements.max_model_len else ""
+    fitting = (
+        f"{at_once} request{'s' * (at_once > 1)}{of_this} fit{'s' * (at_once == 1)} at once, more wait in the queue"
+    )
+    return Refusal(
+        "context_too_long",
+        f"{_needed_cache(case, requirements, closest)}; {fitting}.",
+        f"Set {several} to at most {at_once}{shorter}, or take an alternative.",
+    )
+
+
+def _too_long(case: Case, requirements: Requirements, met: Requirements, closest: Plan) -> Refusal:
+    """A longer request than the KV cache holds, or no useful one."""
+    name, length = case.name("max_model_len"), met.max_model_len
+    fix = f"Set {name} to at most {length}, or take an alternative."
+    longest = f"the longest request that fits has {length} tokens"
+    if requirements.max_model_len is None:
+        least = f"{name}: auto asks for at least {_least_tokens(closest)} tokens, a prompt with one image"
+        return Refusal("context_too_short", f"{least}; {longest}.", fix)
+    chosen = case.model.vision and not requirements.max_pixels
+    images = f", with images of at most {closest.settings.max_pixels} pixels" if chosen else ""
+    return Refusal("context_too_long", f"{_needed_cache(case, requirements, closest)}; {longest}{images}.", fix)
+
+
+def _needed_cache(case: Case, requirements: Requirements, closest: Plan) -> str:
+    """The KV cache that is needed and the one that is left, as the beginning of a message."""
+    wanted, requests = requirements.max_model_len, requirements.concurrent_requests
+    if wanted is None:
+        return f"{case.name('concurrent_requests')}: {requests} requests of any length do not fit"
+    needed = wanted * requests * kv_bytes_per_token(case.model, closest.settings) / GIB
+    begin = f"{case.name('max_model_len')}: {f'{requests} x ' * (requests > 1)}{wanted} tokens"
+    if needed <= closest.account.kv_cache:
+        # Not the cache but a batch of that many requests is too large.
+        return f"{begin} do not fit"
+    return (
+        f"{begin} need {needed:.2f} GiB of KV cache per GPU in {closest.settings.kv_cache_dtype}, "
+        f"{closest.account.kv_cache:.2f} GiB are left"
+    )
+
+
+def _smallest_plan(case: Case, requirements: Requirements) -> Plan:
+    """The verdict on the smallest settings, to say why even they do not fit."""
+    settings = _settings(case, requirements, _dtypes(case)[-1], _BATCHES[-1], _areas(case)[-1])
+    settings = replace(settings, max_model_len=requirements.max_model_len or _LEAST_CONTEXT)
+    budget = _budget(case, requirements) or highest_budget(case, settings) or HIGHEST_UTILIZATION * _card(case)
+    plan = judge_settings(case, replace(settings, budget_gib=budget), requirements.concurrent_requests)
     if plan.refusals:
         return plan
     tight = Refusal(
         "no_margin",
-        f"{case.model.name} leaves {plan.account.headroom:.2f} GiB free on {case.host} with the most frugal settings; "
-        f"a plan asks for {MARGIN_GIB:.1f} GiB.",
-        "Take an alternative, or give all settings yourself.",
+        f"{case.model.name} leaves {plan.account.headroom:.2f} GiB free on {case.host} with the smallest settings; "
+        f"a plan keeps {MARGIN_GIB:.1f} GiB free.",
+        f"Take an alternative, or set {case.name('gpu_memory_utilization')}, which leaves out the margin.",
     )
     return replace(plan, refusals=(tight,), survives=False)
 
 
-def _rungs(case: Case, wishes: Wishes, ladder: Sequence[Entry]) -> Iterator[dict[str, Any]]:
-    """The ladder of alternatives with the same wishes, up to the first that fits: smaller images, then other models."""
+def _longer(case: Case, requirements: Requirements, found: Plan) -> Iterator[dict[str, Any]]:
+    """The same model with an FP8 cache, where that would hold longer requests than the plan with BF16 does."""
+    is_open = requirements.max_model_len is None and requirements.kv_cache_dtype is None
+    if not is_open or found.settings.kv_cache_dtype == "fp8" or "fp8" not in _dtypes(case):
+        return
+    other = _search(case, replace(requirements, kv_cache_dtype="fp8"))
+    if other and other.max_model_len > found.max_model_len:
+        name = case.name("kv_cache_dtype")
+        yield other.summary() | {
+            "fits": True,
+            "why": f"longer requests with {name} fp8, whose scales are not calibrated",
+        }
+
+
+def _rungs(case: Case, requirements: Requirements, ladder: Sequence[Entry]) -> Iterator[dict[str, Any]]:
+    """The alternatives, up to the first that fits: smaller images, then other models under the same requirements."""
     if case.model.vision:
-        rung = _capped(case, wishes)
+        rung = _capped(case, requirements)
         yield rung
         if rung["fits"]:
             return
     for entry in ladder:
-        rung = _rung(case, wishes, entry)
+        rung = _rung(case, requirements, entry)
         yield rung
         if rung["fits"]:
             return
 
 
-def _capped(case: Case, wishes: Wishes) -> dict[str, Any]:
-    found = _search(case, replace(wishes, max_pixels=None))
+def _capped(case: Case, requirements: Requirements) -> dict[str, Any]:
+    found = _search(case, replace(requirements, max_pixels=None))
     if found:
         return found.summary() | {"fits": True, "why": f"with images of at most {found.settings.max_pixels} pixels"}
-    room = f"for {wishes.context} tokens" if wishes.context else "for the KV cache"
+    room = "for the KV cache"
+    if requirements.max_model_len:
+        requests = requirements.concurrent_requests
+        room = f"for {f'{requests} x ' * (requests > 1)}{requirements.max_model_len} tokens"
     return {"model": case.model.name, "fits": False, "why": f"smaller images do not leave room {room}"}
 
 
-def _rung(case: Case, wishes: Wishes, entry: Entry) -> dict[str, Any]:
+def _rung(case: Case, requirements: Requirements, entry: Entry) -> dict[str, Any]:
     out: dict[str, Any] = {"model": entry.name, "fits": False}
     capability = case.host.gpu.compute_capability
     if entry.min_compute_capability and capability < entry.min_compute_capability:
@@ -245,7 +378,7 @@ def _rung(case: Case, wishes: Wishes, entry: Entry) -> dict[str, Any]:
         model = from_entry(entry)
         engine = engines.engine(case.engine.version, is_moe=model.is_moe)
         other = replace(case, model=model, engine=engine)
-        kept = wishes if model.vision else replace(wishes, max_pixels=None, images_per_prompt=None)
+        kept = requirements if model.vision else replace(requirements, max_pixels=None, images_per_prompt=None)
         plan = solve(other, kept)
     except RefusalError as error:
         return out | {"why": error.refusals[0].message}
@@ -254,40 +387,27 @@ def _rung(case: Case, wishes: Wishes, entry: Entry) -> dict[str, Any]:
     return out | {"why": plan.refusals[0].message}
 
 
-def _useful(plan: Plan) -> bool:
-    """Whether one request holds a prompt with one largest image."""
-    return plan.max_model_len >= _LEAST_CONTEXT + image_tokens(plan.case.model, plan.settings.max_pixels)
-
-
-def _roomy(plans: Sequence[Plan]) -> list[Plan]:
-    """The plans in which the images of one prompt leave half of it for text."""
-    return [
-        plan
-        for plan in plans
-        if 2 * plan.settings.images_per_prompt * image_tokens(plan.case.model, plan.settings.max_pixels)
-        <= plan.max_model_len
-    ]
-
-
-def _told(plan: Plan, context: int) -> Plan:
-    return replace(plan, settings=replace(plan.settings, max_model_len=context), max_model_len=context)
+def _least_tokens(plan: Plan) -> int:
+    """Tokens of a prompt with one of the largest images."""
+    return _LEAST_CONTEXT + image_tokens(plan.case.model, plan.settings.max_pixels)
 
 
 def _most_pixels(case: Case) -> int:
     return case.model.vision.max_pixels if case.model.vision else 0
 
 
-def _has_budget(wishes: Wishes) -> bool:
-    return wishes.gpu_memory_utilization is not None or wishes.budget_gib is not None
+def _card(case: Case) -> float:
+    return case.host.gpu.usable_gib
 
 
-def _budget(case: Case, wishes: Wishes) -> float:
-    if wishes.budget_gib is not None:
-        return wishes.budget_gib
-    return (wishes.gpu_memory_utilization or DEFAULT_UTILIZATION) * case.host.gpu.usable_gib
+def _budget(case: Case, requirements: Requirements) -> float | None:
+    """The budget in GiB that is required; None where it is left to the plan."""
+    if requirements.gpu_memory_utilization is not None:
+        return requirements.gpu_memory_utilization * _card(case)
+    return requirements.budget_gib
 
 
-def _refuse(case: Case, wishes: Wishes) -> None:
-    refusals = check(wishes, case.model, case.host, case.name)
+def _refuse(case: Case, requirements: Requirements) -> None:
+    refusals = check(requirements, case.model, case.host, case.name)
     if refusals:
         raise RefusalError(*refusals)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils.planner.account import BLOCK, kernels
 from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Plan
 
 _TERMS = (
@@ -19,20 +21,22 @@ _TERMS = (
     ("resident", "held by the idle engine"),
     ("activations", "a full step of the language model"),
     ("encoder", "the largest images in the encoder"),
-    ("step", "needed on top, with the allocator's holes"),
+    ("step", "needed on top, with the allocator's fragmentation"),
     ("headroom", "left when the largest images arrive together"),
 )
 
 
 def table(plan: Plan) -> str:
     """The plan as lines of text: verdicts, account, flags, refusals, alternatives."""
-    return "\n".join(_lines(plan.file().as_dict(), plan.case.engine.basis))
+    case = plan.case
+    return "\n".join(_lines(plan.file().as_dict(), kernels(case.model, case.host.gpu), case.engine.basis))
 
 
-def _lines(plan: dict[str, Any], basis: str) -> Iterator[str]:
+def _lines(plan: dict[str, Any], weights: str, basis: str) -> Iterator[str]:
     gpu, engine = plan["gpus"][0], plan["engine"]
     yield f"Model    {plan['model']}"
-    yield f"GPUs     {len(plan['gpus'])}x {gpu['name']}, {gpu['total_gib']:g} GiB each, FP8 {gpu['fp8']}"
+    yield f"Weights  {weights}"
+    yield f"GPUs     {len(plan['gpus'])}x {gpu['name']}, {gpu['total_gib']:g} GiB each"
     yield f"Engine   vLLM {engine['version']} ({basis})"
     yield f"Starts   {_yes(plan['starts'])}"
     yield f"Survives {_yes(plan['survives'])}"
@@ -43,6 +47,9 @@ def _lines(plan: dict[str, Any], basis: str) -> Iterator[str]:
         yield f"  {account[key]:8.2f}  {meaning}"
     yield ""
     yield f"KV cache holds {plan['kv_cache_tokens']} tokens; longest request {plan['max_model_len']} tokens."
+    if plan["max_model_len"]:
+        at_once = plan["kv_cache_tokens"] // (math.ceil(plan["max_model_len"] / BLOCK) * BLOCK)
+        yield f"Requests of that length at once: {at_once}; more wait in the queue."
     if not plan["refusals"]:
         yield "Flags"
         yield from _flags(plan["flags"])

@@ -170,7 +170,7 @@ def text(seen: Mapping[str, Any]) -> str:
             "",
             *(["What differs:", *differing, ""] if differing else ["Both are made of the same.", ""]),
             *(["Checks that ended differently:", *changed, ""] if changed else []),
-            *(columns(lines) if seen["figures"] else ["There is no figure that both have."]),
+            *(columns(lines) if seen["figures"] else ["The releases have no figure in common."]),
             "",
             f"{counts['better']} better, {counts['worse']} worse, {counts['same']} within {seen['tolerance']}",
         ]

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils import versions
+from ansible_collections.inference.vllm.plugins.module_utils.catalogue import REASONING_PARSERS, TOOL_CALL_PARSERS
 from ansible_collections.inference.vllm.plugins.module_utils.closest import closest
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import VARIABLE_OF_FLAG
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
 
 #: Layers in the order in which they are merged, and how each is called in a message.
@@ -28,9 +30,8 @@ LAYERS: Mapping[str, str] = {
 
 #: What to do instead where a layer sets a flag that belongs to another one.
 OWNERS_FIX: Mapping[str, str] = {
-    "catalogue": "Change the model's entry in catalogue/.",
+    "catalogue": "Set it in an entry of your own; vllm_catalogue_dirs names the folder.",
     "service": "Use the variables of role vllm_service.",
-    "plan": "Use the variables of role vram_plan, so that the plan accounts for it.",
     "user": "Set it in vllm_service_extra_flags.",
 }
 
@@ -95,9 +96,9 @@ _ROWS: tuple[Flag, ...] = (
     Flag("disable-fastapi-docs", "bool", _SERVICE),
     Flag("served-model-name", "list", _CATALOGUE),
     # What the model needs.
-    Flag("tool-call-parser", "str", _CATALOGUE, choices=("hermes", "qwen3_coder", "qwen3_xml")),
+    Flag("tool-call-parser", "str", _CATALOGUE, choices=TOOL_CALL_PARSERS),
     Flag("enable-auto-tool-choice", "bool", _CATALOGUE),
-    Flag("reasoning-parser", "str", _CATALOGUE, choices=("qwen3",)),
+    Flag("reasoning-parser", "str", _CATALOGUE, choices=REASONING_PARSERS),
     Flag("quantization", "str", _CATALOGUE),
     Flag("load-format", "str", _CATALOGUE, choices=("auto", "safetensors", "fastsafetensors", "dummy")),
     Flag("chat-template-content-format", "str", ("catalogue", "user"), choices=("auto", "string", "openai")),
@@ -411,12 +412,17 @@ def _not_allowed_here(name: str, layer: str) -> Refusal | None:
         return Refusal("flag_refused", f"{where}: {name} is never set, because {row.why}.", "Remove it.")
     if layer in row.owners:
         return None
-    owner = row.owners[0]
+    # Where the plan has a variable for it, that is the way, whichever other layer may set it.
+    variable = VARIABLE_OF_FLAG.get(name)
+    owner = "plan" if variable else row.owners[0]
     because = f" ({row.why})" if row.why else ""
+    if owner == "plan" and not variable:
+        message = f"{where}: {name} changes the engine's memory, and the planner does not account for it{because}."
+        return Refusal("flag_of_plan", message, "Remove it; no variable sets it.")
     return Refusal(
         f"flag_of_{owner}",
         f"{where}: {name} is set by {LAYERS[owner]} alone{because}.",
-        f"Remove it there. {OWNERS_FIX[owner]}",
+        f"Remove it there. {f'Set {variable}.' if variable else OWNERS_FIX[owner]}",
     )
 
 

@@ -1,7 +1,7 @@
-"""build.py FOLDER: make signed apt repositories in the layout of NVIDIA's, with stand-ins for its packages.
+"""build.py FOLDER: build signed apt repositories in the layout of NVIDIA's, with stand-ins for its packages.
 
-packages.yml says what is in them. The key is made on the spot and is thrown away; a second key, `wrong.pub`, signs
-nothing. Needs dpkg-deb and gpg. A folder that holds what this code and data make is left alone.
+packages.yml lists their contents. Each build creates a new key and deletes it afterwards; a second key, `wrong.pub`,
+signs nothing. Needs dpkg-deb and gpg. A folder that is up to date is not changed.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ HERE = Path(__file__).parent
 
 
 def values_of(version: str) -> dict[str, str]:
-    """What placeholders of packages.yml stand for."""
+    """Values of the placeholders in packages.yml."""
     upstream = version.rsplit("-", 1)[0]
     return {"version": version, "upstream": upstream, "branch": upstream.rsplit(".", 1)[0]}
 
 
 def fill(text: str, values: Mapping[str, str]) -> str:
-    """The text with its placeholders filled in; other braces stay."""
+    """Replace the placeholders in a text; other braces stay."""
     for name, value in values.items():
         text = text.replace("{" + name + "}", value)
     return text
 
 
 def control(package: Mapping[str, Any], values: Mapping[str, str]) -> str:
-    """The package's control file."""
+    """Content of the control file of a package."""
     fields = {
         "Package": package["name"],
         "Version": values["version"],
@@ -60,7 +60,7 @@ def contents(package: Mapping[str, Any], values: Mapping[str, str]) -> Iterable[
 
 
 def build_package(package: Mapping[str, Any], version: str, folder: Path) -> None:
-    """One .deb in the folder."""
+    """Build one .deb in the folder."""
     values = values_of(version)
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch, "root")
@@ -81,7 +81,7 @@ def build_package(package: Mapping[str, Any], version: str, folder: Path) -> Non
 
 
 def run(*argv: str, **options: Any) -> str:
-    """What a command printed; a failure shows its errors."""
+    """Output of a command. Exits with its error output if the command fails."""
     done = subprocess.run(argv, check=False, capture_output=True, text=True, **options)
     if done.returncode:
         sys.exit(f"{' '.join(argv)}: {done.stderr}")
@@ -89,7 +89,7 @@ def run(*argv: str, **options: Any) -> str:
 
 
 def index(folder: Path) -> None:
-    """Packages and Release of a flat repository."""
+    """Write Packages and Release of a flat repository."""
     entries = []
     for deb in sorted(folder.glob("*.deb")):
         data = deb.read_bytes()
@@ -108,17 +108,17 @@ def index(folder: Path) -> None:
 
 
 class Keyring:
-    """Two keys that live as long as the build; only the first one signs."""
+    """Two temporary keys; only the first one signs."""
 
     def __init__(self, home: str) -> None:
-        """Make them."""
+        """Create the keys."""
         self.home = home
         for name in ("signing", "wrong"):
             self.gpg("--pinentry-mode", "loopback", "--passphrase", "", "--quick-gen-key", self.mail(name), "rsa3072")
 
     @staticmethod
     def mail(name: str) -> str:
-        """Address in a key."""
+        """Mail address in a key."""
         return f"{name}@example.invalid"
 
     def gpg(self, *argv: str) -> str:
@@ -130,19 +130,19 @@ class Keyring:
         return self.gpg("--armor", "--export", self.mail(name))
 
     def sign(self, release: Path) -> None:
-        """InRelease beside the Release."""
+        """Write InRelease next to the Release file."""
         target = release.with_name("InRelease")
         self.gpg("--local-user", self.mail("signing"), "--clearsign", "--output", str(target), str(release))
 
 
 def recipe() -> str:
-    """A hash of everything that decides what is built."""
+    """Hash of all inputs of the build."""
     files = sorted(path for path in HERE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def build(target: Path) -> None:
-    """All repositories below the folder."""
+    """Build all repositories below the folder."""
     data = yaml.safe_load((HERE / "packages.yml").read_text())
     with tempfile.TemporaryDirectory(prefix="gpg") as home:
         keyring = Keyring(home)
@@ -161,14 +161,14 @@ def build(target: Path) -> None:
 
 
 def main() -> None:
-    """Build into the folder of the command line."""
+    """Build into the folder given on the command line."""
     target = Path(sys.argv[1]).resolve()
     stamp = target / "recipe"
     if stamp.is_file() and stamp.read_text() == recipe():
         print(f"{target} present")
         return
     if target.exists() and not stamp.is_file() and any(target.iterdir()):
-        sys.exit(f"{target} holds something else")
+        sys.exit(f"{target} contains other files")
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
     build(target)

@@ -1,8 +1,8 @@
 #!/bin/bash
-# image.sh SUITE FOLDER: make a virtual machine of a Debian with its standard kernel: FOLDER/root.img (its disk),
-# FOLDER/boot.img (a GRUB that starts the kernel and the initramfs that it finds there) and FOLDER/key (for root, by
-# ssh). A folder that holds what this recipe makes is left alone. Needs root, mmdebstrap, grub-pc-bin and e2fsprogs.
-# What is not Debian's in it: nvidia.c, built for its kernel, and what puts it in place.
+# image.sh SUITE FOLDER: create a virtual machine with Debian and its standard kernel: FOLDER/root.img (disk),
+# FOLDER/boot.img (GRUB, which boots the kernel and the initramfs on that disk) and FOLDER/key (SSH key of root). A folder
+# that is up to date is not changed. Needs root, mmdebstrap, grub-pc-bin and e2fsprogs. Not from Debian: the module
+# nvidia.c and the script in-place-of-dkms, which installs it.
 set -euo pipefail
 suite=$1 folder=$2
 here=$(cd "$(dirname "$0")" && pwd)
@@ -17,7 +17,7 @@ work=$(mktemp -d "$folder/work.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 ssh-keygen -q -t ed25519 -N '' -C test -f "$folder/key"
 
-# What a PCI bus with a GPU on it makes udev ask for, under the same condition: that no file blacklists it.
+# Loads the modules that udev would load for a GPU on the PCI bus, unless they are blacklisted.
 printf 'nouveau\nnvidia\n' >"$work/gpu.conf"
 printf '[Match]\nType=ether\n[Network]\nDHCP=ipv4\n' >"$work/wired.network"
 echo 'DPkg::Post-Invoke {"/usr/local/sbin/in-place-of-dkms";};' >"$work/apt.conf"
@@ -28,7 +28,7 @@ kernel=$(basename /lib/modules/*)
 version=580.95.05
 make -s -C "/lib/modules/$kernel/build" M=/usr/local/src/nvidia DRIVER_VERSION=$version modules
 install -D -m 0644 /usr/local/src/nvidia/nvidia.ko /usr/local/lib/nvidia/$version.ko
-# An initramfs with what this machine boots with, so that emulation makes one in seconds.
+# A small initramfs, so that an emulated machine builds it in seconds.
 printf 'MODULES=list\nCOMPRESS=gzip\nCOMPRESSLEVEL=1\n' >/etc/initramfs-tools/conf.d/small
 printf 'virtio_pci\nvirtio_blk\next4\n' >/etc/initramfs-tools/modules
 update-initramfs -u -k all
@@ -37,11 +37,11 @@ systemctl --quiet mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer
 echo 'LABEL=root / ext4 defaults,noatime 0 1' >/etc/fstab
 echo vm >/etc/hostname
 printf '127.0.0.1 localhost vm\n' >/etc/hosts
-# It has no way out: what it needs is in it, or is brought by the test.
+# The machine has no network access.
 rm -f /etc/apt/sources.list /etc/apt/sources.list.d/*
 SETUP
 
-# The mirror that this machine uses, where it is a Debian; else mmdebstrap's own default.
+# The mirror of this machine if it runs Debian, or mmdebstrap's default.
 mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Component: main' \
   | grep -E '/debian/?$' | head -n 1 || true)
 mmdebstrap --quiet --format=directory --variant=minbase --components=main \
@@ -61,7 +61,7 @@ mmdebstrap --quiet --format=directory --variant=minbase --components=main \
 truncate --size=4G "$folder/root.img"
 mkfs.ext4 -q -L root -d "$work/root" "$folder/root.img"
 
-# The initramfs must be the one that the machine has on its disk when it starts, so GRUB reads it and not qemu.
+# GRUB instead of qemu loads the kernel, so that the machine boots with the current initramfs on its disk.
 cat >"$work/grub.cfg" <<'GRUB'
 search --set=root --label root
 linux /vmlinuz root=LABEL=root console=ttyS0 net.ifnames=0 mitigations=off quiet

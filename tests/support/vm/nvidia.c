@@ -1,4 +1,4 @@
-/* Stand-in for the driver's kernel module: it drives nothing, and says its version where the real one does. */
+/* Stand-in for the driver's kernel module: drives no hardware, and reports its version in /proc like the real module. */
 #include <linux/module.h>
 #include <linux/proc_fs.h>
 #include <linux/seq_file.h>

@@ -23,7 +23,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.fi
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
 from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
-from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Wishes
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Requirements
 from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import solve
 from support.paths import FIXTURES, ROOT
 
@@ -44,18 +44,18 @@ def test_matrix_is_whole(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "model", "wishes"),
+    ("name", "model", "requirements"),
     [
-        ("plan-fp8", "qwen3-vl-32b-instruct-fp8", Wishes()),
-        ("plan-1mp", "qwen3-vl-32b-instruct-fp8", Wishes(max_pixels=1_048_576)),
-        ("plan-4bit-128k", "qwen3-vl-32b-instruct-awq", Wishes(context=131_072)),
-        ("text-plan-fp8", "qwen3-vl-32b-instruct-fp8", Wishes()),
-        ("baseline-awq", "qwen3-32b-awq", Wishes()),
+        ("plan-fp8", "qwen3-vl-32b-instruct-fp8", Requirements()),
+        ("plan-1mp", "qwen3-vl-32b-instruct-fp8", Requirements(max_pixels=1_048_576)),
+        ("plan-4bit-128k", "qwen3-vl-32b-instruct-awq", Requirements(max_model_len=131_072)),
+        ("text-plan-fp8", "qwen3-vl-32b-instruct-fp8", Requirements()),
+        ("baseline-awq", "qwen3-32b-awq", Requirements()),
     ],
 )
-def test_boot_of_a_plan_carries_what_the_planner_says(name: str, model: str, wishes: Wishes) -> None:
+def test_boot_of_a_plan_carries_what_the_planner_says(name: str, model: str, requirements: Requirements) -> None:
     case = Case(from_entry(catalogue.load(model)), gpus.parse("2x RTX 4090"), engines.engine(versions.DEPLOYED))
-    plan = solve(case, wishes)
+    plan = solve(case, requirements)
     (boot,) = (boot for path in MATRICES for boot in read(path) if boot["name"] == name)
     assert plan.fits
     wanted = {
@@ -65,7 +65,7 @@ def test_boot_of_a_plan_carries_what_the_planner_says(name: str, model: str, wis
         "max_num_seqs": plan.settings.max_num_seqs,
         "max_num_batched_tokens": plan.settings.max_num_batched_tokens,
         "images_per_prompt": plan.settings.images_per_prompt,
-        "context": plan.max_model_len,
+        "max_model_len": plan.max_model_len,
         "max_pixels": plan.settings.max_pixels,
     }
     # A text model has no images.
@@ -214,7 +214,7 @@ def test_row_of_a_boot_that_lived() -> None:
         "marlin": True,
     }
     assert told["settings"]["budget_gib"] == 20.7
-    assert "context" not in told["settings"]
+    assert "max_model_len" not in told["settings"]
     measured = told["measured"]
     assert (measured["starts"], measured["survives"]) == (True, True)
     assert (measured["weights_gib"], measured["kv_cache_tokens"]) == (17.33, 49104)

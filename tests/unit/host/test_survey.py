@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.inference.vllm.plugins.filter.preflight import preflight_row, preflight_table
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import Machine, Output
 from ansible_collections.inference.vllm.plugins.module_utils.host.survey import name_of, survey
 
@@ -53,9 +54,10 @@ def test_name_of_a_gpu(name: str | None, device: str, shown: str) -> None:
 def test_table_says_what_will_be_done() -> None:
     bare = {"memory_gib": 125.8, "gpus": [], "driver": None, "docker": None, "toolkit": None, "release": None}
     ready = bare | {"gpus": ["RTX 4090"] * 2, "driver": "580.95.05", "docker": "28.5.1", "release": "old"}
+    models = [catalogue.load(name).as_dict() for name in ("qwen3-vl-32b-instruct-fp8", "tiny-qwen3-vl")]
     rows = [
-        preflight_row({"free_gib": 800.04, "found": ready}, "gpu1", "Ubuntu 24", "nvidia", "qwen3-vl-32b-instruct-fp8"),
-        preflight_row({"free_gib": 60.0, "found": bare}, "demo", "Debian 12", "cpu", "tiny-qwen3-vl"),
+        preflight_row({"free_gib": 800.04, "found": ready}, "gpu1", "Ubuntu 24", "nvidia", models[0]),
+        preflight_row({"free_gib": 60.0, "found": bare}, "demo", "Debian 12", "cpu", models[1]),
     ]
     header, first, second = preflight_table(rows).splitlines()
     assert header.split()[0] == "HOST"

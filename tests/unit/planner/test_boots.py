@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import verdict
+from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import judge_settings
 from support.boots import Boot, boots
 from support.paths import ROOT
 
@@ -47,7 +47,9 @@ def test_every_death_is_refused_with_what_mends_it() -> None:
         codes = [refusal.code for refusal in boot.plan.refusals]
         if boot.measured.get("survives") is False:
             assert codes == ["out_of_memory_under_load"], boot.name
-            assert re.match(r"Cap the images: .*max_pixels|Lower --gpu-mem", boot.plan.refusals[0].fix), boot.name
+            assert re.match(r"Cap the images: set --max-pixels to \d+|Lower --gpu-mem", boot.plan.refusals[0].fix), (
+                boot.name
+            )
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ def test_a_budget_above_what_is_free_after_nccl_is_refused() -> None:
     # Seen on two GPUs with NVLink, held to 23.52 GiB: "Free memory on device cuda:0 (21.99/79.18 GiB) on startup is
     # less than desired GPU memory utilization (0.27923, 22.11 GiB)".
     plan = named("32B FP8, 2x 24 GB at 0.92, images of 4 megapixels").plan
-    higher = verdict(plan.case, replace(plan.settings, budget_gib=0.94 * 23.52))
+    higher = judge_settings(plan.case, replace(plan.settings, budget_gib=0.94 * 23.52))
     assert higher.refusals[0].code == "budget_above_free_memory"
     assert "21.99 GiB that are free" in higher.refusals[0].message
     assert higher.refusals[0].fix == "Set --gpu-memory-utilization to at most 0.93."

@@ -13,6 +13,7 @@ import pytest
 from ansible_collections.inference.vllm.plugins.module_utils import catalogue
 from ansible_collections.inference.vllm.plugins.module_utils.planner.command import main
 from support.checkpoint import write_checkpoint
+from support.own_models import write_own_entry
 from support.paths import ROOT
 
 MODEL = ("--model", "qwen3-vl-32b-instruct-fp8")
@@ -86,7 +87,8 @@ def test_table_shows_verdicts_account_refusals_and_alternatives(run: Any) -> Non
     code, out, _ = run(*PROPOSED)
     assert code == 1
     for shown in (
-        "2x RTX 4090, 23.52 GiB each, FP8 marlin",
+        "Weights  FP8, Marlin kernels",
+        "GPUs     2x RTX 4090, 23.52 GiB each\n",
         "Starts   no",
         "17.31  weights",
         "Refused [kv_cache_too_small]",
@@ -103,6 +105,47 @@ def test_table_of_a_plan_that_fits_shows_the_flags(run: Any) -> None:
     assert "  --enforce-eager\n" in out + "\n"
     assert "  --mm-encoder-tp-mode data" in out
     assert "  --tensor-parallel-size 2" in out
+    assert "Requests of that length at once: 1; more wait in the queue." in out
+
+
+@pytest.mark.parametrize(
+    ("model", "gpu", "shown"),
+    [
+        ("qwen3-vl-32b-instruct-awq", "2x RTX 4090", "AWQ, 4 bits, Marlin kernels"),
+        ("qwen3-vl-32b-instruct-awq", "H100", "AWQ, 4 bits, Machete kernels"),
+        ("qwen3-vl-32b-instruct-w4a16", "L40S", "compressed-tensors, 4 bits, Marlin kernels"),
+        ("qwen3-vl-32b-instruct-nvfp4", "B200", "NVFP4, native kernels"),
+        ("qwen3-vl-32b-instruct-nvfp4", "H100", "NVFP4, Marlin kernels"),
+        ("qwen3-vl-32b-instruct-fp8", "H100", "FP8, native kernels"),
+        ("qwen3-vl-32b-instruct-fp8", "2x L40S", "FP8, Marlin kernels"),
+        ("qwen3-vl-32b-instruct-bf16", "H200", "BF16"),
+    ],
+)
+def test_table_names_the_kernels_of_these_weights(run: Any, model: str, gpu: str, shown: str) -> None:
+    assert f"\nWeights  {shown}\n" in run("--model", model, "--gpu", gpu)[1]
+
+
+def test_table_says_what_an_fp8_cache_would_hold(run: Any) -> None:
+    code, out, _ = run("--model", "qwen3-vl-32b-instruct-awq", "--gpu", "2x RTX 4090", "--solve")
+    assert code == 0
+    before, _, longer = out.partition("fits  qwen3-vl-32b-instruct-awq: longer requests with --kv-cache-dtype fp8")
+    assert "--kv-cache-dtype auto" in before
+    assert "--kv-cache-dtype fp8" in longer
+    assert int(longer.split(" tokens")[0].split()[-1]) > 100_000
+
+
+def test_own_entries_are_in_the_folders_that_are_named(run: Any, tmp_path: Path) -> None:
+    write_own_entry(tmp_path)
+    code, out, _ = run("--model", "mine", "--catalogue-dir", str(tmp_path), "--gpu", "H100", "--json")
+    assert code == 0
+    assert json.loads(out)["model"] == "mine"
+    # By its repository, too.
+    again = run("--model", "me/Mine-FP8", "--catalogue-dir", str(tmp_path), "--gpu", "H100", "--json")
+    assert again[1] == out
+    code, out, err = run("--model", "mine", "--catalogue-dir", str(tmp_path / "none"), "--gpu", "H100")
+    assert (code, out) == (2, "")
+    assert "[missing_catalogue_dir]" in err
+    assert str(tmp_path / "none") in err
 
 
 def test_a_folder_is_a_model(run: Any, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.gpu import gpu_facts
 from ansible_collections.inference.vllm.plugins.module_utils.planner import gpus
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+from support.paths import FIXTURES
+from support.plans import gpu_plan
 
 NAMES = [
     ("RTX 3090", 23.5, 8.6, "marlin"),
@@ -144,6 +147,15 @@ def test_gpus_that_only_the_bus_shows() -> None:
     assert str(gpus.from_host([one, one, unknown])) == "2x RTX 4090"
     with pytest.raises(RefusalError, match="vram_plan_gpus"):
         gpus.from_host([unknown])
+
+
+def test_a_real_host_is_planned_by_the_uuids_that_its_driver_listed() -> None:
+    facts = json.loads((FIXTURES / "gpu_facts" / "h200.json").read_text())
+    host = gpus.from_host(facts["gpus"])
+    assert (str(host), host.gpu.usable_gib) == ("1x H200", 139.8)
+    assert host.cards == (gpus.Card(0, "GPU-7180d3dd-0000-0000-0000-000000000000"),)
+    (row,) = gpu_plan(host).selected
+    assert (row.uuid, row.index) == ("GPU-7180d3dd-0000-0000-0000-000000000000", 0)
 
 
 @pytest.mark.parametrize(

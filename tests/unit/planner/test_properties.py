@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
@@ -11,11 +13,20 @@ from hypothesis import strategies as st
 
 from ansible_collections.inference.vllm.plugins.module_utils import catalogue
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
-from ansible_collections.inference.vllm.plugins.module_utils.planner.account import Account, Settings, account
-from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case, verdict
+from ansible_collections.inference.vllm.plugins.module_utils.planner.account import (
+    BLOCK,
+    Account,
+    Settings,
+    account,
+)
+from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import (
+    Case,
+    highest_budget,
+    judge_settings,
+)
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import Model, from_entry
-from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Wishes
-from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import judge, solve
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Requirements
+from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import combinations, judge, solve
 from ansible_collections.inference.vllm.plugins.module_utils.versions import CALIBRATED, DEPLOYED
 
 MODELS = {name: from_entry(entry) for name, entry in catalogue.load_all().items() if not entry.refused}
@@ -74,7 +85,7 @@ def test_a_larger_card_never_survives_less(
 ) -> None:
     assume(said.budget_gib <= host.gpu.usable_gib)
     larger = replace(host, gpu=replace(host.gpu, usable_gib=host.gpu.usable_gib + more))
-    here, there = (verdict(case_of(model, h, version), said) for h in (host, larger))
+    here, there = (judge_settings(case_of(model, h, version), said) for h in (host, larger))
     assert there.starts >= here.starts
     assert there.survives >= here.survives
 
@@ -137,34 +148,34 @@ def test_terms_are_sane_and_add_up(model: Model, host: gpus.Host, version: str, 
 @FEW
 @given(models, cards, versions, st.integers(1024, 200_000), st.floats(0, 64))
 def test_more_memory_never_makes_wishes_impossible(
-    model: Model, host: gpus.Host, version: str, context: int, more: float
+    model: Model, host: gpus.Host, version: str, length: int, more: float
 ) -> None:
-    assume(context <= model.text.max_position_embeddings)
+    assume(length <= model.text.max_position_embeddings)
     larger = replace(host, gpu=replace(host.gpu, usable_gib=host.gpu.usable_gib + more))
-    wishes = Wishes(context=context)
+    requirements = Requirements(max_model_len=length)
     # The solver's grid is a hundredth of the card: a step of it may be lost.
     assume(more == 0 or more > 0.02 * larger.gpu.usable_gib)
-    if solve(case_of(model, host, version), wishes).fits:
-        assert solve(case_of(model, larger, version), wishes).fits
+    if solve(case_of(model, host, version), requirements).fits:
+        assert solve(case_of(model, larger, version), requirements).fits
 
 
 @FEW
 @given(models, cards, versions, st.none() | st.integers(1024, 200_000))
 def test_a_plan_that_was_found_stands_before_the_judge(
-    model: Model, host: gpus.Host, version: str, context: int | None
+    model: Model, host: gpus.Host, version: str, length: int | None
 ) -> None:
-    assume(context is None or context <= model.text.max_position_embeddings)
+    assume(length is None or length <= model.text.max_position_embeddings)
     case = case_of(model, host, version)
-    plan = solve(case, Wishes(context=context))
+    plan = solve(case, Requirements(max_model_len=length))
     if not plan.fits:
         assert plan.refusals
         return
-    assert plan.max_model_len == (context or plan.max_model_len)
+    assert plan.max_model_len == (length or plan.max_model_len)
     flags = plan.flags()
     again = judge(
         case,
-        Wishes(
-            context=flags["max-model-len"],
+        Requirements(
+            max_model_len=flags["max-model-len"],
             max_pixels=flags.get("mm-processor-kwargs", {}).get("max_pixels"),
             images_per_prompt=flags.get("limit-mm-per-prompt", {}).get("image"),
             gpu_memory_utilization=flags["gpu-memory-utilization"],
@@ -175,13 +186,77 @@ def test_a_plan_that_was_found_stands_before_the_judge(
     )
     assert again.fits
     assert again.survives
-    # The engine that was measured makes a larger cache; the plan must survive that, too.
-    measured = verdict(case_of(model, host, CALIBRATED), plan.settings)
-    assert measured.survives
+    # The engine that was measured makes a larger cache; the plan must survive a first start of that, too.
+    first_start = replace(plan.settings, caches_kept=False)
+    assert judge_settings(case_of(model, host, CALIBRATED), first_start).survives
+
+
+lengths = st.sampled_from([16, 512, 1024, 4096, 16_384, 40_000])
+some_settings = st.fixed_dictionaries(
+    {},
+    optional={
+        "gpu_memory_utilization": st.sampled_from([0.5, 0.8, 0.9, 0.92]),
+        "kv_cache_dtype": st.sampled_from(["bfloat16", "fp8"]),
+        "max_num_seqs": st.sampled_from([64, 128, 256]),
+        "max_num_batched_tokens": st.sampled_from([1024, 2048, 8192]),
+        "max_pixels": st.sampled_from([65_536, 1_048_576, 16_777_216]),
+        "images_per_prompt": st.sampled_from([1, 4]),
+        "enforce_eager": st.booleans(),
+    },
+)
+
+
+@st.composite
+def asked(draw: st.DrawFn) -> tuple[Case, Requirements]:
+    """A model, a GPU and requirements, some of which can be met."""
+    case = case_of(draw(models), draw(cards), draw(versions))
+    named: dict[str, Any] = draw(some_settings)
+    if not case.model.vision:
+        named = {key: value for key, value in named.items() if key not in ("max_pixels", "images_per_prompt")}
+    length = draw(st.none() | lengths)
+    return case, Requirements(max_model_len=length, concurrent_requests=draw(st.integers(1, 64)), **named)
+
+
+@MANY
+@given(asked().filter(lambda one: one[1].max_model_len), st.data())
+def test_what_the_judge_accepts_the_solver_does_not_refuse(one: tuple[Case, Requirements], data: st.DataObject) -> None:
+    """With any settings that the solver may choose, and any budget that leaves the margin."""
+    case, requirements = one
+    said = data.draw(st.sampled_from(combinations(case, requirements)))
+    share = requirements.gpu_memory_utilization
+    if share is None:
+        highest = highest_budget(case, said)
+        assume(highest is not None)
+        share = data.draw(st.integers(1, round((highest or 0) / case.host.gpu.usable_gib * 100))) / 100
+    budget = share * case.host.gpu.usable_gib
+    if judge_settings(case, replace(said, budget_gib=budget), requirements.concurrent_requests).fits:
+        assert solve(case, requirements).fits
+
+
+@MANY
+@given(asked())
+def test_a_refusal_names_the_largest_number_that_fits(one: tuple[Case, Requirements]) -> None:
+    case, requirements = one
+    (code, fix), *others = [(reason.code, reason.fix) for reason in solve(case, requirements).refusals] or [("", "")]
+    if others or code not in ("context_too_long", "context_too_short"):
+        return
+    limits = {name: int(number) for name, number in re.findall(r"--(\S+) to at most (\d+)", fix)}
+    assert limits
+    for option, most in limits.items():
+        name = option.replace("-", "_")
+        assert solve(case, named(requirements, name, most)).fits
+        if code == "context_too_long":
+            more = most + (BLOCK if name == "max_model_len" else 1)
+            assert not solve(case, named(requirements, name, more)).fits
+
+
+def named(requirements: Requirements, name: str, value: int) -> Requirements:
+    values: dict[str, Any] = {**vars(requirements), name: value}
+    return Requirements(**values)
 
 
 @FEW
 @given(st.sampled_from(LARGE), versions)
 def test_each_entry_fits_a_host_that_is_large_enough(model: Model, version: str) -> None:
     host = gpus.parse("4x B200")
-    assert solve(case_of(model, host, version), Wishes()).fits
+    assert solve(case_of(model, host, version), Requirements()).fits

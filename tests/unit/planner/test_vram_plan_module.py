@@ -12,6 +12,7 @@ from ansible_collections.inference.vllm.plugins.module_utils import catalogue, v
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import Machine
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import run as run_program
 from ansible_collections.inference.vllm.plugins.module_utils.planner import cpu
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Requirements
 from ansible_collections.inference.vllm.plugins.modules import vram_plan as module
 from support.modules import run_module
 from support.paths import FIXTURES
@@ -87,7 +88,7 @@ def test_check_mode_says_what_would_change_and_writes_nothing(run: Any, tmp_path
 def test_diff_shows_both_plans(run: Any, tmp_path: Path) -> None:
     path = str(tmp_path / "plan.json")
     run(model=TINY, accelerator="cpu", path=path)
-    result = run(model=TINY, accelerator="cpu", path=path, context="2048")
+    result = run(model=TINY, accelerator="cpu", path=path, requirements={"max_model_len": 2048})
     assert '"max-model-len": 4096' in result["diff"]["before"]
     assert '"max-model-len": 2048' in result["diff"]["after"]
 
@@ -97,9 +98,9 @@ def test_diff_shows_both_plans(run: Any, tmp_path: Path) -> None:
     [
         ({"cpu_kv_cache_gib": 99}, "host_memory_too_small", "vram_plan_cpu_kv_cache_gib 99"),
         ({"cpu_kv_cache_gib": -1}, "impossible_value", "vram_plan_cpu_kv_cache_gib"),
-        ({"context": "300000"}, "context_beyond_model", "vram_plan_context: 300000"),
-        ({"context": "-3"}, "impossible_value", "vram_plan_context"),
-        ({"context": "many"}, "impossible_value", "vram_plan_context"),
+        ({"requirements": {"max_model_len": "300000"}}, "context_beyond_model", "vram_plan_max_model_len: 300000"),
+        ({"requirements": {"max_model_len": "-3"}}, "impossible_value", "vram_plan_max_model_len"),
+        ({"requirements": {"max_model_len": "many"}}, "impossible_value", "vram_plan_max_model_len"),
         ({"model": LARGE}, "model_not_for_cpu", "vllm_accelerator is cpu"),
         ({"model": TINY | {"variant": "chat"}}, "invalid_catalogue_entry", "variant"),
     ],
@@ -118,12 +119,7 @@ def test_refused_plan_changes_nothing(
 
 def test_cpu_cache_must_hold_one_request() -> None:
     plan = cpu.plan_cpu(
-        catalogue.load("tiny-qwen3-vl"),
-        memory_gib=16,
-        kv_cache_gib=0,
-        context=None,
-        sequences=None,
-        images_per_prompt=0,
+        catalogue.load("tiny-qwen3-vl"), Requirements(images_per_prompt=0), memory_gib=16, kv_cache_gib=0
     )
     assert [refusal.code for refusal in plan.refusals] == ["kv_cache_too_small"]
     assert plan.flags["limit-mm-per-prompt"] == {"image": 0, "video": 0}
@@ -141,10 +137,10 @@ def test_gpu_plan_from_facts(run: Any) -> None:
 
 def test_gpu_plan_names_variables_and_walks_the_ladder(run: Any, tmp_path: Path) -> None:
     ladder = [catalogue.load(name).as_dict() for name in LARGE["alternatives"]]
-    path = tmp_path / "plan.json"
-    result = run(model=LARGE, gpus=FOURS, alternatives=ladder, context="131072", path=str(path))
+    path, wanted = tmp_path / "plan.json", {"max_model_len": "131072"}
+    result = run(model=LARGE, gpus=FOURS, alternatives=ladder, requirements=wanted, path=str(path))
     assert result["failed"] is True
-    assert result["msg"].startswith("[context_too_long] vram_plan_context: 131072 tokens need 8.00 GiB")
+    assert result["msg"].startswith("[context_too_long] vram_plan_max_model_len: 131072 tokens need 8.00 GiB")
     assert [rung["model"] for rung in result["plan"]["alternatives"] if rung["fits"]] == ["qwen3-vl-32b-instruct-awq"]
     assert not path.exists()
 
@@ -183,9 +179,11 @@ def test_host_without_a_gpu_is_refused(run: Any) -> None:
 
 
 def test_engine_version_decides_what_is_counted(run: Any) -> None:
-    wishes = {"max_pixels": "8388608", "gpu_memory_utilization": "0.85", "max_num_seqs": "32"}
+    requirements = {"max_pixels": "8388608", "gpu_memory_utilization": "0.85", "max_num_seqs": "32"}
     old, new = (
-        run(model=LARGE, gpus=[{"name": "H100"}], engine_image={"tag": tag}, **wishes)["plan"]["kv_cache_tokens"]
+        run(model=LARGE, gpus=[{"name": "H100"}], engine_image={"tag": tag}, requirements=requirements)["plan"][
+            "kv_cache_tokens"
+        ]
         for tag in ("v0.26.0", "")
     )
     assert old > new

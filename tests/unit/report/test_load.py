@@ -213,8 +213,8 @@ def test_the_same_twice_differs_in_nothing() -> None:
 def test_releases_that_were_never_measured_can_be_compared() -> None:
     seen = compared({}, {"benchmark.json": "{", "vram.json": "[]", "stability.json": '{"release": "r1"}'})
     assert seen["figures"] == []
-    assert "no figure that both have" in report_compare.text(seen)
-    assert "no figure that both have" in page("compare.html.j2", seen)
+    assert "The releases have no figure in common" in report_compare.text(seen)
+    assert "The releases have no figure in common" in page("compare.html.j2", seen)
 
 
 def test_files_belong_to_the_release_of_their_folder() -> None:

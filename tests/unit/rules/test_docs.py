@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import subprocess
@@ -108,6 +109,22 @@ def test_what_a_page_tells_to_type_exists(page: Path) -> None:
     given = re.findall(r"(?:^ *-? ?|[{`,] ?)([a-z]\w+): |-e ([a-z]\w+)=", "\n".join(code(text)), re.MULTILINE)
     named = {name for pair in given for name in pair if name.startswith(owners)}
     assert named <= options()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_variables_that_a_page_names_exist(page: Path) -> None:
+    owners = tuple(f"{path.name}_" for path in (ROOT / "roles").iterdir())
+    named = {word for word in re.findall(r"`([a-z]\w+)`", page.read_text()) if word.startswith(owners)}
+    assert {name for name in named - options() if name not in words_of_the_code()} == set()
+
+
+@functools.cache
+def words_of_the_code() -> frozenset[str]:
+    """Names that are no variables but begin like one: codes of checks, facts, modules, scenarios."""
+    scenarios = (path.name for path in (ROOT / "molecule").iterdir())
+    files = [path for folder in ("plugins", "playbooks") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    texts = (path.read_text(encoding="utf-8") for path in files if path.suffix in (".py", ".yml"))
+    return frozenset(scenarios) | {word for text in texts for word in re.findall(r"\w+", text)}
 
 
 def code(text: str) -> list[str]:

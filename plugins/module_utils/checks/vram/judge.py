@@ -369,11 +369,11 @@ def calibration_row(
         "kv_cache_dtype": "fp8" if flags.get("kv-cache-dtype") == "fp8" else "bfloat16",
         "max_num_seqs": expected.sequences,
         "max_num_batched_tokens": flags.get("max-num-batched-tokens"),
-        "context": flags.get("max-model-len"),
+        "max_model_len": flags.get("max-model-len"),
         "images_per_prompt": expected.images or None,
         "max_pixels": expected.max_pixels or None,
         "enforce_eager": flags.get("enforce-eager") or None,
-        "copies_encoder": flags.get("mm-encoder-tp-mode") == "data" or None,
+        "mm_encoder_tp_mode": flags.get("mm-encoder-tp-mode"),
     }
     found = {
         "kv_cache_tokens": measured.cache_tokens or None,
