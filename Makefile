@@ -5,15 +5,13 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export ANSIBLE_FORCE_COLOR ?= $(shell [ -t 1 ] && echo 1 || echo 0)
 # Scenarios of `make test`, the longest first, and those of `make test-slow`.
-SCENARIOS ?= docker_engine nvidia_container_toolkit nvidia_driver gateway local_hub deploy_lock teardown deploy_report host_python vram_plan preflight
+SCENARIOS ?= docker_engine nvidia_container_toolkit nvidia_driver gateway local_hub deploy_lock teardown deploy_report host_python vram_plan preflight _nvidia_repository _verdict vllm
 SLOW_SCENARIOS ?= benchmark bundle engine_image model_weights nvidia_driver_dkms nvidia_driver_vm smoke_test stability vllm_service vram_check watchdog
 INVENTORY ?= inventories/embedded
 # More arguments for ansible-playbook, e.g. ARGS="-e vllm_port=18001".
 ARGS ?=
-# Python whose style is checked; pyproject.toml says of which the types are.
-PYTHON_CODE := plugins roles molecule tests bench bin docs
 
-.PHONY: help deploy-deps dev-deps demo demo-down docs test lint test-host test-unit test-roles test-e2e test-slow bench-demo bench-fleet bench-plan bench-proof bench-roles bench-service bench-weights clean
+.PHONY: help deploy-deps dev-deps demo demo-down docs test lint sanity test-host test-unit test-roles test-e2e test-slow bench-demo bench-fleet bench-plan bench-proof bench-roles bench-service bench-weights clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,18 +28,17 @@ demo: deploy-deps ## Deploy a real vLLM with a tiny model on this machine, and p
 demo-down: deploy-deps ## Remove all that the demo started
 	ansible-playbook playbooks/teardown.yml -i $(INVENTORY) -e teardown_remove_data=true
 
-test: lint test-unit test-e2e test-roles ## Run every test but the slow ones
+test: lint sanity test-unit test-e2e test-roles ## Run every test but the slow ones
 	ansible-playbook tests/support/clean.yml -i inventories/embedded
 
 docs: dev-deps ## Write the generated pages of docs/ (bin/make-docs)
 	python bin/make-docs
 
-lint: dev-deps ## Check style and types
-	ruff check $(PYTHON_CODE)
-	ruff format --check $(PYTHON_CODE)
-	mypy
-	yamllint --strict .
-	ansible-lint --offline
+lint: dev-deps ## Check style and types (.pre-commit-config.yaml lists the checks)
+	pre-commit run --all-files
+
+sanity: dev-deps ## Run ansible-test sanity on the collection as it is packed
+	tests/sanity/run
 
 test-host: dev-deps
 	ansible-playbook tests/support/prepare.yml -i inventories/embedded

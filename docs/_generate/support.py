@@ -190,9 +190,10 @@ def toolkit_systems(listed: Mapping[str, Mapping[str, str]]) -> str:
 def _controller() -> str:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     pins = [f"ansible-core {version}" for version in re.findall(r'"ansible-core==([\d.]+)"', project)]
-    python = re.findall(r'requires-python = ">=([\d.]+)"', project)
+    bootstrap = (ROOT / "bin" / "bootstrap").read_text(encoding="utf-8")
+    ((major, minor),) = re.findall(r"version_info < \((\d+), (\d+)\)", bootstrap)
     requires = read("meta/runtime.yml")["requires_ansible"]
     return (
-        f"Python {python[0]} or newer and ansible-core {requires.removeprefix('>=')} or newer where Ansible runs; "
+        f"Python {major}.{minor} or newer and ansible-core {requires.removeprefix('>=')} or newer where Ansible runs; "
         f"`make deploy-deps` installs {pins[0]}, which the tests use."
     )

@@ -120,13 +120,12 @@ def test_generation_decides_the_modules(gpu: dict[str, Any], generation: str, mo
 
 
 def test_planners_gpus_are_in_the_same_generation_by_name_and_by_pci() -> None:
-    for gpu in gpu_table.TABLE:
+    devices = [(gpu, int(text, 16)) for gpu in gpu_table.TABLE for text in gpu.pci_ids]
+    assert devices
+    for gpu, device in devices:
         by_name = driver_choice.generation_of(TABLE, {"compute_capability": gpu.compute_capability})
-        for device in (int(text, 16) for text in gpu.pci_ids):
-            inside = [
-                r["name"] for r in TABLE["generations"] for a, b in r["pci"] if int(a, 16) <= device <= int(b, 16)
-            ]
-            assert inside == [by_name["name"]], gpu.name
+        inside = [r["name"] for r in TABLE["generations"] for a, b in r["pci"] if int(a, 16) <= device <= int(b, 16)]
+        assert inside == [by_name["name"]], gpu.name
 
 
 @pytest.mark.parametrize(

@@ -110,11 +110,11 @@ def test_containers_that_use_gpus() -> None:
 
 
 @given(st.text())
-def test_readers_survive_anything(text: str) -> None:
-    driver_state.from_dpkg(text)
-    driver_state.from_rpm(text)
-    driver_state.unfinished(text)
-    driver_state.pinned_version(text, "apt")
+def test_readers_survive_anything_and_find_nothing_that_is_not_there(text: str) -> None:
+    packages = [driver_state.from_dpkg(text), driver_state.from_rpm(text)]
+    found = [word for part in packages for name, version in part.installed.items() for word in (name, version)]
+    found += [*driver_state.unfinished(text), driver_state.pinned_version(text, "apt")]
+    assert all(word in text for word in found)
 
 
 @pytest.fixture
