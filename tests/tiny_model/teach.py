@@ -1,8 +1,8 @@
 """Train the tiny model on the questions of the smoke test.
 
 A lesson is a question of ``smoke_cases`` about a newly drawn image with another position, size, shade and, if the
-question allows it, another colour or shape. The model therefore learns to recognise images instead of memorising fifteen files,
-and tolerates small differences between Pillow versions and image processors.
+question allows it, another colour or shape. The model therefore learns to recognise images instead of memorising
+fifteen files, and tolerates small differences between Pillow versions and image processors.
 """
 
 from __future__ import annotations
