@@ -26,7 +26,7 @@ options:
     elements: str
     required: true
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

@@ -19,7 +19,7 @@ description:
   - Fails where a variable is set under a former name.
 options: {}
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""

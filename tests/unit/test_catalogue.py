@@ -321,6 +321,31 @@ def test_lookup_of_an_unknown_name_fails_with_the_nearest() -> None:
     assert "tiny-qwen3-vl" in done.stdout
 
 
+PREFLIGHT = {"vllm_bind_address": "127.0.0.1", "preflight_allow_public_address": False}
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("mine", "[invalid_catalogue_entry] {path}: revision is 5"),
+        ("qwen3-vl-32b-instruct-fp8", None),
+        # One of its family may replace it.
+        ("other", "[invalid_catalogue_entry] {path}: revision is 5"),
+        ("qwen3-vl-32b-instruct-gguf", "[model_refused] qwen3-vl-32b-instruct-gguf: "),
+        ("qwen3-vl-32b", "[unknown_model] vllm_model: 'qwen3-vl-32b' is not in the catalogue, which has: mine, other,"),
+    ],
+)
+def test_preflight_names_what_is_wrong_with_the_model(tmp_path: Path, model: str, said: str | None) -> None:
+    path = write_own_entry(tmp_path, revision=5)
+    write_own_entry(tmp_path, "other", alternatives=["mine"])
+    given = PREFLIGHT | {"vllm_model": model, "vllm_catalogue_dirs": [str(tmp_path)]}
+    done = template("query('inference.vllm.inventory', 'roles')", json.dumps(given))
+    assert done.returncode == 0, done.stdout + done.stderr
+    refusals = json.loads(done.stdout.partition("=>")[2])["msg"]
+    assert len(refusals) == (said is not None)
+    assert said is None or refusals[0].startswith(said.format(path=path))
+
+
 def playbook(name: str, *variables: str) -> subprocess.CompletedProcess[str]:
     """Plan for two RTX 4090, which needs no host."""
     program = str(Path(sys.executable).with_name("ansible-playbook"))

@@ -290,7 +290,8 @@ def _too_long(case: Case, requirements: Requirements, met: Requirements, closest
     fix = f"Set {name} to at most {length}, or take an alternative."
     longest = f"the longest request that fits has {length} tokens"
     if requirements.max_model_len is None:
-        least = f"{name}: auto asks for at least {_least_tokens(closest)} tokens, a prompt with one image"
+        prompt = "a prompt with one image" if case.model.vision else "a prompt"
+        least = f"{name}: auto asks for at least {_least_tokens(closest)} tokens, {prompt}"
         return Refusal("context_too_short", f"{least}; {longest}.", fix)
     chosen = case.model.vision and not requirements.max_pixels
     images = f", with images of at most {closest.settings.max_pixels} pixels" if chosen else ""

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.inference.vllm.plugins.module_utils import catalogue, versions
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import PlanFile
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import Machine
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import run as run_program
 from ansible_collections.inference.vllm.plugins.module_utils.planner import cpu
@@ -123,6 +124,19 @@ def test_cpu_cache_must_hold_one_request() -> None:
     )
     assert [refusal.code for refusal in plan.refusals] == ["kv_cache_too_small"]
     assert plan.flags["limit-mm-per-prompt"] == {"image": 0, "video": 0}
+
+
+def test_cpu_cache_must_hold_all_requests_at_once() -> None:
+    def plan(requests: int) -> PlanFile:
+        asked = Requirements(max_model_len=4096, concurrent_requests=requests)
+        return cpu.plan_cpu(catalogue.load("tiny-qwen3-vl"), asked, memory_gib=16, kv_cache_gib=1)
+
+    most = plan(1).kv_cache_tokens // 4096
+    assert plan(most).refusals == ()
+    assert plan(most).flags["max-num-seqs"] >= most
+    (reason,) = plan(most + 1).refusals
+    assert reason.code == "kv_cache_too_small"
+    assert f"{most + 1} requests may have 4096 each" in reason.message
 
 
 def test_gpu_plan_from_facts(run: Any) -> None:
