@@ -54,6 +54,15 @@ def test_role_has_scenario_test_and_readme(role: str) -> None:
     assert (ROLES / role / "README.md").exists()
 
 
+def test_one_variable_says_where_the_collection_lies() -> None:
+    files = [path for kind in ("tasks", "vars", "defaults", "handlers") for path in ROLES.glob(f"*/{kind}/**/*.yml")]
+    hops = {path.relative_to(ROLES).as_posix() for path in files if re.search(r"role_path\s*\|", path.read_text())}
+    assert hops == {"vllm/vars/main.yml"}
+    users = {path.relative_to(ROLES).parts[0] for path in files if "__vllm_collection" in path.read_text()}
+    depend = {role for role in users if {"role": "inference.vllm.vllm"} in load(role, "meta/main.yml")["dependencies"]}
+    assert users - depend == {"vllm"}
+
+
 def bool_options() -> set[str]:
     entries = [entry for role in NAMES for entry in load(role, "meta/argument_specs.yml")["argument_specs"].values()]
     return {name for entry in entries for name, option in entry.get("options", {}).items() if option["type"] == "bool"}
