@@ -11,7 +11,7 @@ from typing import Any
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.service.api_keys import reason_invalid_for_engine
 from ansible_collections.inference.vllm.plugins.module_utils.service.design import design, parse, spare
-from ansible_collections.inference.vllm.plugins.module_utils.service.history import status_text
+from ansible_collections.inference.vllm.plugins.module_utils.service.history import serving_text, status_text
 
 
 def service_design(
@@ -74,6 +74,7 @@ class FilterModule:
         return {
             "api_key_problem": reason_invalid_for_engine,
             "service_design": service_design,
+            "serving_text": serving_text,
             "spare_design": spare_design,
             "status_text": status_text,
         }
