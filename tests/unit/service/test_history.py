@@ -150,7 +150,7 @@ def test_the_role_restores_the_current_release_and_says_what_came_of_it() -> Non
         registered = {
             "__vllm_service_current": {"stat": stat},
             "__vllm_service_restored": restored,
-            "__vllm_service_healthy": {"stdout_lines": healthy},
+            "__vllm_service_healthy": {"results": [{"stdout_lines": healthy}, {"msg": "not run"}]},
         }
         own = {"vllm_home": "/srv", "vllm_service_release_id": "new", **registered}
         return {"role": "vllm_service", "tasks": "restore.yml", "variables": own}
