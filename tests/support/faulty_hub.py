@@ -20,10 +20,12 @@ __all__ = [
     "FOR_EVER",
     "HUB_FILE",
     "PEER_FILE",
+    "SERVER_FILE",
     "Fault",
     "FaultyHub",
     "FaultyPeer",
     "RequestRefusedError",
+    "file_server",
     "hub",
     "peer",
     "running",
@@ -33,12 +35,15 @@ __all__ = [
 
 ROLES = Path(__file__).parents[2] / "roles"
 HUB_FILE = ROLES / "local_hub" / "files" / "hub.py"
+SERVER_FILE = ROLES / "model_weights" / "files" / "file_server.py"
 PEER_FILE = ROLES / "model_weights" / "files" / "peer.py"
 
 if TYPE_CHECKING:
+    import file_server
     import hub
     import peer
-    from hub import Blob, HubHandler, HubServer, RequestRefusedError, Snapshot
+    from file_server import Blob, FileHandler, FileServer, RequestRefusedError
+    from hub import HubHandler, HubServer
     from peer import PeerHandler, PeerServer
 else:  # the files of roles are not in a package
 
@@ -49,10 +54,11 @@ else:  # the files of roles are not in a package
         spec.loader.exec_module(module)
         return module
 
-    hub, peer = _load(HUB_FILE), _load(PEER_FILE)
+    file_server, hub, peer = _load(SERVER_FILE), _load(HUB_FILE), _load(PEER_FILE)
     PeerHandler, PeerServer = peer.PeerHandler, peer.PeerServer
-    Blob, HubHandler, HubServer, Snapshot = hub.Blob, hub.HubHandler, hub.HubServer, hub.Snapshot
-    RequestRefusedError = hub.RequestRefusedError
+    HubHandler, HubServer = hub.HubHandler, hub.HubServer
+    Blob, FileHandler, FileServer = file_server.Blob, file_server.FileHandler, file_server.FileServer
+    RequestRefusedError = file_server.RequestRefusedError
 
 PIECE_BYTES = 16 << 10
 FOR_EVER = -1
@@ -84,7 +90,7 @@ class Fault:
 
 
 NONE = Fault("none")
-Server = TypeVar("Server", bound="FaultyHub")
+Server = TypeVar("Server", bound="FaultyServer")
 
 
 @dataclass(frozen=True)
@@ -96,10 +102,10 @@ class Asked:
     headers: dict[str, str]
 
 
-class FaultyHandler(HubHandler):
-    """Answers like the local hub, unless a fault applies."""
+class FaultyHandler(FileHandler):
+    """Answers like a file server, unless a fault applies."""
 
-    server: FaultyHub
+    server: FaultyServer
     fault = NONE  # fault of the current answer
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -151,11 +157,11 @@ class FaultyHandler(HubHandler):
                 row.pop("size", None)
         super().send_json(data, status, headers)
 
-    def send_file(self, found: Snapshot, blob: Blob) -> None:
+    def send_file(self, commit: str, blob: Blob) -> None:
         self.fault = self._take("cut", "truncate", "promise", "surplus", "flip", "ignore_range", "other_range")
         if self.fault.kind == "ignore_range":
             del self.headers["Range"]
-        super().send_file(found, blob)
+        super().send_file(commit, blob)
 
     def send_header(self, keyword: str, value: str) -> None:
         fault = self.fault
@@ -188,8 +194,8 @@ class FaultyHandler(HubHandler):
         return self.server.take(kinds, self.path.split("?")[0])
 
 
-class FaultyHub(HubServer):
-    """A hub on a free port on loopback.
+class FaultyServer(FileServer):
+    """A file server on a free port on loopback.
 
     Attributes:
         faults: Faults to inject, in order.
@@ -202,7 +208,7 @@ class FaultyHub(HubServer):
         alarms: Callbacks, each called once before the chunk with the given content byte is sent.
     """
 
-    handler: type[HubHandler] = FaultyHandler
+    handler: type[FileHandler] = FaultyHandler
 
     def __init__(self, root: Path, rate: float | None = None) -> None:
         super().__init__("127.0.0.1", 0, root, self.handler)
@@ -274,13 +280,25 @@ class FaultyHub(HubServer):
         return [asked.path.split("/", 5)[5] for asked in self.asked if "/resolve/" in asked.path]
 
 
+class FaultyHubHandler(FaultyHandler, HubHandler):
+    """Answers like the local hub, unless a fault applies."""
+
+    server: FaultyHub
+
+
+class FaultyHub(FaultyServer, HubServer):
+    """A hub on a free port on loopback."""
+
+    handler = FaultyHubHandler
+
+
 class FaultyPeerHandler(FaultyHandler, PeerHandler):
     """Answers like the peer server, unless a fault applies."""
 
     server: FaultyPeer
 
 
-class FaultyPeer(FaultyHub, PeerServer):
+class FaultyPeer(FaultyServer, PeerServer):
     """A peer server on a free port on loopback, for the folder of all models."""
 
     handler = FaultyPeerHandler

@@ -51,6 +51,29 @@ class Past:
         return {**asdict(self), "failures": list(self.failures), "problems": list(self.problems)}
 
 
+def serving_text(failed: str, current: str, healthy: Sequence[str], reason: str = "") -> str:
+    """Describe which release serves after a failure, for the message of the failure.
+
+    Args:
+        failed: The release that failed.
+        current: The current release; empty if no release was proven.
+        healthy: Releases with a healthy container.
+        reason: Why the current release did not start again; empty if it did.
+    """
+    if current != failed and current in healthy:
+        return f"Release {current} serves again."
+    names = ", ".join(filter(None, healthy))
+    serves = f"Release {names} serves now." if names else "Nothing serves now."
+    if not current:
+        return f"{serves} No release was proven before this one."
+    if current == failed:
+        return f"{serves} The release that failed is the current one, so there is no other to restore."
+    return (
+        f"{serves} [restore_failed] Release {current} did not start again: {reason or 'Docker gave no reason'}\n"
+        "Fix: correct the cause, then start a proven release: ansible-playbook playbooks/rollback.yml"
+    )
+
+
 def history(home: Path) -> list[Past]:
     """All releases below a ``vllm_home``, newest first; a file that cannot be read counts as missing."""
     store = Store(home)

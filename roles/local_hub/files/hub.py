@@ -15,6 +15,7 @@ In addition, ``GET /`` reports the hash of the program, its settings, and the SH
 relative root is relative to the folder of that file. With ``"user": "nobody"`` the program switches to that user after
 it has changed into that folder and opened the port, so that the user needs no access to the parent folders.
 ``hub.py --list FOLDER`` prints the files that ``GET /`` would report for a repository with the files of that folder.
+The program needs file_server.py of role model_weights next to it.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ import errno
 import hashlib
 import json
 import os
-import pwd
-import re
 import sys
 import threading
 import time
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from file_server import REPOSITORY_NAME, Blob, FileHandler, FileServer, RequestRefusedError, become
 
 BRANCH = "main"
 LFS_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth", ".pkl", ".gguf", ".onnx"})
@@ -41,39 +42,7 @@ LFS_LEAST_BYTES = 10 * 1000 * 1000  # the real hub stores larger files with LFS,
 SKIPPED_FOLDERS = frozenset({".git", ".cache"})
 CHUNK_BYTES = 1 << 20
 PORT_SECONDS = 5
-REPOSITORY_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 TRUE = frozenset({"1", "true"})
-
-
-@dataclass(frozen=True)
-class Blob:
-    """One file of a repository.
-
-    Attributes:
-        path: Name inside the repository, with ``/``.
-        file: Path on disk.
-        size: In bytes.
-        sha256: SHA-256 of the content, as hex.
-        oid: Git blob ID of the file in the repository: the content, or with LFS the pointer file.
-        lfs: Whether the hub would store the file with LFS. The ETag is then the SHA-256, otherwise the blob ID.
-    """
-
-    path: str
-    file: Path
-    size: int
-    sha256: str
-    oid: str
-    lfs: bool
-
-    @property
-    def etag(self) -> str:
-        """Entity tag that identifies this content."""
-        return self.sha256 if self.lfs else self.oid
-
-    @property
-    def lfs_entry(self) -> dict[str, Any]:
-        """Size of the content and of the pointer file, as both kinds of listing report them."""
-        return {"size": self.size, "pointerSize": len(pointer(self.sha256, self.size))}
 
 
 @dataclass(frozen=True)
@@ -83,15 +52,6 @@ class Snapshot:
     name: str
     commit: str
     blobs: dict[str, Blob]
-
-
-class RequestRefusedError(Exception):
-    """Error answer to a request, with HTTP status, hub error code and message."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        """Store the content of the answer."""
-        super().__init__(message)
-        self.status, self.code, self.message = status, code, message
 
 
 class Store:
@@ -147,6 +107,11 @@ def pointer(sha256: str, size: int) -> bytes:
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
 
 
+def lfs_entry(blob: Blob) -> dict[str, Any]:
+    """Size of the content and of the pointer, as both kinds of listing give them."""
+    return {"size": blob.size, "pointerSize": len(pointer(blob.sha256, blob.size))}
+
+
 def git_blob_id(content: bytes) -> str:
     """Git blob ID of a content: the SHA-1 of a header and the content."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
@@ -170,30 +135,13 @@ def _hashes(file: Path, size: int) -> tuple[str, str]:
     return sha256.hexdigest(), oid.hexdigest()
 
 
-def parse_range(header: str, size: int) -> tuple[int, int] | None:
-    """First and last byte that a ``Range`` header requests, or None for the whole file.
-
-    Supports single ranges only; other headers are ignored, as HTTP allows. Raises RequestRefusedError (416) for a range
-    outside the file.
-    """
-    match = re.fullmatch(r"bytes=(\d*)-(\d*)", header.strip())
-    if match is None or match.group(0) == "bytes=-":
-        return None
-    first, last = match.groups()
-    start = int(first) if first else max(0, size - int(last))
-    end = min(int(last), size - 1) if first and last else size - 1
-    if start > end:
-        raise RequestRefusedError(416, "RangeNotSatisfiable", f"Range {header} of {size} bytes")
-    return start, end
-
-
 def sibling(blob: Blob, with_blobs: bool) -> dict[str, Any]:
     """A file as an entry of ``siblings`` in the model information."""
     entry: dict[str, Any] = {"rfilename": blob.path}
     if with_blobs:
         entry |= {"size": blob.size, "blobId": blob.oid}
         if blob.lfs:
-            entry["lfs"] = {"sha256": blob.sha256} | blob.lfs_entry
+            entry["lfs"] = {"sha256": blob.sha256} | lfs_entry(blob)
     return entry
 
 
@@ -212,39 +160,18 @@ def tree(blobs: dict[str, Blob], folder: str, recursive: bool) -> list[dict[str,
         if recursive or not parents:
             entries[path] = {"type": "file", "oid": blob.oid, "size": blob.size, "path": path}
             if blob.lfs:
-                entries[path]["lfs"] = {"oid": blob.sha256} | blob.lfs_entry
+                entries[path]["lfs"] = {"oid": blob.sha256} | lfs_entry(blob)
     return [entries[path] for path in sorted(entries)]
 
 
-class HubHandler(BaseHTTPRequestHandler):
-    """Handles one connection. Each step is a method, so that a test can override it to simulate a fault."""
+class HubHandler(FileHandler):
+    """Handles one connection."""
 
-    protocol_version = "HTTP/1.1"
-    timeout = 60  # seconds that an idle connection is kept
-    disable_nagle_algorithm = True  # otherwise each answer waits for the client's delayed ACK
     server: HubServer
 
     def version_string(self) -> str:
         """Value of the ``Server`` header."""
         return "local-hub"
-
-    def do_GET(self) -> None:
-        """Answer a GET request."""
-        self.respond()
-
-    def do_HEAD(self) -> None:
-        """Answer a HEAD request like GET, without the body."""
-        self.respond()
-
-    def respond(self) -> None:
-        """Route the request; send a RequestRefusedError as the error answer of the hub."""
-        url = urlsplit(self.path)
-        query = {key: values[-1] for key, values in parse_qs(url.query).items()}
-        parts = [unquote(part) for part in url.path.strip("/").split("/")]
-        try:
-            self.route(parts, query)
-        except RequestRefusedError as refusal:
-            self.send_json({"error": refusal.message}, refusal.status, {"X-Error-Code": refusal.code})
 
     def route(self, parts: list[str], query: dict[str, str]) -> None:
         """Send the answer for a path, given as its decoded segments."""
@@ -266,9 +193,9 @@ class HubHandler(BaseHTTPRequestHandler):
                 blob = listing.blobs.get("/".join(path))
                 if blob is None:
                     raise RequestRefusedError(404, "EntryNotFound", "Entry not found")
-                self.send_file(listing, blob)
+                self.send_file(listing.commit, blob)
             case _:
-                raise RequestRefusedError(404, "NotFound", f"No such address: {self.path}")
+                super().route(parts, query)
 
     def snapshot(self, name: str, revision: str) -> Snapshot:
         """Repository at a revision, which must be the branch or its current commit."""
@@ -294,64 +221,15 @@ class HubHandler(BaseHTTPRequestHandler):
             headers={"X-Repo-Commit": found.commit},
         )
 
-    def send_file(self, found: Snapshot, blob: Blob) -> None:
-        """Send a file or the requested part of it."""
-        wanted = parse_range(self.headers.get("Range", ""), blob.size)
-        start, end = wanted or (0, blob.size - 1)
-        self.send_response(206 if wanted else 200)
-        self.send_header("Content-Type", "application/octet-stream")
-        self.send_header("Content-Length", str(end - start + 1))
-        if wanted:
-            self.send_header("Content-Range", f"bytes {start}-{end}/{blob.size}")
-        self.send_header("Accept-Ranges", "bytes")
-        self.send_header("X-Repo-Commit", found.commit)
-        self.send_header("ETag", f'"{blob.etag}"')
-        if blob.lfs:
-            self.send_header("X-Linked-Etag", f'"{blob.sha256}"')
-            self.send_header("X-Linked-Size", str(blob.size))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.send_content(blob, start, end - start + 1)
 
-    def send_content(self, blob: Blob, start: int, length: int) -> None:
-        """Send ``length`` bytes of a file, starting at byte ``start``."""
-        if length:
-            with blob.file.open("rb") as content:
-                self.connection.sendfile(content, start, length)
+class HubServer(FileServer):
+    """The hub: a listening socket and the folders it serves."""
 
-    def send_json(self, data: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        """Send data as JSON."""
-        body = json.dumps(data).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json; charset=utf-8")
-        self.send_header("Content-Length", str(len(body)))
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
-
-
-class HubServer(ThreadingHTTPServer):
-    """Listening socket and repositories of the hub."""
-
-    daemon_threads = True
-
-    def __init__(self, address: str, port: int, root: Path, handler: type[HubHandler] = HubHandler) -> None:
-        """Start to listen; port 0 selects a free port."""
-        super().__init__((address, port), handler)
+    def __init__(self, address: str, port: int, root: Path, handler: type[FileHandler] = HubHandler) -> None:
+        """Listen at once; port 0 takes a free one."""
+        super().__init__(address, port, root, handler)
         self.store = Store(root)
         self.identity: dict[str, Any] = {"software": "local-hub"}
-
-    @property
-    def url(self) -> str:
-        """Address of the hub, for ``HF_ENDPOINT``."""
-        return f"http://{self.server_address[0]!s}:{self.server_address[1]}"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore closed connections; print other errors."""
-        if not isinstance(sys.exc_info()[1], ConnectionError):
-            super().handle_error(request, client_address)
 
 
 def listen(address: str, port: int, root: Path) -> HubServer:
@@ -366,13 +244,15 @@ def listen(address: str, port: int, root: Path) -> HubServer:
         time.sleep(0.1)
 
 
-def become(name: str) -> None:
-    """Switch from root to a user, irrevocably."""
-    user = pwd.getpwnam(name)
-    os.setgroups([])
-    os.setgid(user.pw_gid)
-    os.setuid(user.pw_uid)
 
+class HubServer(FileServer):
+    """Listening socket and repositories of the hub."""
+
+    def __init__(self, address: str, port: int, root: Path, handler: type[FileHandler] = HubHandler) -> None:
+        """Start to listen; port 0 selects a free port."""
+        super().__init__(address, port, root, handler)
+        self.store = Store(root)
+        self.identity: dict[str, Any] = {"software": "local-hub"}
 
 def main() -> None:
     """Serve until the process ends, or list files."""
@@ -390,7 +270,8 @@ def main() -> None:
 def serve(file: Path) -> None:
     """Serve with the settings in a file."""
     config = json.loads(file.read_text())
-    program = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    here = Path(__file__)
+    program = hashlib.sha256(here.read_bytes() + here.with_name("file_server.py").read_bytes()).hexdigest()
     os.chdir(file.parent)
     with listen(config["address"], config["port"], Path(config["root"])) as server:
         server.identity |= {"program": program, "settings": config}

@@ -34,7 +34,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from hub import REPOSITORY_NAME, Blob, HubHandler, HubServer, RequestRefusedError, Snapshot, become
+from file_server import REPOSITORY_NAME, Blob, FileHandler, FileServer, RequestRefusedError, become
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 TOKEN_BYTES = 32  # a shorter token could be guessed
@@ -60,7 +60,7 @@ class Upload:
         return seconds < SLOW_SECONDS or self.sent >= seconds * max(LEAST_RATE, LEAST_PART * fastest)
 
 
-class PeerHandler(HubHandler):
+class PeerHandler(FileHandler):
     """Handles one connection of another host."""
 
     server: PeerServer
@@ -84,7 +84,7 @@ class PeerHandler(HubHandler):
             case [org, name, "resolve", commit, *path] if path:
                 self.send_held(f"{org}/{name}", commit, "/".join(path))
             case _:
-                raise RequestRefusedError(404, "NotFound", f"No such address: {self.path}")
+                super().route(parts, query)
 
     def send_held(self, name: str, commit: str, path: str) -> None:
         """Send a file that this host has, or 429 if the limit of concurrent transfers is reached."""
@@ -101,7 +101,7 @@ class PeerHandler(HubHandler):
                 # By file descriptor: the file is renamed if its commit becomes complete during the transfer.
                 opened = Path(f"/proc/self/fd/{content.fileno()}")
                 blob = Blob(path, opened, seen.st_size, "", f"{seen.st_size:x}-{seen.st_mtime_ns:x}", lfs=False)
-                self.send_file(Snapshot(name, commit, {}), blob)
+                self.send_file(commit, blob)
         except FileNotFoundError:
             raise RequestRefusedError(404, "EntryNotFound", "This host does not have that file any more") from None
         finally:
@@ -117,7 +117,7 @@ class PeerHandler(HubHandler):
                     self.upload.sent += span
 
 
-class PeerServer(HubServer):
+class PeerServer(FileServer):
     """Listening socket and the folder of all models."""
 
     request_queue_size = 128  # all hosts may connect at the same time
@@ -127,7 +127,7 @@ class PeerServer(HubServer):
         address: str,
         port: int,
         root: Path,
-        handler: type[HubHandler] = PeerHandler,
+        handler: type[FileHandler] = PeerHandler,
         *,
         token: str = "",
         uploads: int = 2,
@@ -185,7 +185,7 @@ class PeerServer(HubServer):
             raise RequestRefusedError(404, "RepoNotFound", "Repository not found")
         if not COMMIT.fullmatch(commit):
             raise RequestRefusedError(404, "RevisionNotFound", "Files are served by commit only")
-        return self.store.root / name
+        return self.root / name
 
     def end_when_idle(self, seconds: float) -> None:
         """Stop the server after ``seconds`` without a request and without a transfer."""

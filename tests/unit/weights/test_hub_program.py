@@ -18,7 +18,16 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
-from support.faulty_hub import HUB_FILE, FaultyHub, RequestRefusedError, hub, running, write_model
+from support.faulty_hub import (
+    HUB_FILE,
+    SERVER_FILE,
+    FaultyHub,
+    RequestRefusedError,
+    file_server,
+    hub,
+    running,
+    write_model,
+)
 
 FILES = {
     "config.json": b'{"a": 1}\n',
@@ -124,13 +133,13 @@ def test_range(served: FaultyHub, asked: str, first: int, last: int) -> None:
 
 @pytest.mark.parametrize("asked", ["", "bytes=-", "bytes=1-2,4-5", "lines=1-2"])
 def test_a_range_that_is_not_understood_means_all(asked: str) -> None:
-    assert hub.parse_range(asked, 10) is None
+    assert file_server.parse_range(asked, 10) is None
 
 
 @pytest.mark.parametrize("asked", ["bytes=10-", "bytes=5-4", "bytes=-0"])
 def test_a_range_outside_the_file_is_refused(asked: str) -> None:
     with pytest.raises(RequestRefusedError) as refused:
-        hub.parse_range(asked, 10)
+        file_server.parse_range(asked, 10)
     assert refused.value.status == 416
 
 
@@ -173,8 +182,9 @@ def test_it_tells_what_it_is_and_serves_and_the_source_of_a_copy_is_listed_alike
     shutil.copytree(source, tmp_path / "home/models/org/tiny")
     settings = {"address": "127.0.0.1", "port": 0, "root": "models"}
     (tmp_path / "home/hub.json").write_text(json.dumps(settings))
-    shutil.copy(HUB_FILE, tmp_path / "hub.py")
-    command = [sys.executable, "-I", str(tmp_path / "hub.py")]
+    for file in (HUB_FILE, SERVER_FILE):
+        shutil.copy(file, tmp_path)
+    command = [sys.executable, "-IB", str(tmp_path / "hub.py")]
     (listed,) = json.loads(subprocess.check_output([*command, "--list", str(source)]))
     config = str(tmp_path / "home/hub.json")
     with subprocess.Popen([*command, "--config", config], stdout=subprocess.PIPE, text=True) as process:
@@ -190,7 +200,7 @@ def test_it_tells_what_it_is_and_serves_and_the_source_of_a_copy_is_listed_alike
     assert set(listed) == {*FILES, "link.txt"}
     assert told == {
         "software": "local-hub",
-        "program": hashlib.sha256(HUB_FILE.read_bytes()).hexdigest(),
+        "program": hashlib.sha256(HUB_FILE.read_bytes() + SERVER_FILE.read_bytes()).hexdigest(),
         "settings": settings,
         "files": {"org/tiny": listed},
     }

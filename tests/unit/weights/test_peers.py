@@ -26,17 +26,17 @@ from ansible_collections.inference.vllm.plugins.module_utils.weights.plan import
 from ansible_collections.inference.vllm.plugins.module_utils.weights.snapshot import Outcome, Want, ensure, write_lock
 from support.faulty_hub import (
     FOR_EVER,
-    HUB_FILE,
     PEER_FILE,
+    SERVER_FILE,
     Fault,
     FaultyHub,
     FaultyPeer,
+    file_server,
     peer,
     running,
     serving,
     write_model,
 )
-from support.faulty_hub import hub as hub_program
 
 TOKEN = "0123456789abcdef" * 4
 FILES = {
@@ -379,7 +379,7 @@ def test_peers_that_cannot_be_meant(tmp_path: Path, fleet: Fleet) -> None:
 
 @pytest.fixture
 def program(tmp_path: Path) -> Iterator[Path]:
-    for file in (PEER_FILE, HUB_FILE):
+    for file in (PEER_FILE, SERVER_FILE):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     program = tmp_path / PEER_FILE.name
     yield program
@@ -442,13 +442,13 @@ def test_it_gives_files_as_a_user_that_owns_nothing(program: Path, tmp_path: Pat
 def test_a_file_that_is_moved_while_it_is_sent(hosts: MakeHosts, lock: Lock, monkeypatch: pytest.MonkeyPatch) -> None:
     fleet = hosts(1)
     folder = ensure(alone(fleet.wants[0])).path
-    send = hub_program.HubHandler.send_file
+    send = file_server.FileHandler.send_file
 
     def move_and_send(*arguments: Any) -> None:
         folder.rename(folder.with_name("elsewhere"))
         send(*arguments)
 
-    monkeypatch.setattr(hub_program.HubHandler, "send_file", move_and_send)
+    monkeypatch.setattr(file_server.FileHandler, "send_file", move_and_send)
     url = f"{fleet.servers[0].url}/org/tiny/resolve/{lock.commit}/{BIG}"
     with urlopen(Request(url, headers={"Authorization": f"Bearer {TOKEN}"})) as answer:
         assert answer.read() == FILES[BIG]

@@ -1,0 +1,1 @@
+../../model_weights/files/file_server.py
