@@ -14,7 +14,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark im
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark import run as benchmark_run
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.figures import Goals, Workload
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.run import Comparison, Settings
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Target
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
 from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 

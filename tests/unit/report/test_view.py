@@ -19,7 +19,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from ansible_collections.inference.vllm.plugins.filter.report import FilterModule
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import extended as smoke_more
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import extended
 from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.report import view as report
 from support.lying_server import KEY, MODEL, lying_server
@@ -48,7 +48,7 @@ BAD = replace(
         *GOOD.checks,
         Check("colour_red", False, message='wrong_answer: expected "red", got "Blue"', value="Blue", limit="Red",
               seconds=12.3, runbook="wrong_answer"),
-        Check("stream", False, message="timeout: not run, because colour_red saw: nothing", runbook="timeout"),
+        Check("stream", False, message="timeout: not run, because colour_red failed: nothing", runbook="timeout"),
     ),
 )  # fmt: skip
 FILES = {
@@ -163,18 +163,18 @@ def test_every_file_may_be_missing_or_broken() -> None:
     assert "image.json holds no JSON object" in page(broken)
 
 
-@pytest.mark.parametrize("name", sorted({name for case in smoke_more.ALL_CASES for name in case.images}))
+@pytest.mark.parametrize("name", sorted({name for case in extended.ALL_CASES for name in case.images}))
 def test_a_short_picture_has_the_same_pixels(name: str) -> None:
     short = report.picture_url(name)
     image = Image.open(io.BytesIO(base64.b64decode(short.split(",")[1]))).convert("RGB")
-    assert ImageChops.difference(image, smoke_more.draw(name)).getbbox() is None
-    assert len(short) <= len(smoke_more.data_url(name))
+    assert ImageChops.difference(image, extended.draw(name)).getbbox() is None
+    assert len(short) <= len(extended.data_url(name))
 
 
 def test_every_question_about_a_picture_is_shown_with_it() -> None:
-    checks = tuple(Check(case.code, True, value=case.example) for case in smoke_more.ALL_CASES)
+    checks = tuple(Check(case.code, True, value=case.example) for case in extended.ALL_CASES)
     rows = {row["code"]: row for row in view(replace(GOOD, checks=checks))["checks"]}
-    for case in smoke_more.ALL_CASES:
+    for case in extended.ALL_CASES:
         assert rows[case.code]["asked"] == case.prompt
         assert len(rows[case.code]["pictures"]) == len(case.images)
 

@@ -10,8 +10,8 @@ from typing import Any
 import pynvml
 import pytest
 
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
 from ansible_collections.inference.vllm.plugins.module_utils.checks.memory_sampler import Sampler, Window
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Target
 from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import run as vram_run
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.judge import Expected, expected_of, unplanned
