@@ -11,9 +11,9 @@ INVENTORY ?= inventories/embedded
 # More arguments for ansible-playbook, e.g. ARGS="-e vllm_port=18001".
 ARGS ?=
 # Python whose style is checked; pyproject.toml says of which the types are.
-PYTHON_CODE := plugins roles molecule tests bench bin
+PYTHON_CODE := plugins roles molecule tests bench bin docs
 
-.PHONY: help deploy-deps dev-deps demo demo-down test lint test-host test-unit test-roles test-e2e test-slow bench-demo bench-fleet bench-plan bench-proof bench-roles bench-service bench-weights clean
+.PHONY: help deploy-deps dev-deps demo demo-down docs test lint test-host test-unit test-roles test-e2e test-slow bench-demo bench-fleet bench-plan bench-proof bench-roles bench-service bench-weights clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ demo-down: deploy-deps ## Remove all that the demo started
 
 test: lint test-unit test-e2e test-roles ## Run every test but the slow ones
 	ansible-playbook tests/support/clean.yml -i inventories/embedded
+
+docs: dev-deps ## Write the generated pages of docs/ (bin/make-docs)
+	python bin/make-docs
 
 lint: dev-deps ## Check style and types
 	ruff check $(PYTHON_CODE)

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "collections"))
 sys.path.insert(0, str(ROOT / "tests"))
 
-from ansible_collections.inference.vllm.plugins.module_utils import catalogue  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue, versions  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner.account import kv_bytes_per_token  # noqa: E402
@@ -120,11 +120,11 @@ def two_4090s() -> list[str]:
     proposed = Wishes(context=131_072, gpu_memory_utilization=0.85, kv_cache_dtype="fp8", max_num_seqs=32)
     fp8, awq = "qwen3-vl-32b-instruct-fp8", "qwen3-vl-32b-instruct-awq"
     rows = [
-        (f"the study's flags, vLLM {engines.CALIBRATED}", judge(_case(fp8, engines.CALIBRATED), proposed)),
-        (f"the study's flags, vLLM {engines.DEPLOYED}", judge(_case(fp8, engines.DEPLOYED), proposed)),
-        ("best FP8 plan", solve(_case(fp8, engines.DEPLOYED), Wishes())),
-        ("FP8 plan with images of 1 megapixel", solve(_case(fp8, engines.DEPLOYED), Wishes(max_pixels=1_048_576))),
-        ("4-bit plan for 128k", solve(_case(awq, engines.DEPLOYED), Wishes(context=131_072))),
+        (f"the study's flags, vLLM {versions.CALIBRATED}", judge(_case(fp8, versions.CALIBRATED), proposed)),
+        (f"the study's flags, vLLM {versions.DEPLOYED}", judge(_case(fp8, versions.DEPLOYED), proposed)),
+        ("best FP8 plan", solve(_case(fp8, versions.DEPLOYED), Wishes())),
+        ("FP8 plan with images of 1 megapixel", solve(_case(fp8, versions.DEPLOYED), Wishes(max_pixels=1_048_576))),
+        ("4-bit plan for 128k", solve(_case(awq, versions.DEPLOYED), Wishes(context=131_072))),
     ]
     lines = [
         "Two RTX 4090 (23.52 GiB each), planned, GiB per GPU:",

@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "collections"))
 sys.path.insert(0, str(ROOT / "tests"))
 
+from ansible_collections.inference.vllm.plugins.module_utils import versions  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.planner.account import (  # noqa: E402
     captured_batches,
@@ -30,7 +31,7 @@ TOLERANCE = 0.02
 
 def fit(measured: Sequence[Boot]) -> dict[str, tuple[float, int, float]]:
     """Each fitted constant: the value that the boots give, on how many boots, and the value in engines.py."""
-    boots_of_version = [boot for boot in measured if boot.plan.case.engine.version == engines.CALIBRATED]
+    boots_of_version = [boot for boot in measured if boot.plan.case.engine.version == versions.CALIBRATED]
     single = [boot for boot in boots_of_version if boot.plan.settings.tensor_parallel == 1]
     parallel = [boot for boot in boots_of_version if boot.plan.settings.tensor_parallel > 1]
     linked = [boot for boot in parallel if boot.plan.case.host.gpu.peer_to_peer]

@@ -309,7 +309,7 @@ def share(folder: Path) -> tuple[float, float, float]:
     write_shards(folder / "hub" / REPOSITORY, FLEET_MIB // SHARDS)
     with serving(FaultyHub(folder / "hub")) as hub:
         lock, _ = write_lock(Want(REPOSITORY, folder / "none", endpoint=hub.url))
-        (folder / "lock.json").write_text(json.dumps(lock.as_dict()))
+        (folder / "lock.json").write_text(lock.file().to_json())
         seconds = []
         for hosts in (1, HOSTS):
             hub.sent, hub.pace = 0, Average(FLEET_RATE)

@@ -55,31 +55,6 @@ def for_system(table: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Any])
     return result
 
 
-def docker_support_table(
-    table: Mapping[str, Mapping[str, Any]], upstream: Mapping[str, Any], evidence: Mapping[str, str]
-) -> str:
-    """What role docker_engine does on each system, for people, as Markdown.
-
-    Args:
-        table: The role's table, as :func:`for_system` takes it.
-        upstream: What is the same everywhere with Docker's own packages.
-        evidence: ``container`` or ``rendered`` by distribution and major version.
-    """
-    lines = ["| system | default source | distribution's packages | Compose v2 | evidence |", "| --- |" + " --- |" * 4]
-    said = {"container": "tested in containers", "rendered": "rendered only"}
-    for name, how in evidence.items():
-        distribution, major = name.split()
-        facts = {"distribution": distribution, "distribution_major_version": major}
-        family = "RedHat" if distribution == "RedHat" else "Debian"
-        row = for_system(table, facts | {"os_family": family})
-        own = row.get("distribution", {})
-        used = own if row["source"] == "distribution" else upstream
-        compose = "from PyPI" if used["compose_source"] == "pypi" else f"`{used['compose_packages'][0]}`"
-        packages = ", ".join(f"`{package}`" for package in own.get("packages", [])) or "none"
-        lines.append(f"| {name} | {row['source']} | {packages} | {compose} | {said[how]} |")
-    return "\n".join(lines) + "\n"
-
-
 def package_specs(packages: Sequence[str], version: str, versioned: Collection[str], manager: str) -> list[str]:
     """Packages as a package manager takes them, those in `versioned` with their version.
 

@@ -8,8 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import (
+    ImageFile,
+    LockFile,
+    ManifestFile,
+    PlanFile,
+)
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
-from ansible_collections.inference.vllm.plugins.module_utils.service.design import design, parse, spare
+from ansible_collections.inference.vllm.plugins.module_utils.service.design import Inputs, design, spare
 from ansible_collections.inference.vllm.plugins.module_utils.service.history import status_text
 
 
@@ -28,11 +34,17 @@ def service_design(
         nothing else is there.
     """
     try:
-        plan, image, lock = (parse(file["path"], file["text"]) for file in files)
-        result = design(as_plain(model), plan, image, lock, as_plain(settings))
+        plan, image, lock = files
+        inputs = Inputs(
+            model=as_plain(model),
+            plan=PlanFile.from_json(plan["text"], plan["path"]),
+            image=ImageFile.from_json(image["text"], image["path"]),
+            lock=LockFile.from_json(lock["text"], lock["path"]),
+            settings=as_plain(settings),
+        )
+        result = design(inputs, rendered_by())
     except RefusalError as error:
         return {"refusals": [str(refusal) for refusal in error.refusals]}
-    result["manifest"]["rendered_by"] = rendered_by()
     return {**result, "refusals": []}
 
 
@@ -45,8 +57,8 @@ def spare_design(manifest: Mapping[str, Any], address: str, port: int) -> dict[s
         port: At which port.
     """
     try:
-        design_of_it = parse(manifest["path"], manifest["text"])
-        return {**spare(design_of_it, address, int(port)), "refusals": []}
+        plan = ManifestFile.from_json(manifest["text"], manifest["path"]).plan
+        return {**spare(plan, address, int(port)), "refusals": []}
     except RefusalError as error:
         return {"refusals": [str(refusal) for refusal in error.refusals]}
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils import versions
 from ansible_collections.inference.vllm.plugins.module_utils.closest import closest
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
@@ -24,7 +25,6 @@ METHODS = ("none", "fp8", "awq", "compressed-tensors", "nvfp4", "gguf")
 
 _NAME = re.compile(r"[a-z0-9]+(?:[.-][a-z0-9]+)*")
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ _OPTIONAL = ("flags", "alternatives", "refused")
 
 def _problems(data: Mapping[str, Any]) -> list[str]:
     found = []
-    for key, pattern in (("name", _NAME), ("repository", _REPOSITORY), ("min_engine_version", _VERSION)):
+    for key, pattern in (("name", _NAME), ("repository", _REPOSITORY), ("min_engine_version", versions.PLAIN)):
         if not isinstance(data[key], str) or not pattern.fullmatch(data[key]):
             found.append(f"{key} is {data[key]!r}, which does not match {pattern.pattern}")
     for key, allowed in (

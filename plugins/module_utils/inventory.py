@@ -48,6 +48,13 @@ RANGES: Mapping[str, tuple[int, int | None]] = {
     "vram_plan_concurrent_requests": (1, None),
 }
 
+#: Former names of variables and what they are called now; each is refused with its new name for one release.
+RENAMED: Mapping[str, str] = {
+    "engine_image_unsafe_allow_old_version": "vllm_unsafe_allow_old_engine",
+    "vllm_service_unsafe_allow_old_engine": "vllm_unsafe_allow_old_engine",
+    "vram_plan_engine_version": "engine_image_vllm_version",
+}
+
 #: What each type of an argument spec accepts; values come as YAML or as text of the command line.
 TRUE_FALSE = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
@@ -93,6 +100,11 @@ def unknown_variables(names: Collection[str], options: Collection[str], roles: C
     prefixes = tuple(f"{role}_" for role in roles)
     refusals = []
     for name in sorted(set(names) - set(options)):
+        if name in RENAMED:
+            refusals.append(
+                Refusal("renamed_variable", f"{name} was renamed to {RENAMED[name]}.", f"Set {RENAMED[name]} instead.")
+            )
+            continue
         alike = closest(name, options, cutoff=0.75)
         if name.startswith(prefixes) or difflib.get_close_matches(name, options, n=1, cutoff=SIMILAR):
             refusals.append(

@@ -8,7 +8,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import write_atomic
-from ansible_collections.inference.vllm.plugins.module_utils.image.settings import as_json, ask, record
+from ansible_collections.inference.vllm.plugins.module_utils.image.settings import ask, record
 
 DOCUMENTATION = r"""
 module: engine_image_record
@@ -80,7 +80,7 @@ def main() -> None:
     if not seen and not module.check_mode:
         module.fail_json(msg=f"The Docker engine has no image {given['reference']}: {why_not}. Nothing was written.")
     image = record(given["reference"], given["source"], given["vllm_version"], seen)
-    path, after = Path(given["path"]), as_json(image)
+    path, after = Path(given["path"]), image.to_json()
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     try:
         if before != after and not module.check_mode:
@@ -90,7 +90,7 @@ def main() -> None:
         module.fail_json(msg=f"{path} could not be written: {error.strerror}. The old record, if any, is unchanged.")
     module.exit_json(
         changed=before != after,
-        image=image,
+        image=image.as_dict(),
         diff={"before": before, "after": after, "before_header": str(path), "after_header": str(path)},
     )
 

@@ -15,9 +15,9 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.inference.vllm.plugins.module_utils.image import packages as extra_packages
 from ansible_collections.inference.vllm.plugins.module_utils.image.settings import (
     Wanted,
-    as_json,
     ask,
     record,
+    recorded,
     reference,
     refusals,
     vllm_version,
@@ -219,21 +219,17 @@ def main() -> None:
         module.fail_json(msg=join(found), refusals=[refusal.as_dict() for refusal in found])
     name, version = reference(wanted), vllm_version(wanted)
     image, _ = ask(module.run_command, module.get_bin_path("docker"), name)
+    known = recorded(Path(written)) if written else None
     module.exit_json(
         changed=False,
         reference=name,
         vllm_version=version,
         present=bool(image),
-        recorded=bool(image) and _text(written) == as_json(record(name, wanted.source, version, image)),
+        recorded=bool(image) and known == record(name, wanted.source, version, image),
         extra_facts=extra_packages.recipe_facts(specs, _hashes(folder, wanted.extra_files, specs)),
         signed=signer.wanted and wanted.source == "pull",
         refusals=[],
     )
-
-
-def _text(file: str | None) -> str:
-    """A file's text; empty where there is none."""
-    return Path(file).read_text(encoding="utf-8") if file and Path(file).exists() else ""
 
 
 def _hashes(folder: Path, files: Iterable[str], specs: list[str]) -> dict[str, str]:

@@ -444,7 +444,7 @@ def lock_result(lock: Lock) -> dict[str, Any]:
         "changed": False,
         "msg": f"{lock.repo} {lock.revision} is commit {lock.commit}: {len(lock.files)} files, {total:,} bytes.",
         "commit": lock.commit,
-        "lock": lock.as_dict(),
+        "lock": lock.file().as_dict(),
     }
 
 

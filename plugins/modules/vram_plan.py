@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
@@ -11,8 +10,15 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.inference.vllm.plugins.module_utils import versions
 from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import PlanFile
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import read_gpus, this_machine
+from ansible_collections.inference.vllm.plugins.module_utils.image.settings import (
+    Wanted,
+    unknown_version,
+    vllm_version,
+)
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
 from ansible_collections.inference.vllm.plugins.module_utils.planner.cpu import cpu_table, memory_of_host, plan_cpu
 from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case
@@ -25,7 +31,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.planner.requirement
 )
 from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import solve
 from ansible_collections.inference.vllm.plugins.module_utils.planner.table import table
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError, join
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError, join
 
 DOCUMENTATION = r"""
 module: vram_plan
@@ -91,10 +97,27 @@ options:
     description: Tokens that one step computes.
     type: str
     default: auto
-  engine_version:
-    description: Version of vLLM whose start-up check is foretold. Empty is the one that this project deploys.
-    type: str
-    default: ""
+  engine_image:
+    description: Image of the engine that is planned for; role engine_image has variables of the same names.
+    type: dict
+    suboptions:
+      source:
+        description: Where it comes from. V(build) makes an image for CPUs, whose plan is the same for each version.
+        type: str
+        choices: [pull, load, build]
+        default: pull
+      tag:
+        description: Its tag, where O(engine_image.source=pull). Empty is the one that this project deploys.
+        type: str
+        default: ""
+      archive_reference:
+        description: Name and tag in its archive, where O(engine_image.source=load).
+        type: str
+        default: ""
+      vllm_version:
+        description: Version of vLLM in it, where the tag does not tell it.
+        type: str
+        default: ""
   cpu_kv_cache_gib:
     description: Whole GiB of KV cache where O(accelerator=cpu).
     type: int
@@ -178,7 +201,16 @@ def main() -> None:
             "kv_cache_dtype": {"type": "str", "choices": ["auto", "bfloat16", "fp8"], "default": "auto"},
             "max_num_seqs": {"type": "str", "default": "auto"},
             "max_num_batched_tokens": {"type": "str", "default": "auto"},
-            "engine_version": {"type": "str", "default": ""},
+            "engine_image": {
+                "type": "dict",
+                "apply_defaults": True,
+                "options": {
+                    "source": {"type": "str", "choices": ["pull", "load", "build"], "default": "pull"},
+                    "tag": {"type": "str", "default": ""},
+                    "archive_reference": {"type": "str", "default": ""},
+                    "vllm_version": {"type": "str", "default": ""},
+                },
+            },
             "cpu_kv_cache_gib": {"type": "int", "default": 1},
             "path": {"type": "path"},
         },
@@ -189,24 +221,24 @@ def main() -> None:
     except RefusalError as error:
         refusals = [refusal.as_dict() for refusal in error.refusals]
         module.fail_json(msg=str(error), plan={"starts": False, "survives": False, "refusals": refusals})
-    if plan["refusals"]:
-        module.fail_json(msg=join(Refusal(**refusal) for refusal in plan["refusals"]), plan=plan, table=shown)
+    if plan.refusals:
+        module.fail_json(msg=join(plan.refusals), plan=plan.as_dict(), table=shown)
     path = module.params["path"]
     if not path:
-        module.exit_json(changed=False, failed=False, plan=plan, table=shown)
-    before, after = _read(Path(path)), json.dumps(plan, indent=2, sort_keys=True) + "\n"
+        module.exit_json(changed=False, failed=False, plan=plan.as_dict(), table=shown)
+    before, after = _read(Path(path)), plan.to_json()
     if before != after and not module.check_mode:
         _write(module, Path(path), after)
     module.exit_json(
         changed=before != after,
         failed=False,
-        plan=plan,
+        plan=plan.as_dict(),
         table=shown,
         diff={"before": before, "after": after, "before_header": path, "after_header": path},
     )
 
 
-def _plan(module: AnsibleModule) -> tuple[dict[str, Any], str]:
+def _plan(module: AnsibleModule) -> tuple[PlanFile, str]:
     """The plan, and its text for people."""
     params = module.params
     entry = Entry.from_dict(params["model"])
@@ -222,10 +254,20 @@ def _plan(module: AnsibleModule) -> tuple[dict[str, Any], str]:
         )
         return cpu, cpu_table(cpu)
     model = from_entry(entry)
-    engine = engines.engine(params["engine_version"] or engines.DEPLOYED, is_moe=model.is_moe)
+    engine = engines.engine(_engine_version(params["engine_image"]), is_moe=model.is_moe)
     ladder = [Entry.from_dict(other) for other in params["alternatives"]]
     found = solve(Case(model, _host(params["gpus"]), engine, variable_name), wishes, ladder)
-    return found.as_dict(), table(found)
+    return found.file(), table(found)
+
+
+def _engine_version(image: dict[str, Any]) -> str:
+    """Version of vLLM in the image, by the rule of role engine_image; raises RefusalError where nothing tells it."""
+    if image["source"] == "build":
+        return versions.DEPLOYED
+    wanted = Wanted(**{**image, "tag": image["tag"] or versions.DEPLOYED})
+    if unknown := unknown_version(wanted):
+        raise RefusalError(unknown)
+    return vllm_version(wanted)
 
 
 def _wishes(params: dict[str, Any]) -> Wishes:

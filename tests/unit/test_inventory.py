@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -111,12 +112,19 @@ def test_missing_file_is_named_with_its_variable() -> None:
     assert "/nope" in refusal.message
 
 
-def test_every_range_belongs_to_a_variable_of_a_role() -> None:
-
-    import yaml
-
-    roles = ROOT / "roles"
+def variables() -> set[str]:
     known: set[str] = set()
-    for path in roles.glob("*/meta/argument_specs.yml"):
+    for path in (ROOT / "roles").glob("*/meta/argument_specs.yml"):
         known |= set(yaml.safe_load(path.read_text())["argument_specs"]["main"]["options"])
-    assert set(inventory.RANGES) <= known
+    return known
+
+
+def test_every_range_belongs_to_a_variable_of_a_role() -> None:
+    assert set(inventory.RANGES) <= variables()
+
+
+@pytest.mark.parametrize(("old", "new"), inventory.RENAMED.items())
+def test_a_renamed_variable_is_refused_with_its_new_name(old: str, new: str) -> None:
+    assert (old in variables(), new in variables()) == (False, True)
+    (text,) = codes({old})
+    assert text == f"[renamed_variable] {old} was renamed to {new}. Fix: Set {new} instead."

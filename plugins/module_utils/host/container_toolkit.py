@@ -82,11 +82,3 @@ def refusals(proof: Mapping[str, Any], host: Sequence[str], image: str) -> list[
             "nvidia_container_toolkit_proof_image.",
         )
     ]
-
-
-def support_table(systems: Mapping[str, Mapping[str, str]]) -> str:
-    """The table of systems for people, as Markdown."""
-    evidence = {"container": "tested in containers, with stand-ins for NVIDIA's packages", "rendered": "rendered only"}
-    holds = {"apt": "preferences and holds", "dnf": "version locks"}
-    rows = [f"| {name} | {holds[row['manager']]} | {evidence[row['evidence']]} |" for name, row in systems.items()]
-    return "\n".join(["| system | kept at its version by | evidence |", "| --- | --- | --- |", *rows]) + "\n"

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ansible_collections.inference.vllm.plugins.module_utils.planner import engines
+from ansible_collections.inference.vllm.plugins.module_utils import versions
 from ansible_collections.inference.vllm.plugins.module_utils.planner import gpus as gpu_table
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError, join
 
@@ -143,12 +143,11 @@ def cuda_of_engine(table: Table, wishes: Wishes) -> str:
     """CUDA version of the engine's image; raises RefusalError where the tag tells no version."""
     if wishes.cuda_version:
         return wishes.cuda_version
-    tag = wishes.engine_tag or engines.DEPLOYED
+    tag = wishes.engine_tag or versions.DEPLOYED
     named = re.search(r"-cu(\d{2})(\d)\b", tag)
     if named:
         return f"{named[1]}.{named[2]}"
-    version = re.match(r"v?(\d+)\.(\d+)", tag)
-    if not version:
+    if not versions.plain(tag):
         raise RefusalError(
             Refusal(
                 "unknown_cuda",
@@ -156,9 +155,8 @@ def cuda_of_engine(table: Table, wishes: Wishes) -> str:
                 'Set nvidia_driver_cuda_version, for example to "13.0".',
             )
         )
-    wanted = (int(version[1]), int(version[2]))
-    rows = [(tuple(map(int, row["vllm"].split("."))), row["cuda"]) for row in table["engine_cuda"]]
-    return str(max(row for row in rows if row[0] <= wanted)[1])
+    rows = [(versions.parse(row["vllm"]), row["cuda"]) for row in table["engine_cuda"]]
+    return str(max(row for row in rows if row[0] <= versions.parse(tag))[1])
 
 
 def generation_of(table: Table, gpu: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -548,7 +546,7 @@ def pick_version(listing: str, branch: int, wanted: str = "") -> str:
     for line in listing.splitlines():
         name = line.split(maxsplit=1)[0] if line.strip() else ""
         by_name.setdefault(name, set()).update(match[1] for match in _PACKAGED.finditer(line))
-    found = set.intersection(*versions) if (versions := [known for known in by_name.values() if known]) else set()
+    found = set.intersection(*listed) if (listed := [known for known in by_name.values() if known]) else set()
     fitting = {version for version in found if version == wanted or (not wanted and branch_of(version) == branch)}
     if fitting:
         return newest(fitting)
@@ -699,34 +697,3 @@ def repository_refusal(output: str, url: str, key: str, role: str = "nvidia_driv
 
 def _short(key: str) -> str:
     return key if len(key) < 200 and "\n" not in key else "a key in the inventory"  # noqa: PLR2004
-
-
-def support_table(table: Table) -> str:
-    """The table of systems for people, as Markdown."""
-    lines = [
-        "| system | NVIDIA's repository | distribution's own driver | Secure Boot | evidence |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    evidence = {"container": "tested in containers, with stand-ins for NVIDIA's packages", "rendered": "rendered only"}
-    for name, system in table["systems"].items():
-        own = package_set(table, system.get("own_packages", ""))
-        branch = f"branch {system['own_branch']}" if own else "none"
-        signed = "signed modules" if own.get("signed") else "own key, else refused"
-        lines.append(f"| {name} | `{system['path']}` | {branch} | {signed} | {evidence[system['evidence']]} |")
-    return "\n".join(lines) + "\n"
-
-
-def generation_table(table: Table) -> str:
-    """The table of GPU generations for people, as Markdown."""
-    lines = [
-        "| generation | compute capability | kernel modules | branches |",
-        "| --- | --- | --- | --- |",
-    ]
-    for row in table["generations"]:
-        least, most = row["capability"]
-        capability = f"{least}" if least == most else f"{least} to {most}"
-        branches = (
-            f"{row['first_branch']} to {row['last_branch']}" if row["last_branch"] else f"from {row['first_branch']}"
-        )
-        lines.append(f"| {row['name']} | {capability} | {' or '.join(row['modules'])} | {branches} |")
-    return "\n".join(lines) + "\n"

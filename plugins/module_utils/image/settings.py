@@ -9,15 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils import versions
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import ImageFile, ImageSource
 from ansible_collections.inference.vllm.plugins.module_utils.image import packages as extra_packages
 from ansible_collections.inference.vllm.plugins.module_utils.image import signature as image_signature
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
 
-#: Oldest vLLM without a known hole that a request can reach: 0.32.0 closed the last of them (chat template of a
-#: request), 0.22.0 the bypass of the API key.
-SECURITY_FLOOR = (0, 32, 0)
-
-_VERSION = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(?=[-+]|$)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _REPOSITORY = re.compile(r"[a-z0-9]+(?:[._-]+[a-z0-9]+)*(?::\d+)?(?:/[a-z0-9]+(?:[._-]+[a-z0-9]+)*)*")
 _TAG = re.compile(r"\w[\w.-]{0,127}", re.ASCII)
@@ -56,7 +53,7 @@ class Wanted:
         cpu_flags: Instruction sets as in ``/proc/cpuinfo``; empty where they are not known.
     """
 
-    source: str
+    source: ImageSource
     accelerator: str = "nvidia"
     repository: str = ""
     tag: str = ""
@@ -91,12 +88,8 @@ def reference(wanted: Wanted) -> str:
 
 def vllm_version(wanted: Wanted) -> str:
     """vLLM's version as ``major.minor.patch``; empty where neither a setting nor the tag tells it."""
-    tag_of_archive = wanted.archive_reference.rpartition(":")[2]
-    by_source = {"pull": wanted.tag, "load": tag_of_archive, "build": wanted.built_version}
-    for text in (wanted.vllm_version, by_source.get(wanted.source, "")):
-        if match := _VERSION.match(text):
-            return ".".join(match.groups())
-    return ""
+    by_source = {"pull": wanted.tag, "load": wanted.archive_reference.rpartition(":")[2], "build": wanted.built_version}
+    return versions.plain(wanted.vllm_version) or versions.plain(by_source.get(wanted.source, ""))
 
 
 def refusals(wanted: Wanted) -> list[Refusal]:
@@ -143,7 +136,7 @@ def ask(run: Callable[[list[str]], tuple[int, str, str]], docker: str | None, na
     return (json.loads(out)[0], "") if code == 0 else ({}, err.strip())
 
 
-def record(wanted: str, source: str, version: str, image: Mapping[str, Any]) -> dict[str, str]:
+def record(wanted: str, source: ImageSource, version: str, image: Mapping[str, Any]) -> ImageFile:
     """The content of ``image.json``.
 
     Args:
@@ -155,8 +148,8 @@ def record(wanted: str, source: str, version: str, image: Mapping[str, Any]) -> 
             made of, also where it was loaded.
 
     Returns:
-        Its five fields, and with extra packages three more. A pulled tag is recorded by the digest it had, so that a
-        release keeps meaning one image; what was loaded or built has a digest in no registry.
+        The record. A pulled tag is recorded by the digest it had, so that a release keeps meaning one image; what was
+        loaded or built has a digest in no registry.
     """
     digest = ""
     if source == "pull":
@@ -168,14 +161,22 @@ def record(wanted: str, source: str, version: str, image: Mapping[str, Any]) -> 
         wanted = f"{repository}@{digest}" if digest else wanted
     labels = (image.get("Config") or {}).get("Labels") or {}
     made_of = {field: labels[label] for label, field in _LABELS.items() if label in labels}
-    return {
-        "reference": wanted,
-        "id": image.get("Id", ""),
-        "digest": digest,
-        "source": source,
-        "vllm_version": version,
+    return ImageFile(
+        reference=wanted,
+        id=image.get("Id", ""),
+        digest=digest,
+        source=source,
+        vllm_version=version,
         **made_of,
-    }
+    )
+
+
+def recorded(path: Path) -> ImageFile | None:
+    """What ``image.json`` says; None where it is missing or cannot be read, and has to be written again."""
+    try:
+        return ImageFile.from_json(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, ValueError):
+        return None
 
 
 def in_use(home: Path) -> set[str]:
@@ -194,11 +195,6 @@ def in_use(home: Path) -> set[str]:
 def unused(listed: Collection[str], used: Collection[str]) -> list[str]:
     """Which of the listed names nothing uses, in alphabetical order; an image without a name has none to remove."""
     return sorted(name for name in set(listed) - set(used) if "<none>" not in name)
-
-
-def as_json(content: dict[str, str]) -> str:
-    """The text of ``image.json``: the same for the same content."""
-    return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
 def _same_repository(listed: str, asked: str) -> bool:
@@ -292,26 +288,34 @@ def _save_refusals(wanted: Wanted) -> Iterator[Refusal]:
         )
 
 
-def _version_refusals(wanted: Wanted) -> Iterator[Refusal]:
-    if wanted.vllm_version and not _VERSION.fullmatch(wanted.vllm_version.partition("+")[0]):
-        yield Refusal(
+def unknown_version(wanted: Wanted) -> Refusal | None:
+    """Why vLLM's version in the image is not known, or None where it is."""
+    if wanted.vllm_version and not versions.plain(wanted.vllm_version):
+        return Refusal(
             "vllm_version_malformed",
             f"engine_image_vllm_version is {wanted.vllm_version!r}; allowed is major.minor.patch.",
-            "Write it as 0.33.0.",
+            f"Write it as {versions.DEPLOYED}.",
         )
-        return
-    version = vllm_version(wanted)
-    floor = ".".join(map(str, SECURITY_FLOOR))
-    if not version:
-        yield Refusal(
+    if not vllm_version(wanted):
+        loads = wanted.source == "load"
+        told = f"archive_reference is {wanted.archive_reference!r}" if loads else f"tag is {wanted.tag!r}"
+        return Refusal(
             "vllm_version_unknown",
-            f"the tag of {reference(wanted)} does not tell vLLM's version, and engine_image_vllm_version is empty.",
-            "Set engine_image_vllm_version to the version inside the image, for example 0.33.0.",
+            f"engine_image_{told}, which does not tell vLLM's version, and engine_image_vllm_version is empty.",
+            f"Set engine_image_vllm_version to the version inside the image, for example {versions.DEPLOYED}.",
         )
-    elif tuple(map(int, version.split("."))) < SECURITY_FLOOR and not wanted.unsafe_allow_old_version:
+    return None
+
+
+def _version_refusals(wanted: Wanted) -> Iterator[Refusal]:
+    if unknown := unknown_version(wanted):
+        yield unknown
+        return
+    version, floor = vllm_version(wanted), versions.SECURITY_FLOOR
+    if versions.parse(version) < versions.parse(floor) and not wanted.unsafe_allow_old_version:
         yield Refusal(
             "vllm_version_below_floor",
             f"the image has vLLM {version}; below {floor} a request can reach known holes (remote code, bypass of the"
             " API key).",
-            f"Choose {floor} or newer; or accept the holes with engine_image_unsafe_allow_old_version: true.",
+            f"Choose {floor} or newer; or accept the holes with vllm_unsafe_allow_old_engine: true.",
         )

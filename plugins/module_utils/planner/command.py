@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ansible_collections.inference.vllm.plugins.module_utils import catalogue
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue, versions
 from ansible_collections.inference.vllm.plugins.module_utils.closest import closest
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
 from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case, Plan
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
         else:
             print("\n".join(map(str, error.refusals)), file=sys.stderr)
         return BAD_INPUT
-    print(json.dumps(plan.as_dict(), indent=2) if wants_json else table(plan))
+    print(plan.file().to_json().rstrip() if wants_json else table(plan))
     return FITS if plan.fits else DOES_NOT_FIT
 
 
@@ -78,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--engine-version",
         metavar="X.Y.Z",
-        help=f"vLLM whose check is foretold: {engines.CALIBRATED}, the newest that was measured; "
-        f"with --solve {engines.DEPLOYED}, which this project deploys",
+        help=f"vLLM whose check is foretold: {versions.CALIBRATED}, the newest that was measured; "
+        f"with --solve {versions.DEPLOYED}, which this project deploys",
     )
     add("--solve", action="store_true", help="find the settings; what is given is a wish that must hold")
     add("--json", action="store_true", help="print JSON instead of a table")
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 def _plan(options: argparse.Namespace) -> Plan:
     model, ladder = _model(options.model)
     host = _host(options)
-    version = options.engine_version or (engines.DEPLOYED if options.solve else engines.CALIBRATED)
+    version = options.engine_version or (versions.DEPLOYED if options.solve else versions.CALIBRATED)
     case = Case(model, host, engines.engine(version, is_moe=model.is_moe))
     way = solve if options.solve else judge
     return way(case, _wishes(options), ladder)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import PlanFile
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
 
 GIB = 2**30
@@ -40,7 +39,7 @@ def plan_cpu(
     context: int | None,
     sequences: int | None,
     images_per_prompt: int | None,
-) -> dict[str, Any]:
+) -> PlanFile:
     """Plan an engine on the CPU.
 
     Args:
@@ -52,7 +51,7 @@ def plan_cpu(
         images_per_prompt: Images in one request, None for what the catalogue says.
 
     Returns:
-        The content of ``plan.json``; ``refusals`` is empty where the plan may be used.
+        The plan; its ``refusals`` are empty where it may be used.
     """
     context = context or DEFAULT_CONTEXT
     images = entry.images_per_prompt if images_per_prompt is None else images_per_prompt
@@ -63,11 +62,15 @@ def plan_cpu(
         *_cache_too_small(context, kv_cache_gib, tokens),
         *_host_too_small(memory_gib, kv_cache_gib),
     ]
-    return {
-        "accelerator": "cpu",
-        "model": entry.name,
-        "gpus": [],
-        "flags": {
+    return PlanFile(
+        accelerator="cpu",
+        model=entry.name,
+        gpus=(),
+        starts=not refusals,
+        survives=not refusals,
+        kv_cache_tokens=tokens,
+        max_model_len=context,
+        flags={
             "max-model-len": context,
             "max-num-seqs": sequences or DEFAULT_SEQUENCES,
             # Without it torch.compile lengthens the start from 42 s to 4 minutes.
@@ -76,33 +79,28 @@ def plan_cpu(
             # The lean CPU build has no other backend; free whitespace lets a small model loop for ever.
             "structured-outputs-config": {"backend": "xgrammar", "disable_any_whitespace": True},
         },
-        "environment": {
+        environment={
             "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
             # enforce-eager spares the model only: the first request for logprobs would still be compiled, finds no C++
             # compiler in the image, and the engine dies of it (seen with 0.32.0).
             "TORCHDYNAMO_DISABLE": "1",
         },
-        "memory_gib": {
+        refusals=tuple(refusals),
+        memory_gib={
             "host": round(memory_gib, 1),
             "engine": round(ENGINE_GIB, 2),
-            "kv_cache": kv_cache_gib,
+            "kv_cache": float(kv_cache_gib),
         },
-        "kv_cache_tokens": tokens,
-        "max_model_len": context,
-        "starts": not refusals,
-        "survives": not refusals,
-        "refusals": [refusal.as_dict() for refusal in refusals],
-        "alternatives": [],
-    }
+    )
 
 
-def cpu_table(plan: Mapping[str, Any]) -> str:
+def cpu_table(plan: PlanFile) -> str:
     """The plan for people."""
-    memory = plan["memory_gib"]
+    memory = plan.memory_gib or {}
     lines = (
-        f"Model    {plan['model']} on the CPU",
-        f"Memory   {memory['host']} GiB; engine {memory['engine']} GiB, KV cache {memory['kv_cache']} GiB",
-        f"KV cache holds {plan['kv_cache_tokens']} tokens; longest request {plan['max_model_len']} tokens.",
+        f"Model    {plan.model} on the CPU",
+        f"Memory   {memory['host']} GiB; engine {memory['engine']} GiB, KV cache {memory['kv_cache']:g} GiB",
+        f"KV cache holds {plan.kv_cache_tokens} tokens; longest request {plan.max_model_len} tokens.",
     )
     return "\n".join(lines)
 

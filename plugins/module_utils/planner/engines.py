@@ -6,15 +6,10 @@ Each constant names where it comes from. ``bench/plan_fit.py`` computes the fitt
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
+from ansible_collections.inference.vllm.plugins.module_utils import versions
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
-
-# The newest version whose boots the constants are fitted on, and the one that the project deploys.
-CALIBRATED = "0.26.0"
-DEPLOYED = "0.33.0"
-FLOOR = "0.32.0"
 
 # Memory outside PyTorch's allocator that appears while vLLM profiles itself: kernels that are loaded on first use. With
 # tensor parallelism most are there before, loaded by NCCL's first calls. Fitted: non_torch_increase of all boots that
@@ -78,6 +73,7 @@ class Engine:
         counts_graphs: Whether an estimate of the CUDA graphs is subtracted.
         counts_states: Whether buffers for sampling and inputs are.
         calibrated: Whether boots of this version are among those that the constants are fitted on.
+        basis: What the account of this version rests on, for people.
     """
 
     version: str
@@ -85,6 +81,7 @@ class Engine:
     counts_graphs: bool
     counts_states: bool
     calibrated: bool
+    basis: str
 
 
 def engine(version: str, *, is_moe: bool = False) -> Engine:
@@ -98,16 +95,27 @@ def engine(version: str, *, is_moe: bool = False) -> Engine:
     * from 0.32 all models run on the second one, which counts both, and consumption is measured from the device, so
       that the states count as well.
     """
-    match = re.fullmatch(r"v?(\d+)\.(\d+)(?:\.(\d+))?(?:[.+-].*)?", version)
-    if not match:
+    release = versions.plain(version)
+    if not release:
         raise RefusalError(
-            Refusal("impossible_value", f"engine version: {version!r} is not one.", f"Write it as {DEPLOYED}.")
+            Refusal("impossible_value", f"engine version: {version!r} is not one.", f"Write it as {versions.DEPLOYED}.")
         )
-    counts_all = (int(match[1]), int(match[2])) >= (0, 32)
+    counts_all = versions.parse(release) >= (0, 32, 0)
     return Engine(
-        version=version.removeprefix("v"),
+        version=release,
         counts_encoder=counts_all or is_moe,
         counts_graphs=counts_all or is_moe,
         counts_states=counts_all,
-        calibrated=version == CALIBRATED and not is_moe,
+        calibrated=release == versions.CALIBRATED and not is_moe,
+        basis=_basis(release, is_moe=is_moe),
     )
+
+
+def _basis(release: str, *, is_moe: bool) -> str:
+    if release == versions.CALIBRATED and is_moe:
+        return "no boot of a mixture of experts was measured; planned from its source"
+    if release == versions.CALIBRATED:
+        return "measured at boots"
+    nearest = versions.nearest_read(release)
+    source = "from its source" if release == nearest else f"as {nearest}"
+    return f"no boot of this version was measured; planned {source}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from ansible_collections.inference.vllm.plugins.module_utils.closest import closest
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
@@ -66,7 +66,7 @@ class Gpu:
         return int(self.compute_capability) == _HOPPER and not self.told_marlin
 
     @property
-    def fp8_path(self) -> str:
+    def fp8_path(self) -> Literal["native", "marlin"]:
         """The kernel that serves FP8 weights in blocks of 128x128."""
         return "native" if self.native_fp8 else "marlin"
 
@@ -96,16 +96,36 @@ TABLE = (
 
 
 @dataclass(frozen=True)
+class Card:
+    """Which GPU of a host one is.
+
+    Attributes:
+        index: Its number in the driver's order; None where no driver listed it.
+        uuid: Its UUID; None where no driver listed it.
+    """
+
+    index: int | None = None
+    uuid: str | None = None
+
+
+@dataclass(frozen=True)
 class Host:
     """Equal GPUs of one host.
 
     Attributes:
         gpu: Their kind.
         count: How many there are.
+        read: Which they are, in the host's order, where the host was read; else empty.
     """
 
     gpu: Gpu
     count: int
+    read: tuple[Card, ...] = ()
+
+    @property
+    def cards(self) -> tuple[Card, ...]:
+        """One card for each GPU; without identity where the host was not read."""
+        return self.read or (Card(),) * self.count
 
     def __str__(self) -> str:
         """As an operator writes it, for example ``2x RTX 4090``."""
@@ -190,10 +210,10 @@ def from_host(found: Iterable[Mapping[str, Any]]) -> Host:
     table's figure. A GPU that only the PCI bus shows, for a host without a driver yet, is known by its identifier; one
     that is not in the table is left out, as it may be anything.
     """
-    facts = [fact for gpu in found if (fact := _driver_fact(gpu) or _bus_fact(gpu))]
-    if not facts:
+    known = [(fact, Card(gpu["index"], gpu["uuid"])) for gpu in found if (fact := _driver_fact(gpu) or _bus_fact(gpu))]
+    if not known:
         raise RefusalError(_NO_GPU)
-    return from_facts(facts)
+    return replace(from_facts(fact for fact, _ in known), read=tuple(card for _, card in known))
 
 
 def _driver_fact(gpu: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils import versions
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import PlanFile, PlannedEngine, PlannedGpu
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines
 from ansible_collections.inference.vllm.plugins.module_utils.planner.account import (
     BLOCK,
@@ -115,36 +117,39 @@ class Plan:
             "flags": self.flags(),
         }
 
-    def as_dict(self) -> dict[str, Any]:
-        """The plan as JSON: the content of ``plan.json`` and of ``bin/vram-plan --json``."""
-        host, engine = self.case.host, self.case.engine
-        gpu = host.gpu
-        return {
-            "accelerator": "nvidia",
-            "model": self.case.model.name,
-            "engine": {"version": engine.version, "calibrated": engine.calibrated},
-            "gpus": [
-                {
-                    "name": gpu.name,
-                    "count": host.count,
-                    "total_gib": gpu.usable_gib,
-                    "compute_capability": gpu.compute_capability,
-                    "fp8": gpu.fp8_path,
-                    "peer_to_peer": gpu.peer_to_peer,
-                }
-            ],
-            "starts": self.starts,
-            "survives": self.survives,
-            "per_gpu_gib": as_dict(self.account),
-            "kv_cache_tokens": self.account.kv_cache_tokens,
-            "max_model_len": self.max_model_len,
-            "concurrency": round(self.account.kv_cache_tokens / max(self.max_model_len, 1), 2),
-            "flags": self.flags(),
-            "environment": {},
-            "refusals": [refusal.as_dict() for refusal in self.refusals],
-            "alternatives": [dict(rung) for rung in self.alternatives],
-            "closest": self.closest.summary() if self.closest else None,
-        }
+    def file(self) -> PlanFile:
+        """The plan as ``plan.json`` and ``bin/vram-plan --json`` have it."""
+        return PlanFile(
+            accelerator="nvidia",
+            model=self.case.model.name,
+            gpus=tuple(self._gpus()),
+            starts=self.starts,
+            survives=self.survives,
+            kv_cache_tokens=self.account.kv_cache_tokens,
+            max_model_len=self.max_model_len,
+            flags=self.flags(),
+            environment={},
+            refusals=self.refusals,
+            engine=PlannedEngine(self.case.engine.version, self.case.engine.calibrated),
+            per_gpu_gib=as_dict(self.account),
+            concurrency=round(self.account.kv_cache_tokens / max(self.max_model_len, 1), 2),
+            alternatives=self.alternatives,
+            closest=self.closest.summary() if self.closest else None,
+        )
+
+    def _gpus(self) -> Iterator[PlannedGpu]:
+        gpu = self.case.host.gpu
+        for number, card in enumerate(self.case.host.cards):
+            yield PlannedGpu(
+                index=card.index,
+                uuid=card.uuid,
+                name=gpu.name,
+                total_gib=gpu.usable_gib,
+                compute_capability=gpu.compute_capability,
+                fp8=gpu.fp8_path,
+                peer_to_peer=gpu.peer_to_peer,
+                selected=number < self.settings.tensor_parallel,
+            )
 
 
 def verdict(case: Case, settings: Settings, concurrent_requests: int = 1) -> Plan:
@@ -179,7 +184,7 @@ def highest_budget(case: Case, settings: Settings) -> float | None:
     """
     card = case.host.gpu.usable_gib
     empty = case.account(replace(settings, budget_gib=0.0))
-    measured = replace(case, engine=engines.engine(engines.CALIBRATED, is_moe=case.model.is_moe))
+    measured = replace(case, engine=engines.engine(versions.CALIBRATED, is_moe=case.model.is_moe))
     looser = measured.account(replace(settings, budget_gib=0.0))
     # At a budget b the cache is b + empty.kv_cache, which is minus what the engine counts.
     highest = min(

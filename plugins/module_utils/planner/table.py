@@ -26,15 +26,14 @@ _TERMS = (
 
 def table(plan: Plan) -> str:
     """The plan as lines of text: verdicts, account, flags, refusals, alternatives."""
-    return "\n".join(_lines(plan.as_dict()))
+    return "\n".join(_lines(plan.file().as_dict(), plan.case.engine.basis))
 
 
-def _lines(plan: dict[str, Any]) -> Iterator[str]:
+def _lines(plan: dict[str, Any], basis: str) -> Iterator[str]:
     gpu, engine = plan["gpus"][0], plan["engine"]
-    measured = "measured at boots" if engine["calibrated"] else "from its source, no boot measured"
     yield f"Model    {plan['model']}"
-    yield f"GPUs     {gpu['count']}x {gpu['name']}, {gpu['total_gib']:g} GiB each, FP8 {gpu['fp8']}"
-    yield f"Engine   vLLM {engine['version']} ({measured})"
+    yield f"GPUs     {len(plan['gpus'])}x {gpu['name']}, {gpu['total_gib']:g} GiB each, FP8 {gpu['fp8']}"
+    yield f"Engine   vLLM {engine['version']} ({basis})"
     yield f"Starts   {_yes(plan['starts'])}"
     yield f"Survives {_yes(plan['survives'])}"
     yield ""
@@ -51,7 +50,7 @@ def _lines(plan: dict[str, Any]) -> Iterator[str]:
         yield ""
         yield f"Refused [{refusal['code']}] {refusal['message']}"
         yield f"  Fix: {refusal['fix']}"
-    if plan["closest"]:
+    if "closest" in plan:
         closest = plan["closest"]
         yield ""
         yield f"Closest plan for this model: {closest['max_model_len']} tokens"

@@ -6,13 +6,21 @@ cache lie, which environment it gets, and what an operator may not loosen by acc
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils import versions
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import (
+    ImageFile,
+    LockFile,
+    ManifestFile,
+    PlanFile,
+    ReleasedModel,
+)
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.service import api_keys
 from ansible_collections.inference.vllm.plugins.module_utils.service import flags as vllm_flags
@@ -73,62 +81,71 @@ _SIZE = re.compile(r"[1-9]\d*[bkmg]")
 _CACHE_NAMES = tuple(name for name, value in _SAFE_ENVIRONMENT.items() if value.startswith(HOME))
 
 
-def design(
-    model: Mapping[str, Any],
-    plan: Mapping[str, Any],
-    image: Mapping[str, Any],
-    lock: Mapping[str, Any],
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Inputs:
+    """What a release is made from.
+
+    Attributes:
+        model: Entry of the catalogue.
+        plan: The plan for this host.
+        image: The engine's image on this host.
+        lock: The files of the model on this host.
+        settings: Variables of role vllm_service and of role vllm, by name.
+    """
+
+    model: Mapping[str, Any]
+    plan: PlanFile
+    image: ImageFile
+    lock: LockFile
+    settings: Mapping[str, Any]
+
+
+def design(inputs: Inputs, rendered_by: str) -> dict[str, Any]:
     """What a release holds and how its container runs.
 
     Args:
-        model: Entry of the catalogue.
-        plan: Content of ``plan.json``.
-        image: Content of ``image.json``.
-        lock: Content of the model's ``lock.json``.
-        settings: Variables of role vllm_service and of role vllm, by name.
+        inputs: What it is made from.
+        rendered_by: Name and version of this collection.
 
     Returns:
         ``prefix`` of the release's id, ``vllm_yaml`` (text), ``compose`` (values for the Compose template) and
-        ``manifest``.
+        ``manifest`` (a :class:`ManifestFile`, which module release completes).
 
     Raises:
         RefusalError: With every reason against the input, not only the first.
     """
+    model, plan, image, lock, settings = inputs.model, inputs.plan, inputs.image, inputs.lock, inputs.settings
     refusals = [
-        *_stale(model, plan, lock),
-        *vllm_flags.engine_refusals(
-            str(image.get("vllm_version")), model, allow_old=settings["vllm_service_unsafe_allow_old_engine"]
-        ),
+        *_stale(model, plan, image, lock),
+        *vllm_flags.engine_refusals(image.vllm_version, model, allow_old=settings["vllm_unsafe_allow_old_engine"]),
         *_wrong_environment(settings["vllm_service_environment"]),
         *_wrong_settings(settings),
     ]
     if refusals:
         raise RefusalError(*refusals)
     merged, refused = vllm_flags.merge(layers(model, plan, settings))
-    refusals = refused or vllm_flags.validate(merged, image["vllm_version"], model)
+    refusals = refused or vllm_flags.validate(merged, image.vllm_version, model)
     if refusals:
         raise RefusalError(*refusals)
-    compose = _compose(model, plan, image, lock, settings)
+    compose = _compose(inputs)
+    manifest = ManifestFile(
+        accelerator=plan.accelerator,
+        model=ReleasedModel(model["name"], lock.repo, lock.revision, lock.commit),
+        image=image,
+        plan=plan,
+        flags=vllm_flags.plain(merged),
+        environment=compose["environment"],
+        rendered_by=rendered_by,
+    )
     return {
-        "prefix": _prefix(model["name"], image["vllm_version"]),
+        "prefix": _prefix(model["name"], image.vllm_version),
         "vllm_yaml": vllm_flags.render(merged),
         "compose": compose,
-        "manifest": {
-            "accelerator": plan["accelerator"],
-            "environment": compose["environment"],
-            "flags": vllm_flags.plain(merged),
-            "image": dict(image),
-            "model": {key: lock.get(key) for key in ("repo", "revision", "commit")} | {"name": model["name"]},
-            "plan": dict(plan),
-        },
+        "manifest": manifest.as_dict(),
     }
 
 
-def layers(
-    model: Mapping[str, Any], plan: Mapping[str, Any], settings: Mapping[str, Any]
-) -> list[tuple[str, dict[str, Any]]]:
+def layers(model: Mapping[str, Any], plan: PlanFile, settings: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The layers of flags, in the order in which they are laid over each other."""
     catalogue: dict[str, Any] = {"served-model-name": [model["served_model_name"]]}
     if model.get("tool_call_parser"):
@@ -149,7 +166,7 @@ def layers(
     return [
         ("catalogue", catalogue),
         ("service", service),
-        ("plan", dict(plan["flags"])),
+        ("plan", dict(plan.flags)),
         ("user", dict(settings["vllm_service_extra_flags"])),
     ]
 
@@ -159,45 +176,28 @@ def model_path(model: Mapping[str, Any]) -> str:
     return f"{MODELS}/{model['name']}"
 
 
-def environment(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, str]:
+def environment(plan: PlanFile, settings: Mapping[str, Any]) -> dict[str, str]:
     """Environment of the container: safe defaults, then the plan's, then the operator's."""
     peers = {"NCCL_P2P_DISABLE": "1"} if _without_peers(plan, settings) else {}
-    given = {**_SAFE_ENVIRONMENT, **peers, **plan.get("environment", {}), **settings["vllm_service_environment"]}
+    given = {**_SAFE_ENVIRONMENT, **peers, **plan.environment, **settings["vllm_service_environment"]}
     return {name: str(value) for name, value in sorted(given.items())}
-
-
-def parse(name: str, text: str | None) -> dict[str, Any]:
-    """Read a JSON file of the host that an earlier step wrote.
-
-    Args:
-        name: Its path, for the message.
-        text: Its text, None where it does not exist.
-
-    Raises:
-        RefusalError: It is missing, or holds no JSON object.
-    """
-    if text is None:
-        raise RefusalError(Refusal("missing_input", f"{name} does not exist on the host.", _REMEDY))
-    try:
-        data = json.loads(text)
-    except ValueError:
-        data = None
-    if not isinstance(data, dict):
-        raise RefusalError(Refusal("broken_input", f"{name} holds no JSON object.", _REMEDY))
-    return data
 
 
 _REMEDY = "Run the steps before this one: the plan, the engine image, the weights."
 
 
-def _stale(model: Mapping[str, Any], plan: Mapping[str, Any], lock: Mapping[str, Any]) -> list[Refusal]:
+def _stale(model: Mapping[str, Any], plan: PlanFile, image: ImageFile, lock: LockFile) -> list[Refusal]:
     found = []
-    if plan.get("model") != model["name"]:
-        found.append(f"plan.json is for {plan.get('model')}, vllm_model is {model['name']}")
-    if plan.get("refusals") or not plan.get("starts"):
+    if plan.model != model["name"]:
+        found.append(f"plan.json is for {plan.model}, vllm_model is {model['name']}")
+    if plan.refusals or not plan.starts:
         found.append("plan.json says that this model does not start on this host")
-    if lock.get("repo") != model["repository"] or not lock.get("commit"):
-        found.append(f"lock.json is for {lock.get('repo')}, vllm_model needs {model['repository']}")
+    # A plan for the CPU holds for every engine and names none.
+    runs = versions.plain(image.vllm_version)
+    if plan.engine and runs and plan.engine.version != runs:
+        found.append(f"plan.json is for vLLM {plan.engine.version}, the engine's image holds vLLM {runs}")
+    if lock.repo != model["repository"] or not lock.commit:
+        found.append(f"lock.json is for {lock.repo}, vllm_model needs {model['repository']}")
     return [Refusal("stale_input", f"{sentence}.", _REMEDY) for sentence in found]
 
 
@@ -247,21 +247,15 @@ def _wrong_settings(settings: Mapping[str, Any]) -> list[Refusal]:
 
 
 def _prefix(model: str, version: str) -> str:
-    numbers = ".".join(map(str, vllm_flags.version_tuple(version)))
-    return f"{model}-v{numbers}"
+    return f"{model}-v{versions.plain(version)}"
 
 
-def _compose(
-    model: Mapping[str, Any],
-    plan: Mapping[str, Any],
-    image: Mapping[str, Any],
-    lock: Mapping[str, Any],
-    settings: Mapping[str, Any],
-) -> dict[str, Any]:
+def _compose(inputs: Inputs) -> dict[str, Any]:
+    model, plan, image, lock, settings = inputs.model, inputs.plan, inputs.image, inputs.lock, inputs.settings
     home = PurePosixPath(settings["vllm_home"])
     return {
         "project": settings["vllm_project"],
-        "image": image["reference"],
+        "image": image.reference,
         "user": f"{settings['vllm_uid']}:{settings['vllm_gid']}",
         "publish": publish(settings["vllm_bind_address"], settings["vllm_port"]),
         "gpus": _gpus(plan),
@@ -269,11 +263,11 @@ def _compose(
         "labels": {
             "inference.vllm.release": "@RELEASE_ID@",
             "inference.vllm.model": model["name"],
-            "inference.vllm.commit": lock["commit"],
+            "inference.vllm.commit": lock.commit,
             # A rebuilt image keeps its name; with its id here it is a new release.
-            "inference.vllm.image-id": image.get("id") or "",
+            "inference.vllm.image-id": image.id,
         },
-        "model_source": str(home / "models" / lock["repo"] / lock["commit"]),
+        "model_source": str(home / "models" / lock.repo / lock.commit),
         "model_target": model_path(model),
         "release_source": str(home / "releases" / "@RELEASE_ID@"),
         "config_target": CONFIG,
@@ -308,30 +302,19 @@ def publish(address: str, port: int) -> str:
     return f"{host}:{port}:{PORT}"
 
 
-def _gpu_count(plan: Mapping[str, Any]) -> int:
-    """GPUs that the plan's flags use, which may be fewer than the host has."""
-    sizes = ("tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size")
-    return math.prod(int(plan["flags"].get(name, 1)) for name in sizes)
-
-
-def _gpus(plan: Mapping[str, Any]) -> dict[str, Any] | None:
-    if plan["accelerator"] != "nvidia":
+def _gpus(plan: PlanFile) -> dict[str, Any] | None:
+    if plan.accelerator != "nvidia":
         return None
-    count = _gpu_count(plan)
-    uuids = _uuids(plan)[:count]
+    uuids = [gpu.uuid for gpu in plan.selected if gpu.uuid]
     # By UUID a container keeps its GPUs when their numbers change at a boot.
-    return {"uuids": uuids} if len(uuids) == count else {"count": count}
+    return {"uuids": uuids} if len(uuids) == len(plan.selected) else {"count": len(plan.selected)}
 
 
-def _uuids(plan: Mapping[str, Any]) -> list[str]:
-    return [gpu["uuid"] for gpu in plan["gpus"] if gpu.get("uuid")]
-
-
-def spare(manifest: Mapping[str, Any], address: str, port: int) -> dict[str, Any]:
+def spare(plan: PlanFile, address: str, port: int) -> dict[str, Any]:
     """How a release runs a second time on its host, beside the engine that serves.
 
     Args:
-        manifest: Content of the release's ``manifest.json``.
+        plan: The plan of the release.
         address: Where it is published.
         port: At which port.
 
@@ -341,24 +324,24 @@ def spare(manifest: Mapping[str, Any], address: str, port: int) -> dict[str, Any
     Raises:
         RefusalError: The host has no GPUs left for it.
     """
-    plan = manifest["plan"]
-    values = {"publish": publish(address, port), "gpus": None}
-    if plan["accelerator"] != "nvidia":
+    values: dict[str, Any] = {"publish": publish(address, port), "gpus": None}
+    if plan.accelerator != "nvidia":
         return values
-    count, uuids = _gpu_count(plan), _uuids(plan)
-    if len(uuids) < 2 * count:
+    count, free = len(plan.selected), [gpu.uuid for gpu in plan.spare]
+    if len(free) < count:
         message = (
-            f"vllm_spare_port is {port}, but an engine takes {count} GPUs and the plan knows {len(uuids)} by UUID."
+            f"vllm_spare_port is {port}, but a second engine needs {count} more GPUs and the plan knows {len(free)}"
+            " free ones by UUID."
         )
         fix = "Set vllm_spare_port to 0: the engine is then stopped before the new one starts."
         raise RefusalError(Refusal("no_spare_gpus", message, fix))
-    return values | {"gpus": {"uuids": uuids[count : 2 * count]}}
+    return values | {"gpus": {"uuids": free[:count]}}
 
 
-def _without_peers(plan: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
+def _without_peers(plan: PlanFile, settings: Mapping[str, Any]) -> bool:
     """Whether several GPUs work together that cannot reach each other's memory: NCCL may hang looking for the way."""
-    if plan["accelerator"] != "nvidia" or _gpu_count(plan) == 1:
+    if plan.accelerator != "nvidia" or len(plan.selected) == 1:
         return False
     wish = settings["vllm_service_gpu_peer_to_peer"]
-    known = any(gpu.get("peer_to_peer") is False for gpu in plan["gpus"])
+    known = not all(gpu.peer_to_peer for gpu in plan.selected)
     return known if wish == "auto" else wish == "absent"

@@ -10,17 +10,13 @@ Types, choices and versions were read from vLLM's own argument parser and config
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils import versions
 from ansible_collections.inference.vllm.plugins.module_utils.closest import closest
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
-
-#: Oldest engine without a known hole that this deployment would expose (API key bypass 0.22.0, decompression bomb
-#: 0.26.0, per-request processor arguments 0.31.0, chat template 0.32.0).
-SECURITY_FLOOR = "0.32.0"
 
 #: Layers in the order in which they are merged, and how each is called in a message.
 LAYERS: Mapping[str, str] = {
@@ -279,14 +275,6 @@ _KINDS: Mapping[str, str] = {
 }
 
 
-def version_tuple(version: str) -> tuple[int, ...]:
-    """Numbers of a release such as ``v0.33.0`` or ``0.32.0+cpu``; raises ValueError where it has none."""
-    match = re.match(r"v?(\d+(?:\.\d+)*)", str(version))
-    if not match:
-        raise ValueError(f"{version!r} is not a version")
-    return tuple(int(part) for part in match[1].split("."))
-
-
 def canonical(name: str, value: Any) -> tuple[str, Any]:
     """One spelling for each flag: no dashes in front, dashes inside, and ``no-x: true`` as ``x: false``."""
     plain = str(name).lstrip("-").replace("_", "-")
@@ -359,7 +347,7 @@ def engine_refusals(version: str, model: Mapping[str, Any], *, allow_old: bool =
         allow_old: Whether the operator accepts an engine with known holes.
     """
     try:
-        engine = version_tuple(version)
+        engine = versions.parse(version)
     except ValueError:
         return [
             Refusal(
@@ -369,16 +357,17 @@ def engine_refusals(version: str, model: Mapping[str, Any], *, allow_old: bool =
             )
         ]
     refusals = []
-    needed = str(model.get("min_engine_version", SECURITY_FLOOR))
-    if engine < version_tuple(SECURITY_FLOOR) and not allow_old:
+    needed = str(model.get("min_engine_version", versions.SECURITY_FLOOR))
+    if engine < versions.parse(versions.SECURITY_FLOOR) and not allow_old:
         refusals.append(
             Refusal(
                 "engine_unsafe",
-                f"The image holds vLLM {version}; releases before {SECURITY_FLOOR} have known holes.",
-                f"Use vLLM {SECURITY_FLOOR} or newer; vllm_service_unsafe_allow_old_engine: true lifts this.",
+                f"The image holds vLLM {version}; releases before {versions.SECURITY_FLOOR} have known holes.",
+                f"Use vLLM {versions.SECURITY_FLOOR} or newer; or accept the holes with"
+                " vllm_unsafe_allow_old_engine: true.",
             )
         )
-    if engine < version_tuple(needed) and not allow_old:
+    if engine < versions.parse(needed) and not allow_old:
         refusals.append(
             Refusal(
                 "engine_too_old_for_model",
@@ -432,15 +421,15 @@ def _not_allowed_here(name: str, layer: str) -> Refusal | None:
 
 
 def _wrong_version(row: Flag, setting: Setting, version: str) -> Refusal | None:
-    engine = version_tuple(version)
+    engine = versions.parse(version)
     where = LAYERS[setting.layer]
-    if row.since and engine < version_tuple(row.since):
+    if row.since and engine < versions.parse(row.since):
         return Refusal(
             "flag_too_new",
             f"{where}: {row.name} exists from vLLM {row.since} on, the image holds {version}.",
             "Remove the flag, or use a newer engine image.",
         )
-    if row.removed and engine >= version_tuple(row.removed):
+    if row.removed and engine >= versions.parse(row.removed):
         return Refusal(
             "flag_removed",
             f"{where}: {row.name} was removed in vLLM {row.removed}, the image holds {version}.",

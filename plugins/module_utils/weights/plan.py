@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import LockedFile, LockFile
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -41,23 +42,23 @@ class FileSpec:
     blob_id: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The row of a lock file."""
+        """The file in the result of module hf_snapshot; ``sha256`` is null in check mode where no hash is known."""
         return {"path": self.path, "size": self.size, "sha256": self.sha256}
 
 
 @dataclass(frozen=True)
 class Lock:
-    """The exact files of one commit of a repository: the content of ``lock.json``."""
+    """The exact files of one commit of a repository; :class:`LockFile` is its file."""
 
     repo: str
     revision: str
     commit: str
     files: tuple[FileSpec, ...]
 
-    def as_dict(self) -> dict[str, Any]:
-        """The lock as plain data, files by name, for ``lock.json``."""
-        rows = [spec.as_dict() for spec in sorted(self.files, key=lambda spec: spec.path)]
-        return {"repo": self.repo, "revision": self.revision, "commit": self.commit, "files": rows}
+    def file(self) -> LockFile:
+        """The lock as ``lock.json`` has it, files by name; every file has a hash by then."""
+        rows = (LockedFile(spec.path, spec.size, spec.sha256 or "") for spec in self.files)
+        return LockFile(self.repo, self.revision, self.commit, tuple(sorted(rows, key=lambda row: row.path)))
 
 
 @dataclass(frozen=True)
@@ -83,23 +84,21 @@ def parse_lock(data: object, origin: str) -> Lock:
     Raises:
         RefusalError: ``bad_lock`` when a part is missing or malformed, ``unsafe_path`` for a path outside the folder.
     """
-    if not isinstance(data, Mapping):
-        raise _bad_lock(origin, f"is {type(data).__name__}, not an object with repo, revision, commit and files")
+    try:
+        lock = LockFile.from_dict(data, origin)
+    except RefusalError as error:
+        raise _bad_lock(origin, f"cannot be read: {error.refusals[0].message}") from error
     for key, pattern in (("repo", REPOSITORY), ("revision", REVISION), ("commit", COMMIT)):
-        if not isinstance(data.get(key), str) or not pattern.fullmatch(data[key]):
-            raise _bad_lock(origin, f"has {key} {data.get(key)!r}")
-    if not isinstance(data.get("files"), Sequence) or isinstance(data["files"], str) or not data["files"]:
+        if not pattern.fullmatch(getattr(lock, key)):
+            raise _bad_lock(origin, f"has {key} {getattr(lock, key)!r}")
+    if not lock.files:
         raise _bad_lock(origin, "lists no files")
-    files = tuple(_lock_row(row, origin) for row in data["files"])
-    check_paths([spec.path for spec in files], origin)
-    return Lock(data["repo"], data["revision"], data["commit"], files)
-
-
-def _lock_row(row: object, origin: str) -> FileSpec:
-    match row:
-        case {"path": str(path), "size": int(size), "sha256": str(sha256)} if size >= 0 and SHA256.fullmatch(sha256):
-            return FileSpec(path, size, sha256)
-    raise _bad_lock(origin, f"has a row that is not {{path, size, sha256}}: {row!r}")
+    for row in lock.files:
+        if row.size < 0 or not SHA256.fullmatch(row.sha256):
+            raise _bad_lock(origin, f"has a row that is not {{path, size, sha256}}: {row!r}")
+    check_paths([row.path for row in lock.files], origin)
+    files = tuple(FileSpec(row.path, row.size, row.sha256) for row in lock.files)
+    return Lock(lock.repo, lock.revision, lock.commit, files)
 
 
 def _bad_lock(origin: str, problem: str) -> RefusalError:

@@ -546,7 +546,7 @@ class _Run:
         store.sync_folder(self._layout.base)
         state.save()
         lock = Lock(self._want.repository, self._want.revision, outcome.commit, outcome.files)
-        return store.write_atomically(self._layout.lock, json.dumps(lock.as_dict(), indent=2) + "\n", LOCK_MODE)
+        return store.write_atomically(self._layout.lock, lock.file().to_json(), LOCK_MODE)
 
     def _prune(self, commit: str) -> tuple[str, ...]:
         """Remove, or in a dry run name, old commits and what was begun of others."""

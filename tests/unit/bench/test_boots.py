@@ -17,7 +17,7 @@ from bench.boots.__main__ import flags, groups, read, telling
 from bench.boots.rows import row
 from PIL import Image
 
-from ansible_collections.inference.vllm.plugins.module_utils import catalogue
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue, versions
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.drivers import DRIVERS, Call
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.figures import Goals, Workload, points_of
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
@@ -54,7 +54,7 @@ def test_matrix_is_whole(path: Path) -> None:
     ],
 )
 def test_boot_of_a_plan_carries_what_the_planner_says(name: str, model: str, wishes: Wishes) -> None:
-    case = Case(from_entry(catalogue.load(model)), gpus.parse("2x RTX 4090"), engines.engine(engines.DEPLOYED))
+    case = Case(from_entry(catalogue.load(model)), gpus.parse("2x RTX 4090"), engines.engine(versions.DEPLOYED))
     plan = solve(case, wishes)
     (boot,) = (boot for path in MATRICES for boot in read(path) if boot["name"] == name)
     assert plan.fits

@@ -259,8 +259,3 @@ def test_apt_files() -> None:
     preferences = environment.get_template("preferences.j2").render(values).splitlines()
     assert preferences[1:] == ["Package: a b", "Pin: version 1-1", "Pin-Priority: 1001"]
     assert '    "^a$";\n    "^b$";\n};\n' in environment.get_template("unattended-upgrades.j2").render(values)
-
-
-def test_documented_table_is_that_of_the_data() -> None:
-    table = container_toolkit.support_table(VARS["__nvidia_container_toolkit_systems"])
-    assert table in (ROOT / "docs" / "host.md").read_text()

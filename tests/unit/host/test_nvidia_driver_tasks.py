@@ -15,7 +15,6 @@ import pytest
 import yaml
 from jinja2 import Environment, FileSystemLoader
 
-from ansible_collections.inference.vllm.plugins.module_utils.host import driver_choice
 from support.paths import GOLDEN, ROOT
 
 ROLE = ROOT / "roles" / "nvidia_driver"
@@ -74,9 +73,3 @@ def test_apt_files() -> None:
     assert preferences[1:] == ["Package: nvidia-driver* libcuda1", "Pin: version 580.126.20*", "Pin-Priority: 1001"]
     blacklist = environment.get_template("unattended-upgrades.j2").render(values)
     assert '    "^nvidia-driver";\n    "^libcuda1$";\n};\n' in blacklist
-
-
-def test_documented_tables_are_those_of_the_data() -> None:
-    shown = (ROOT / "docs" / "host.md").read_text()
-    assert driver_choice.support_table(TABLE) in shown
-    assert driver_choice.generation_table(TABLE) in shown

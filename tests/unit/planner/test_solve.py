@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_collections.inference.vllm.plugins.module_utils import catalogue
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue, versions
 from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
 from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case, Plan
 from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
@@ -29,7 +29,7 @@ PROPOSED = Wishes(
 )
 
 
-def case(name: str, host: str, version: str = engines.DEPLOYED) -> Case:
+def case(name: str, host: str, version: str = versions.DEPLOYED) -> Case:
     model = from_entry(catalogue.load(name))
     return Case(model, gpus.parse(host), engines.engine(version, is_moe=model.is_moe))
 
@@ -42,7 +42,7 @@ def on_4090s(wishes: Wishes, name: str = "qwen3-vl-32b-instruct-fp8") -> Plan:
     return solve(case(name, "2x RTX 4090"), wishes, ladder(name))
 
 
-@pytest.mark.parametrize("version", [engines.CALIBRATED, engines.DEPLOYED])
+@pytest.mark.parametrize("version", [versions.CALIBRATED, versions.DEPLOYED])
 def test_the_proposed_flags_are_refused_with_numbers(version: str) -> None:
     name = "qwen3-vl-32b-instruct-fp8"
     plan = judge(case(name, "2x RTX 4090", version), PROPOSED, ladder(name))
@@ -154,13 +154,8 @@ def test_the_shipped_inventories_can_be_planned(inventory: str) -> None:
     said = yaml.safe_load((ROOT / "inventories" / inventory / "group_vars" / "vllm.yml").read_text())
     model = from_entry(catalogue.load(said["vllm_model"]))
     host = gpus.from_facts(said["vram_plan_gpus"])
-    plan = solve(Case(model, host, engines.engine(engines.DEPLOYED), variable_name), Wishes())
+    plan = solve(Case(model, host, engines.engine(versions.DEPLOYED), variable_name), Wishes())
     assert plan.fits
-
-
-def test_deployed_engine_is_the_one_of_the_image() -> None:
-    defaults = yaml.safe_load((ROOT / "roles" / "engine_image" / "defaults" / "main.yml").read_text())
-    assert defaults["engine_image_tag"] == f"v{engines.DEPLOYED}"
 
 
 @pytest.mark.parametrize(
@@ -175,9 +170,30 @@ def test_engine_rules_by_version() -> None:
     dense, mixture = engines.engine("0.26.0"), engines.engine("0.26.0", is_moe=True)
     assert (dense.counts_encoder, dense.counts_graphs) == (False, False)
     assert (mixture.counts_encoder, mixture.counts_graphs) == (True, True)
-    assert engines.engine("v0.33.0").counts_states
+    assert engines.engine("v0.33.0-cu129").counts_states
     with pytest.raises(RefusalError, match="engine version"):
         engines.engine("latest")
+
+
+@pytest.mark.parametrize(
+    ("version", "is_moe", "calibrated", "basis"),
+    [
+        ("0.26.0", False, True, "measured at boots"),
+        ("v0.26.0", False, True, "measured at boots"),
+        ("0.26.0", True, False, "no boot of a mixture of experts was measured; planned from its source"),
+        ("0.33.0", False, False, "no boot of this version was measured; planned from its source"),
+        ("0.33.1", True, False, "no boot of this version was measured; planned as 0.33.0"),
+        ("0.40.0", False, False, "no boot of this version was measured; planned as 0.33.0"),
+        ("0.31.0", False, False, "no boot of this version was measured; planned as 0.26.0"),
+        ("0.11.0", False, False, "no boot of this version was measured; planned as 0.26.0"),
+    ],
+)
+def test_a_plan_says_what_it_rests_on(version: str, is_moe: bool, calibrated: bool, basis: str) -> None:
+    engine = engines.engine(version, is_moe=is_moe)
+    assert (engine.calibrated, engine.basis) == (calibrated, basis)
+    known = engines.engine(versions.nearest_read(version), is_moe=is_moe)
+    rules = ("counts_encoder", "counts_graphs", "counts_states")
+    assert [getattr(engine, rule) for rule in rules] == [getattr(known, rule) for rule in rules]
 
 
 def test_the_deployed_engine_counts_images_at_the_start() -> None:
@@ -245,7 +261,7 @@ def test_a_budget_above_free_memory_does_not_start() -> None:
 
 def test_named_settings_that_would_die_are_not_taken_for_a_plan() -> None:
     # This engine gives the cache what the largest images need.
-    blind = case("qwen3-vl-32b-instruct-fp8", "2x RTX 4090", engines.CALIBRATED)
+    blind = case("qwen3-vl-32b-instruct-fp8", "2x RTX 4090", versions.CALIBRATED)
     plan = solve(blind, Wishes(gpu_memory_utilization=0.95, max_pixels=16_777_216))
     assert not plan.fits
     assert not plan.survives

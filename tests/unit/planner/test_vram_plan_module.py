@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.inference.vllm.plugins.module_utils import catalogue
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue, versions
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import Machine
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import run as run_program
 from ansible_collections.inference.vllm.plugins.module_utils.planner import cpu
@@ -125,8 +125,8 @@ def test_cpu_cache_must_hold_one_request() -> None:
         sequences=None,
         images_per_prompt=0,
     )
-    assert [refusal["code"] for refusal in plan["refusals"]] == ["kv_cache_too_small"]
-    assert plan["flags"]["limit-mm-per-prompt"] == {"image": 0, "video": 0}
+    assert [refusal.code for refusal in plan.refusals] == ["kv_cache_too_small"]
+    assert plan.flags["limit-mm-per-prompt"] == {"image": 0, "video": 0}
 
 
 def test_gpu_plan_from_facts(run: Any) -> None:
@@ -134,7 +134,7 @@ def test_gpu_plan_from_facts(run: Any) -> None:
     assert (result["changed"], result["failed"]) == (False, False)
     plan = result["plan"]
     assert plan["accelerator"] == "nvidia"
-    assert plan["gpus"][0]["count"] == 2
+    assert [(gpu["name"], gpu["uuid"], gpu["selected"]) for gpu in plan["gpus"]] == [("RTX 4090", None, True)] * 2
     assert plan["flags"]["tensor-parallel-size"] == 2
     assert "  --gpu-memory-utilization " in result["table"]
 
@@ -154,8 +154,11 @@ def test_gpus_of_the_host_by_its_driver(run: Any, machine: Path) -> None:
     program.parent.mkdir()
     program.write_text(SMI)
     program.chmod(0o755)
-    told = run(model=LARGE)["plan"]["gpus"][0]
-    assert (told["name"], told["count"]) == ("RTX 4090", 2)
+    rows = run(model=LARGE)["plan"]["gpus"]
+    assert [(row["index"], row["uuid"], row["name"], row["total_gib"]) for row in rows] == [
+        (0, "GPU-00000000-0000-0000-0000-000000000000", "RTX 4090", 23.52),
+        (1, "GPU-00000001-0000-0000-0000-000000000001", "RTX 4090", 23.52),
+    ]
 
 
 def test_gpus_of_the_host_by_its_pci_bus(run: Any, machine: Path) -> None:
@@ -169,8 +172,8 @@ def test_gpus_of_the_host_by_its_pci_bus(run: Any, machine: Path) -> None:
         folder.mkdir(parents=True)
         for name, value in (("vendor", vendor), ("class", kind), ("device", device)):
             (folder / name).write_text(value + "\n")
-    told = run(model=LARGE)["plan"]["gpus"][0]
-    assert (told["name"], told["count"]) == ("RTX 4090", 2)
+    rows = run(model=LARGE)["plan"]["gpus"]
+    assert [(row["name"], row["uuid"]) for row in rows] == [("RTX 4090", None)] * 2
 
 
 def test_host_without_a_gpu_is_refused(run: Any) -> None:
@@ -182,7 +185,47 @@ def test_host_without_a_gpu_is_refused(run: Any) -> None:
 def test_engine_version_decides_what_is_counted(run: Any) -> None:
     wishes = {"max_pixels": "8388608", "gpu_memory_utilization": "0.85", "max_num_seqs": "32"}
     old, new = (
-        run(model=LARGE, gpus=[{"name": "H100"}], engine_version=version, **wishes)["plan"]["kv_cache_tokens"]
-        for version in ("0.26.0", "")
+        run(model=LARGE, gpus=[{"name": "H100"}], engine_image={"tag": tag}, **wishes)["plan"]["kv_cache_tokens"]
+        for tag in ("v0.26.0", "")
     )
     assert old > new
+
+
+@pytest.mark.parametrize(
+    ("image", "version"),
+    [
+        (None, versions.DEPLOYED),
+        ({"tag": ""}, versions.DEPLOYED),
+        ({"tag": "v0.40.0"}, "0.40.0"),
+        ({"tag": "v0.32.1-cu129"}, "0.32.1"),
+        ({"tag": "nightly", "vllm_version": "0.34.0"}, "0.34.0"),
+        ({"source": "load", "tag": "v0.40.0", "archive_reference": "registry:5000/vllm:v0.36.0"}, "0.36.0"),
+        # An image for CPUs: role engine_image refuses it on a host with GPUs.
+        ({"source": "build", "tag": "v0.40.0"}, versions.DEPLOYED),
+    ],
+)
+def test_the_plan_is_for_the_version_in_the_image(run: Any, image: dict[str, str] | None, version: str) -> None:
+    result = run(model=LARGE, gpus=FOURS, **({} if image is None else {"engine_image": image}))
+    assert result["plan"]["engine"]["version"] == version
+    assert f"Engine   vLLM {version} (no boot of this version was measured; planned " in result["table"]
+
+
+@pytest.mark.parametrize(
+    ("image", "code", "named"),
+    [
+        ({"tag": "nightly"}, "vllm_version_unknown", "engine_image_tag is 'nightly'"),
+        ({"tag": "v0.33.0rc1"}, "vllm_version_unknown", "engine_image_tag is 'v0.33.0rc1'"),
+        (
+            {"source": "load", "archive_reference": "localhost/vllm:latest"},
+            "vllm_version_unknown",
+            "engine_image_archive_reference is 'localhost/vllm:latest'",
+        ),
+        ({"vllm_version": "newest"}, "vllm_version_malformed", "engine_image_vllm_version is 'newest'"),
+    ],
+)
+def test_an_image_that_tells_no_version_is_refused(run: Any, image: dict[str, str], code: str, named: str) -> None:
+    result = run(model=LARGE, gpus=FOURS, engine_image=image)
+    assert result["failed"] is True
+    assert [refusal["code"] for refusal in result["plan"]["refusals"]] == [code]
+    assert named in result["msg"]
+    assert "engine_image_vllm_version" in result["msg"]

@@ -61,9 +61,10 @@ def test_operators_are_told_of_each_playbook(playbook: str) -> None:
 
 
 def anchors(text: str) -> set[str]:
-    """What a link may name of a page: its headings, as GitHub writes them."""
+    """What a link may name of a page: its headings, as GitHub writes them, and its named anchors."""
     headings = [line.lstrip("#").strip().lower() for line in text.splitlines() if line.startswith("#")]
-    return {re.sub(r"[^\w -]", "", heading).replace(" ", "-") for heading in headings}
+    named = re.findall(r'<a id="([^"]+)">', text)
+    return {re.sub(r"[^\w -]", "", heading).replace(" ", "-") for heading in headings} | set(named)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

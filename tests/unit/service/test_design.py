@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,88 +20,28 @@ import yaml
 from ansible.template import trust_as_template
 
 from ansible_collections.inference.vllm.plugins.filter.service import rendered_by, service_design
-from ansible_collections.inference.vllm.plugins.module_utils import catalogue
-from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
-from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case
-from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
-from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import Wishes
-from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import solve
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue, versions
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import ManifestFile, PlanFile
+from ansible_collections.inference.vllm.plugins.module_utils.planner.gpus import Host
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.service import releases as release
-from ansible_collections.inference.vllm.plugins.module_utils.service.design import NO_MEDIA_DOMAIN, design, parse, spare
+from ansible_collections.inference.vllm.plugins.module_utils.service.design import (
+    NO_MEDIA_DOMAIN,
+    Inputs,
+    design,
+    spare,
+)
 from support.paths import GOLDEN, ROOT
+from support.plans import COMMIT, built_image, cpu_plan, gpu_plan, inputs, lock, pulled_image, read_host, settings
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-CPU_PLAN = {
-    "accelerator": "cpu",
-    "model": "tiny-qwen3-vl",
-    "gpus": [],
-    "flags": {
-        "max-model-len": 4096,
-        "max-num-seqs": 4,
-        "enforce-eager": True,
-        "limit-mm-per-prompt": {"image": 4, "video": 0},
-        "structured-outputs-config": {"backend": "xgrammar", "disable_any_whitespace": True},
-    },
-    "environment": {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"},
-    "starts": True,
-    "survives": True,
-    "refusals": [],
-}
-GPU_PLAN: dict[str, Any] = {
-    "accelerator": "nvidia",
-    "model": "qwen3-vl-32b-instruct-fp8",
-    "gpus": [
-        {"name": "RTX 4090", "uuid": "GPU-00000000-0000-0000-0000-00000000000a", "peer_to_peer": False},
-        {"name": "RTX 4090", "uuid": "GPU-00000000-0000-0000-0000-00000000000b", "peer_to_peer": False},
-    ],
-    "flags": {
-        "tensor-parallel-size": 2,
-        "gpu-memory-utilization": 0.94,
-        "kv-cache-dtype": "fp8",
-        "max-model-len": 59104,
-        "max-num-seqs": 32,
-        "max-num-batched-tokens": 2048,
-        "limit-mm-per-prompt": {"image": 4, "video": 0},
-        "mm-processor-kwargs": {"max_pixels": 4194304},
-    },
-    "environment": {},
-    "starts": True,
-    "survives": True,
-    "refusals": [],
-}
-CPU_IMAGE = {
-    "reference": "localhost/vllm-cpu:0.32.0-0123456789ab",
-    "id": "sha256:" + "1" * 64,
-    "digest": "",
-    "source": "build",
-    "vllm_version": "0.32.0",
-}
-GPU_IMAGE = {
-    "reference": "docker.io/vllm/vllm-openai@sha256:" + "2" * 64,
-    "id": "sha256:" + "3" * 64,
-    "digest": "sha256:" + "2" * 64,
-    "source": "pull",
-    "vllm_version": "0.33.0",
-}
+BY = "inference.vllm 0.0.0"
+CPU_PLAN, GPU_PLAN = cpu_plan(), gpu_plan()
 
 
-def defaults(role: str) -> dict[str, Any]:
-    return dict(yaml.safe_load((ROOT / "roles" / role / "defaults" / "main.yml").read_text()))
-
-
-def settings(**given: Any) -> dict[str, Any]:
-    return {**defaults("vllm"), **defaults("vllm_service"), **given}
-
-
-def case(name: str, **given: Any) -> tuple[dict[str, Any], ...]:
-    """Model, plan, image, lock and settings of an inventory."""
-    plan, image = {"embedded": (CPU_PLAN, CPU_IMAGE), "rtx4090x2": (GPU_PLAN, GPU_IMAGE)}[name]
-    model = catalogue.load(str(plan["model"])).as_dict()
-    lock = {"repo": model["repository"], "revision": "main", "commit": COMMIT, "files": []}
+def case(name: str, **given: Any) -> Inputs:
+    """What a release of an inventory is made from."""
     own = {"vllm_home": "/srv/demo", "vllm_port": 18000, "vllm_project": "vllm-demo"} if name == "embedded" else {}
-    return model, plan, image, lock, settings(**{**own, **given})
+    return inputs({"embedded": CPU_PLAN, "rtx4090x2": GPU_PLAN}[name], **{**own, **given})
 
 
 def compose_text(values: dict[str, Any], template: str = "compose.yaml.j2") -> str:
@@ -116,7 +57,7 @@ def compose_text(values: dict[str, Any], template: str = "compose.yaml.j2") -> s
 
 def rendered(name: str, **given: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """Compose file and vllm.yaml as data."""
-    result = design(*case(name, **given))
+    result = design(case(name, **given), BY)
     return yaml.safe_load(compose_text(result["compose"])), yaml.safe_load(result["vllm_yaml"])
 
 
@@ -125,7 +66,7 @@ INVENTORIES = ("embedded", "rtx4090x2")
 
 @pytest.mark.parametrize("name", INVENTORIES)
 def test_golden(name: str) -> None:
-    result = design(*case(name))
+    result = design(case(name), BY)
     for file, text in {"compose.yaml": compose_text(result["compose"]), "vllm.yaml": result["vllm_yaml"]}.items():
         golden = GOLDEN / f"service_{name}_{file}"
         if os.environ.get("UPDATE_GOLDEN"):
@@ -156,18 +97,15 @@ def test_compose_itself_accepts_the_golden_file(name: str) -> None:
     if name == "embedded":
         assert devices is None
     else:
-        assert devices[0]["device_ids"] == [gpu["uuid"] for gpu in GPU_PLAN["gpus"]]
+        assert devices[0]["device_ids"] == ["GPU-00000000", "GPU-00000001"]
 
 
-def four_gpus() -> dict[str, Any]:
-    """A plan for two GPUs on a host that has four."""
-    uuids = [f"GPU-00000000-0000-0000-0000-00000000000{letter}" for letter in "abcd"]
-    return {**GPU_PLAN, "gpus": [{"name": "RTX 4090", "uuid": uuid, "peer_to_peer": False} for uuid in uuids]}
+FOUR_GPUS = gpu_plan(read_host(4), tensor_parallel_size=2)
 
 
-@pytest.mark.parametrize(("name", "plan"), [("embedded", CPU_PLAN), ("rtx4090x2", four_gpus())])
-def test_a_spare_engine_has_a_port_and_gpus_of_its_own(name: str, plan: dict[str, Any]) -> None:
-    text = compose_text(spare({"plan": plan}, "127.0.0.1", 18001), "compose_spare.yaml.j2")
+@pytest.mark.parametrize(("name", "plan"), [("embedded", CPU_PLAN), ("rtx4090x2", FOUR_GPUS)])
+def test_a_spare_engine_has_a_port_and_gpus_of_its_own(name: str, plan: PlanFile) -> None:
+    text = compose_text(spare(plan, "127.0.0.1", 18001), "compose_spare.yaml.j2")
     golden = GOLDEN / f"service_{name}_compose_spare.yaml"
     if os.environ.get("UPDATE_GOLDEN"):
         golden.write_text(text)
@@ -185,15 +123,15 @@ def test_a_spare_engine_has_a_port_and_gpus_of_its_own(name: str, plan: dict[str
     ]
     if name == "rtx4090x2":
         (device,) = service["deploy"]["resources"]["reservations"]["devices"]
-        assert device["device_ids"] == [gpu["uuid"] for gpu in plan["gpus"][2:]]
+        assert device["device_ids"] == ["GPU-00000002", "GPU-00000003"]
     assert service["command"] == alone["command"]
     assert service["labels"] == alone["labels"]
 
 
-@pytest.mark.parametrize("gpus", [four_gpus()["gpus"][:3], [{"name": "RTX 4090", "count": 4}]])
-def test_a_host_without_gpus_to_spare_is_refused(gpus: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("host", [read_host(3), "4x RTX 4090"])
+def test_a_host_without_gpus_to_spare_is_refused(host: Host | str) -> None:
     with pytest.raises(RefusalError) as caught:
-        spare({"plan": {**GPU_PLAN, "gpus": gpus}}, "127.0.0.1", 18001)
+        spare(gpu_plan(host, tensor_parallel_size=2), "127.0.0.1", 18001)
     assert [refusal.code for refusal in caught.value.refusals] == ["no_spare_gpus"]
 
 
@@ -229,7 +167,7 @@ def test_media_domains_are_those_of_the_operator_and_never_an_empty_list() -> No
 
 
 def test_a_release_of_the_rendered_files_knows_its_own_name() -> None:
-    result = design(*case("embedded"))
+    result = design(case("embedded"), BY)
     files = {"compose.yaml": compose_text(result["compose"]), "vllm.yaml": result["vllm_yaml"]}
     made = release.design(result["prefix"], files, {}, result["manifest"])
     assert re.fullmatch(r"tiny-qwen3-vl-v0\.32\.0-[0-9a-f]{12}", made.id)
@@ -239,70 +177,61 @@ def test_a_release_of_the_rendered_files_knows_its_own_name() -> None:
     assert sources == [f"/srv/demo/releases/{made.id}/{n}" for n in ("entrypoint.sh", "healthcheck.py", "vllm.yaml")]
     assert made.manifest["model"]["commit"] == COMMIT
     assert made.manifest["flags"]["max-model-len"] == 4096
-    assert made.manifest["image"] == CPU_IMAGE
+    assert ManifestFile.from_dict(made.manifest, "manifest.json").image == built_image()
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"image": {**CPU_IMAGE, "id": "sha256:" + "9" * 64}},
-        {"lock": {"repo": "demo/tiny-qwen3-vl", "revision": "main", "commit": "f" * 40}},
+        {"image": replace(built_image(), id="sha256:" + "9" * 64)},
+        {"lock": lock("tiny-qwen3-vl", "f" * 40)},
         {"settings": settings(vllm_service_extra_flags={"seed": 1})},
         {"settings": settings(vllm_port=9000)},
     ],
 )
 def test_another_image_commit_flag_or_port_is_another_release(change: dict[str, Any]) -> None:
-    names = ("model", "plan", "image", "lock", "settings")
-    given = dict(zip(names, case("embedded"), strict=True))
     texts = []
-    for inputs in (given, {**given, **change}):
-        result = design(*(inputs[name] for name in names))
+    for made_from in (case("embedded"), replace(case("embedded"), **change)):
+        result = design(made_from, BY)
         texts.append(compose_text(result["compose"]) + result["vllm_yaml"])
     assert texts[0] != texts[1]
 
 
 @pytest.mark.parametrize(
-    ("gpu_facts", "flags", "expected"),
+    ("host", "size", "expected"),
     [
-        ([{"uuid": "GPU-a"}, {"uuid": "GPU-b"}], {"tensor-parallel-size": 1}, {"device_ids": ["GPU-a"]}),
-        ([{"name": "RTX 4090", "count": 4}], {"tensor-parallel-size": 2}, {"count": 2}),
-        ([{"uuid": "GPU-a"}], {}, {"device_ids": ["GPU-a"]}),
+        (read_host(2), 1, {"device_ids": ["GPU-00000000"]}),
+        (read_host(4), 2, {"device_ids": ["GPU-00000000", "GPU-00000001"]}),
+        ("4x RTX 4090", 2, {"count": 2}),
     ],
 )
-def test_gpus_are_as_many_as_the_plan_uses(
-    gpu_facts: list[dict[str, Any]], flags: dict[str, Any], expected: dict[str, Any]
-) -> None:
-    model, plan, image, lock, given = case("rtx4090x2")
-    result = design(model, {**plan, "gpus": gpu_facts, "flags": flags}, image, lock, given)
-    service = yaml.safe_load(compose_text(result["compose"]))["services"]["vllm"]
+def test_the_container_gets_the_gpus_of_the_plan(host: Host | str, size: int, expected: dict[str, Any]) -> None:
+    plan = gpu_plan(host, "qwen3-vl-8b-instruct-fp8", tensor_parallel_size=size)
+    service = yaml.safe_load(compose_text(design(inputs(plan), BY)["compose"]))["services"]["vllm"]
     (device,) = service["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "capabilities": ["gpu"], **expected}
 
 
 @pytest.mark.parametrize(
-    ("wish", "known", "size", "without"),
+    ("wish", "host", "without"),
     [
-        ("auto", False, 2, True),
-        ("auto", True, 2, False),
-        ("auto", None, 2, False),
-        ("auto", False, 1, False),
-        ("absent", True, 2, True),
-        ("present", False, 2, False),
+        ("auto", "2x RTX 4090", True),
+        ("auto", "2x H100", False),
+        ("auto", "1x RTX 4090", False),
+        ("absent", "2x H100", True),
+        ("present", "2x RTX 4090", False),
     ],
 )
-def test_gpus_that_cannot_reach_each_other_get_their_settings(
-    wish: str, known: bool | None, size: int, without: bool
-) -> None:
-    model, plan, image, lock, given = case("rtx4090x2", vllm_service_gpu_peer_to_peer=wish)
-    fact = {"name": "X", "count": 2} | ({} if known is None else {"peer_to_peer": known})
-    result = design(model, {**plan, "gpus": [fact], "flags": {"tensor-parallel-size": size}}, image, lock, given)
+def test_gpus_that_cannot_reach_each_other_get_their_settings(wish: str, host: str, without: bool) -> None:
+    plan = gpu_plan(host, "qwen3-vl-8b-instruct-fp8", tensor_parallel_size=int(host[0]))
+    result = design(inputs(plan, vllm_service_gpu_peer_to_peer=wish), BY)
     assert (result["compose"]["environment"].get("NCCL_P2P_DISABLE") == "1") is without
     assert yaml.safe_load(result["vllm_yaml"]).get("disable-custom-all-reduce", False) is without
 
 
 def test_environment_is_laid_over_and_reaches_the_container_as_it_was_written(tmp_path: Path) -> None:
     odd = "a$b ${HOME} \"quoted\" 'single' <&> \\ # ü"
-    result = design(*case("embedded", vllm_service_environment={"ODD": odd, "VLLM_CPU_KVCACHE_SPACE": 2}))
+    result = design(case("embedded", vllm_service_environment={"ODD": odd, "VLLM_CPU_KVCACHE_SPACE": 2}), BY)
     (tmp_path / "compose.yaml").write_text(compose_text(result["compose"]))
     command = [
         "docker",
@@ -347,7 +276,7 @@ def test_environment_is_laid_over_and_reaches_the_container_as_it_was_written(tm
 )
 def test_wrong_settings_are_refused_by_name(given: dict[str, Any], code: str) -> None:
     with pytest.raises(RefusalError) as caught:
-        design(*case("embedded", **given))
+        design(case("embedded", **given), BY)
     (refusal,) = caught.value.refusals
     assert refusal.code == code
     assert next(iter(given)) in refusal.message
@@ -355,91 +284,90 @@ def test_wrong_settings_are_refused_by_name(given: dict[str, Any], code: str) ->
 
 @pytest.mark.parametrize("name", ["TOKENIZERS_PARALLELISM", "OMP_NUM_THREADS", "VLLM_LOGGING_LEVEL", "NCCL_DEBUG"])
 def test_ordinary_environment_is_not_taken_for_a_secret(name: str) -> None:
-    assert name in design(*case("embedded", vllm_service_environment={name: "1"}))["compose"]["environment"]
+    assert name in design(case("embedded", vllm_service_environment={name: "1"}), BY)["compose"]["environment"]
 
 
 def test_all_reasons_come_at_once() -> None:
     given = {"vllm_service_memory_limit": "x", "vllm_service_pids_limit": 0, "vllm_service_environment": {"A": None}}
     with pytest.raises(RefusalError) as caught:
-        design(*case("embedded", **given))
+        design(case("embedded", **given), BY)
     assert [refusal.code for refusal in caught.value.refusals] == ["bad_environment", "bad_size", "bad_number"]
 
 
 @pytest.mark.parametrize(
     ("part", "change", "code"),
     [
-        (1, {"model": "another"}, "stale_input"),
-        (1, {"starts": False}, "stale_input"),
-        (1, {"refusals": [{"code": "x"}]}, "stale_input"),
-        (2, {"vllm_version": "0.31.0"}, "engine_unsafe"),
-        (2, {"vllm_version": None}, "engine_version_unknown"),
-        (3, {"repo": "other/model"}, "stale_input"),
-        (3, {"commit": ""}, "stale_input"),
+        ("plan", {"model": "another"}, "stale_input"),
+        ("plan", {"starts": False}, "stale_input"),
+        ("plan", {"refusals": (Refusal("x", "y", "z"),)}, "stale_input"),
+        ("image", {"vllm_version": "0.31.0"}, "engine_unsafe"),
+        ("image", {"vllm_version": ""}, "engine_version_unknown"),
+        ("lock", {"repo": "other/model"}, "stale_input"),
+        ("lock", {"commit": ""}, "stale_input"),
     ],
 )
-def test_inputs_of_another_deployment_are_refused(part: int, change: dict[str, Any], code: str) -> None:
-    inputs = list(case("embedded"))
-    inputs[part] = {**inputs[part], **change}
+def test_inputs_of_another_deployment_are_refused(part: str, change: dict[str, Any], code: str) -> None:
+    made_from = case("embedded")
     with pytest.raises(RefusalError, match=code):
-        design(*inputs)
+        design(replace(made_from, **{part: replace(getattr(made_from, part), **change)}), BY)
 
 
-@pytest.mark.parametrize(("text", "code"), [(None, "missing_input"), ("{", "broken_input"), ("[]", "broken_input")])
-def test_missing_and_broken_files_are_named(text: str | None, code: str) -> None:
-    with pytest.raises(RefusalError, match=code) as caught:
-        parse("/opt/vllm/plan.json", text)
-    assert "/opt/vllm/plan.json" in str(caught.value)
+def test_a_plan_for_another_engine_than_the_images_is_refused() -> None:
+    assert design(inputs(GPU_PLAN, pulled_image(f"{versions.DEPLOYED}+cu130")), BY)
+    with pytest.raises(RefusalError) as caught:
+        design(inputs(GPU_PLAN, pulled_image("0.40.0")), BY)
+    (refusal,) = caught.value.refusals
+    assert refusal.code == "stale_input"
+    assert refusal.message == f"plan.json is for vLLM {versions.DEPLOYED}, the engine's image holds vLLM 0.40.0."
 
 
-GPU_ENTRIES = [name for name, entry in catalogue.load_all().items() if "nvidia" in entry.accelerators]
+GPU_ENTRIES = [
+    name for name, entry in catalogue.load_all().items() if "nvidia" in entry.accelerators and not entry.refused
+]
+#: Models that these GPUs cannot hold.
+DOES_NOT_START = {
+    ("qwen3-vl-235b-a22b-instruct-fp8", "2x RTX 4090"),
+    ("qwen3-vl-235b-a22b-instruct-fp8", "1x H100"),
+    ("qwen3-vl-32b-instruct-bf16", "2x RTX 4090"),
+}
 
 
-@pytest.mark.parametrize("host", ["RTX 4090 x2", "H100 x1"])
+@pytest.mark.parametrize("host", ["2x RTX 4090", "1x H100"])
 @pytest.mark.parametrize("name", GPU_ENTRIES)
 def test_what_the_planner_plans_is_what_the_table_takes(name: str, host: str) -> None:
-    entry = catalogue.load(name)
-    card, _, count = host.rpartition(" x")
-    if entry.refused:
-        pytest.skip("listed only to be refused")
-    model = from_entry(entry)
-    facts = gpus.from_facts([{"name": card, "count": int(count)}])
-    engine = engines.engine(engines.DEPLOYED, is_moe=model.is_moe)
-    plan = solve(Case(model, facts, engine, str), Wishes(), []).as_dict()
-    if not plan["starts"]:
-        pytest.skip("does not fit")
-    lock = {"repo": entry.repository, "revision": "main", "commit": COMMIT}
-    image = {**GPU_IMAGE, "vllm_version": engines.DEPLOYED}
-    result = design(entry.as_dict(), plan, image, lock, settings())
-    flags = yaml.safe_load(result["vllm_yaml"])
-    assert flags.items() >= plan["flags"].items()
-    assert ("reasoning-parser" in flags) is (entry.variant == "thinking")
-    yaml.safe_load(compose_text(result["compose"]))
+    plan = gpu_plan(host, name)
+    assert plan.starts is ((name, host) not in DOES_NOT_START)
+    if plan.starts:
+        result = design(inputs(plan), BY)
+        flags = yaml.safe_load(result["vllm_yaml"])
+        assert flags.items() >= plan.flags.items()
+        assert ("reasoning-parser" in flags) is (catalogue.load(name).variant == "thinking")
+        assert yaml.safe_load(compose_text(result["compose"]))["services"]["vllm"]["image"] == pulled_image().reference
 
 
-def files(*contents: Any) -> list[dict[str, Any]]:
-    """What module read_files returns; None is a file that was not there."""
-    return [
-        {"path": f"/srv/{number}.json", "text": None if content is None else json.dumps(content)}
-        for number, content in enumerate(contents)
-    ]
+def read_files(made_from: Inputs) -> list[dict[str, Any]]:
+    """What module read_files returns for the three files that a release is made from."""
+    files = {"/srv/plan.json": made_from.plan, "/srv/image.json": made_from.image, "/srv/lock.json": made_from.lock}
+    return [{"path": path, "text": contract.to_json()} for path, contract in files.items()]
 
 
 def test_the_filter_takes_values_that_remember_where_they_came_from() -> None:
     """Ansible hands filters texts and containers of types of its own, which YAML refuses to write."""
-    model, plan, image, lock, given = case("embedded")
-    given["vllm_service_extra_flags"] = {"attention-backend": trust_as_template("TORCH_SDPA")}
-    result = service_design(model, files(plan, image, lock), given)
+    made_from = case("embedded", vllm_service_extra_flags={"attention-backend": trust_as_template("TORCH_SDPA")})
+    result = service_design(made_from.model, read_files(made_from), made_from.settings)
     assert result["refusals"] == []
     assert "attention-backend: TORCH_SDPA\n" in result["vllm_yaml"]
     assert result["manifest"]["rendered_by"] == rendered_by()
 
 
 def test_the_filter_returns_every_refusal() -> None:
-    model, plan, image, lock, given = case("embedded", vllm_service_extra_flags={"max-nun-seqs": 1, "port": 1})
-    result = service_design(model, files(plan, image, lock), given)
+    made_from = case("embedded", vllm_service_extra_flags={"max-nun-seqs": 1, "port": 1})
+    files = read_files(made_from)
+    result = service_design(made_from.model, files, made_from.settings)
     assert [text.split("]")[0] for text in result["refusals"]] == ["[unknown_flag", "[flag_of_service"]
-    (missing,) = service_design(model, files(plan, None, lock), given)["refusals"]
-    assert missing.startswith("[missing_input] /srv/1.json")
+    files[1]["text"] = None
+    (missing,) = service_design(made_from.model, files, made_from.settings)["refusals"]
+    assert missing.startswith("[missing_input] /srv/image.json does not exist on the host.")
 
 
 def test_rendered_by_names_collection_and_version() -> None:

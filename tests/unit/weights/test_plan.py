@@ -32,8 +32,8 @@ def code_of(error: pytest.ExceptionInfo[RefusalError]) -> str:
 
 def test_a_lock_survives_reading_and_writing() -> None:
     lock = plan.parse_lock(LOCK, "x")
-    assert plan.parse_lock(lock.as_dict(), "x").as_dict() == lock.as_dict()
-    assert [row["path"] for row in lock.as_dict()["files"]] == ["a", "sub/b"]
+    assert plan.parse_lock(lock.file().as_dict(), "x").file() == lock.file()
+    assert [row.path for row in lock.file().files] == ["a", "sub/b"]
 
 
 @pytest.mark.parametrize(
@@ -41,10 +41,10 @@ def test_a_lock_survives_reading_and_writing() -> None:
     [
         ({"repo": "name"}, "bad_lock", "repo 'name'"),
         ({"commit": "main"}, "bad_lock", "commit 'main'"),
-        ({"revision": None}, "bad_lock", "revision None"),
+        ({"revision": None}, "bad_lock", "revision is None"),
         ({"files": []}, "bad_lock", "no files"),
-        ({"files": "a"}, "bad_lock", "no files"),
-        ({"files": [{"path": "a", "size": 1}]}, "bad_lock", "'size': 1"),
+        ({"files": "a"}, "bad_lock", "files is 'a', but must be a list"),
+        ({"files": [{"path": "a", "size": 1}]}, "bad_lock", "missing fields: files[0].sha256"),
         ({"files": [{"path": "a", "size": -1, "sha256": OTHER}]}, "bad_lock", "-1"),
         ({"files": [{"path": "a", "size": 1, "sha256": "B" * 64}]}, "bad_lock", "BBB"),
         ({"files": [{"path": "../a", "size": 1, "sha256": OTHER}]}, "unsafe_path", "'../a'"),
