@@ -56,6 +56,11 @@ def test_it_begins_with_the_message_that_the_operator_sees(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_it_has_the_same_sections_as_the_others(name: str) -> None:
+    assert re.findall(r"^## .*", text_of(name), re.MULTILINE) == ["## Diagnose", "## Fix"]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_code_uses_its_name(name: str) -> None:
     stem = name.removeprefix("result_")
     assert any(re.search(rf"[\"\[]({name}|{stem})[\"\]]", text) for text in CODE)
