@@ -249,17 +249,25 @@ class Session:
             raise Failure("bad_response", "the list of models is not one of an OpenAI-compatible server")
         return [mapping_of(entry) for entry in entries]
 
+    @property
+    def root(self) -> str:
+        """Address of the server without ``/v1``."""
+        return self.target.base_url.rstrip("/").removesuffix("/v1")
+
+    def get(self, url: str) -> Any:
+        """Send a GET request, past the client of the OpenAI API; the response of its HTTP library."""
+        headers = {"Authorization": f"Bearer {self.target.api_key}"} if self.target.api_key else {}
+        return self._http.get(url, headers=headers, timeout=min(self.target.timeout, _PROBE_SECONDS))
+
     def version(self) -> str:
         """Version of the engine by its own account; empty where it reports none."""
-        root = self.target.base_url.rstrip("/").removesuffix("/v1")
-        response = self._http.get(f"{root}/version", timeout=min(self.target.timeout, _PROBE_SECONDS))
+        response = self.get(f"{self.root}/version")
         return text_of(mapping_of(response.json()).get("version")) if response.status_code == HTTPStatus.OK else ""
 
     def metrics(self, url: str) -> str:
         """The engine's metrics page; empty if there is none at the address."""
-        headers = {"Authorization": f"Bearer {self.target.api_key}"} if self.target.api_key else {}
-        response = self._http.get(url, headers=headers, timeout=min(self.target.timeout, _PROBE_SECONDS))
-        return response.text if response.status_code == HTTPStatus.OK else ""
+        response = self.get(url)
+        return text_of(response.text) if response.status_code == HTTPStatus.OK else ""
 
     def answers(self) -> bool:
         """Whether anything still answers at the address."""

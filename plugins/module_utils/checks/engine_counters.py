@@ -55,4 +55,4 @@ def restarts_by_metrics(before: Counters, after: Counters, code: str) -> Check:
     fell = (after.tokens or 0) < (before.tokens or 0)
     if fell or after.began != before.began:
         return failed(code, Failure("engine_restarted", "the engine's counters started again from zero", 1), 0, unit)
-    return Check(code, True, message="the engine's counters went on", value=0, limit=0, unit=unit)
+    return Check(code, True, message="not restarted, by its metrics", value=0, limit=0, unit=unit)

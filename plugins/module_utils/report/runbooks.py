@@ -16,7 +16,8 @@ FOLDER = Path(__file__).parents[3] / "docs" / "runbooks"
 _PAGE = re.compile(
     r"---\nsymptoms: \[(?P<symptoms>[^\]\n]*)\]\n---\n\n"
     r"# (?P<name>\w+)\n\n"
-    r"(?P<body>(?P<message>(?:> .*\n)+)\n(?P<summary>.+?[.:])(?=\s)(?:.|\n)*)"
+    r"(?P<message>(?:> .*\n)+)\n"
+    r"(?P<body>(?P<summary>(?:(?!\n\n)(?s:.))+?\.)(?=\s)(?s:.*))"
 )
 
 
@@ -29,7 +30,7 @@ class Runbook:
         symptoms: What an operator notices, such as ``slow`` or ``502``.
         message: A message as an operator sees it; it starts with the name.
         summary: What the failure means, one sentence.
-        body: The page without its front matter and title, as Markdown.
+        body: The page after the message, as Markdown.
     """
 
     name: str
@@ -52,7 +53,7 @@ def parse(text: str) -> Runbook:
         name=page["name"],
         symptoms=tuple(filter(None, map(str.strip, page["symptoms"].split(",")))),
         message=" ".join(line.removeprefix("> ") for line in page["message"].splitlines()),
-        summary=" ".join(page["summary"].split()).removesuffix(":") + ("" if page["summary"].endswith(".") else "."),
+        summary=" ".join(page["summary"].split()),
         body=page["body"].strip(),
     )
 

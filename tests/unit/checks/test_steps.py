@@ -53,12 +53,16 @@ def test_an_error_of_the_check_itself_is_a_named_failure() -> None:
 
 
 def test_after_a_gate_no_step_runs() -> None:
-    ran = []
+    ran: list[str] = []
 
     def gate(_: Session) -> Seen:
         raise Failure("unknown_model", "another one")
 
-    checks = checked([Step("gate", gate, gate=True), Step("later", lambda _: ran.append(1) or Seen("ran"))])
+    def later(_: Session) -> Seen:
+        ran.append("later")
+        return Seen("ran")
+
+    checks = checked([Step("gate", gate, gate=True), Step("later", later)])
     assert ran == []
     assert checks[1].message == "unknown_model: not run, because gate failed: another one"
 

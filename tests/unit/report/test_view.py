@@ -96,6 +96,7 @@ class _Page(HTMLParser):
         self.loads += [str(value) for name, value in attrs if name in ("src", "href", "action", "data")]
 
 
+@pytest.mark.usefixtures("short_runbooks")
 @pytest.mark.parametrize(("name", "verdict"), [("good", GOOD), ("bad", BAD), ("none", None)])
 def test_what_is_printed_and_rendered(name: str, verdict: Verdict | None) -> None:
     golden(f"report_{name}.txt", report.text(view(verdict)) + "\n")
@@ -121,14 +122,33 @@ def test_without_a_verdict_the_result_speaks() -> None:
     assert view(None, **{"smoke.json": BAD.to_json()})["problems"][0]["name"] == "wrong_answer"
 
 
-def test_each_failure_is_told_once_with_what_to_do() -> None:
+def test_each_failure_is_shown_once_with_its_runbook() -> None:
     problems = view(BAD)["problems"]
     assert [(item["name"], item["checks"]) for item in problems] == [
         ("wrong_answer", ["colour_red"]),
         ("timeout", ["stream"]),
     ]
     text = html.unescape(page(view(BAD)))
-    assert all(item["fix"] in text for item in problems)
+    for item in problems:
+        assert item["summary"] in text
+        # On the host there is no other copy of it.
+        runbook = (ROOT / item["path"]).read_text()
+        assert runbook.partition("## Fix")[2].strip() in text
+
+
+@pytest.mark.parametrize("name", [None, "no_such_failure", "../../README", "result_missing"])
+def test_a_failure_without_a_runbook_leaves_the_report_whole(name: str | None) -> None:
+    check = Check("shape_square", False, message="x", runbook=name)
+    (problem,) = view(replace(GOOD, checks=(check,)))["problems"]
+    assert problem["name"] == name or "failed"
+    assert bool(problem["text"]) is (name == "result_missing")
+    assert "Checks: shape_square" in page(view(replace(GOOD, checks=(check,))))
+
+
+def test_the_files_of_a_report_are_looked_for_in_each_folder() -> None:
+    paths = FilterModule().filters()["report_paths"](["/a", "/b"])
+    assert {"/a/smoke.json", "/b/smoke.json", "/a/verdict.json", "/b/benchmark.json", "/b/manifest.json"} <= set(paths)
+    assert len(paths) == len(set(paths)) == 16
 
 
 def test_nothing_that_a_model_or_a_file_says_becomes_markup() -> None:

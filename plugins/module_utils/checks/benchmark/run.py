@@ -366,8 +366,7 @@ class _Run:
         def measure(session: Session) -> Seen:
             assert self.tool is not None  # noqa: S101 - for the type checker
             driver = self.settings.driver
-            root = session.target.base_url.rstrip("/").removesuffix("/v1")
-            call = Call(root, session.model, self.tool.tokenizer, _FOLDER, _RESULT)
+            call = Call(session.root, session.model, self.tool.tokenizer, _FOLDER, _RESULT)
             command = driver.command(point, self.settings.goals, call)
             raw = self.docker.bench(self.tool, command, session.target.api_key)
             try:

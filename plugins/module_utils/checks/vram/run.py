@@ -15,13 +15,12 @@ from functools import partial
 from types import ModuleType
 from typing import Any, TypeVar
 
-from ansible_collections.inference.vllm.plugins.module_utils.checks import verdict
+from ansible_collections.inference.vllm.plugins.module_utils.checks import steps, verdict
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Session, Target
 from ansible_collections.inference.vllm.plugins.module_utils.checks.container import Container, ContainerError, State
 from ansible_collections.inference.vllm.plugins.module_utils.checks.engine_counters import Counters, restarts_by_metrics
 from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure, failed
 from ansible_collections.inference.vllm.plugins.module_utils.checks.memory_sampler import Sampler, Window
-from ansible_collections.inference.vllm.plugins.module_utils.checks.steps import Result as StepsResult
 from ansible_collections.inference.vllm.plugins.module_utils.checks.steps import (
     Seen,
     Step,
@@ -73,7 +72,7 @@ class Settings:
 
 
 @dataclass
-class Result(StepsResult):
+class Result(steps.Result):
     """The result, with a row for the planner's calibration; None where nothing can be learnt."""
 
     row: dict[str, Any] | None = None

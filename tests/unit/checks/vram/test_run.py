@@ -196,7 +196,7 @@ def test_an_engine_without_a_container_is_read_by_its_gpus_and_its_own_counters(
     one = checked(gpus=("1",), **bare)
     assert failed(one) == {}
     assert list(one.detail["samples"]) == ["GPU 1"]
-    assert "its metrics say" in check(one, "restarts").message
+    assert "by its metrics" in check(one, "restarts").message
     assert failed(checked("forgets", gpus=("1",), **bare)) == {"restarts": "engine_restarted"}
     assert failed(checked("dies_midway", gpus=("1",), **bare))["restarts"] == "metrics_missing"
     # The server of an engine that died still answers for a moment; one that lives goes on to count.
