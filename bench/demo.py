@@ -99,7 +99,7 @@ def main() -> int:
         Row("demo, cold, with set-up", set_up + cold_seconds, 12 * 60),
         Row("  engine image", task_seconds(cold.seconds, "Image |", "Build |", "Base |", "Wheels |")),
         Row("  start of Compose until healthy", task_seconds(cold.seconds, "Start |"), 75),
-        Row("  smoke test", task_seconds(cold.seconds, "Smoke | Ask"), 20),
+        Row("  smoke test", task_seconds(cold.seconds, "Smoke | Run the smoke test"), 20),
         Row("demo, again", again_seconds, 60),
     ]
     print(table(rows))

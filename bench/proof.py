@@ -24,10 +24,11 @@ from statistics import mean, median, quantiles, stdev
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "collections")]
 
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Session, Target  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.checks.container import Container  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.checks.engine_counters import Counters  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.checks.memory_sampler import Sampler  # noqa: E402
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Failure, Session, Target  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import run as vram_run  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.judge import unplanned  # noqa: E402
 from bench.demo import task_seconds  # noqa: E402
@@ -98,8 +99,8 @@ def costs(proven: Run) -> list[tuple[str, str, str]]:
     report = HOME / "reports" / (HOME / "current").resolve().name
     vram = json.loads((report / "vram.json").read_text(encoding="utf-8"))
     seconds = {
-        "smoke test": task_seconds(proven.seconds, "Smoke | Ask"),
-        "memory under load": task_seconds(proven.seconds, "VRAM | Measure"),
+        "smoke test": task_seconds(proven.seconds, "Smoke | Run the smoke test"),
+        "memory under load": task_seconds(proven.seconds, "VRAM | Measure the memory"),
     }
     size = (report / "report.html").stat().st_size
     return [

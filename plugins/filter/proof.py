@@ -1,21 +1,37 @@
-"""The filter that says which checks a run of the verify playbook makes."""
+"""Filters that say which checks a run of the verify playbook makes; `registry` decides."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.inference.vllm.plugins.module_utils.checks import registry as proof_steps
+from ansible_collections.inference.vllm.plugins.module_utils.checks import registry
 
 
-def proof_results(chosen: Sequence[str], skipped: Sequence[str], chain: Sequence[str]) -> dict[str, list[str]]:
-    """See `proof_steps.results_of`; an error of it is one of the filter."""
+def proof_chain(also: Sequence[str], without: Sequence[str] = ()) -> list[str]:
+    """See `registry.chain_of`; an error of it is one of the filter."""
     try:
-        return proof_steps.results_of(list(chosen), list(skipped), list(chain))
+        return registry.chain_of(list(also), list(without))
     except ValueError as error:
         raise AnsibleFilterError(str(error)) from error
+
+
+def proof_results(
+    chosen: Sequence[str], skipped: Sequence[str] = (), chain: Sequence[str] | None = None
+) -> dict[str, list[str]]:
+    """See `registry.results_of`; an error of it is one of the filter. Without a chain, that of all checks."""
+    everything = [check.name for check in registry.CHECKS]
+    try:
+        return registry.results_of(list(chosen), list(skipped), everything if chain is None else list(chain))
+    except ValueError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
+def proof_roles(results: Mapping[str, Any]) -> list[str]:
+    """The roles of the checks that `proof_results` names."""
+    return registry.roles_of(results)
 
 
 class FilterModule:
@@ -23,4 +39,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Map each filter's name to its function."""
-        return {"proof_results": proof_results}
+        return {"proof_chain": proof_chain, "proof_results": proof_results, "proof_roles": proof_roles}

@@ -20,6 +20,13 @@ def report_view(
     return report.view(report.files_of(read), str(release), str(host), str(key_file), str(folder), again=str(again))
 
 
+def report_paths(folders: Sequence[str]) -> list[str]:
+    """The files that a report is made of, in each of the folders."""
+    from ansible_collections.inference.vllm.plugins.module_utils.report import view as report
+
+    return report.paths_of(map(str, folders))
+
+
 def report_html(seen: Mapping[str, Any], template: str, style: str) -> str:
     """The report or the comparison as a page; see `report.html`."""
     from ansible_collections.inference.vllm.plugins.module_utils.report import view as report
@@ -61,6 +68,7 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Map each filter's name to its function."""
         return {
+            "report_paths": report_paths,
             "report_view": report_view,
             "report_html": report_html,
             "report_text": report_text,

@@ -11,6 +11,8 @@ from typing import Any
 from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
 
+from ansible_collections.inference.vllm.plugins.module_utils.checks.registry import CHECKS
+
 DOCUMENTATION = r"""
 name: proof_settings
 short_description: Digest of what a proof of the current host asks
@@ -37,9 +39,9 @@ _list:
   elements: str
 """
 
-#: Roles whose checks make a proof; role verdict judges by them.
-CHECKS = ("smoke_test", "vram_check", "stability", "benchmark")
-PREFIXES = (*(f"{role}_" for role in CHECKS), "verify_benchmark")
+#: Roles whose checks make a proof, and the role with the settings that they share.
+ROLES = (*(check.role for check in CHECKS), "vllm_check")
+PREFIXES = (*(f"{role}_" for role in ROLES), "verify_benchmark")
 PLUGINS = Path(__file__).parents[1]
 
 
@@ -54,7 +56,7 @@ def digest(settings: dict[str, Any], files: Iterable[Path]) -> str:
 def sources(roles: Path) -> list[Path]:
     """The files that say what a proof asks."""
     code = [path for folder in ("modules", "module_utils") for path in (PLUGINS / folder).rglob("*.py")]
-    return code + [path for role in (*CHECKS, "_verdict") for path in (roles / role).glob("[dvt]*/*.yml")]
+    return code + [path for role in (*ROLES, "_verdict") for path in (roles / role).glob("[dvt]*/*.yml")]
 
 
 class LookupModule(LookupBase):

@@ -14,7 +14,8 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark im
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark import run as benchmark_run
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.figures import Goals, Workload
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.run import Comparison, Settings
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Target
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
+from ansible_collections.inference.vllm.plugins.module_utils.checks.steps import Result
 from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
@@ -366,8 +367,8 @@ def ask(params: dict[str, Any], target: Target, plan: Plan) -> tuple[Verdict, ch
     return result.verdict, files_of(result, plan.same, params)
 
 
-def files_of(result: benchmark_run.Result, same: Path, params: dict[str, Any]) -> check_module.Files:
-    """The report; and a good result for later comparisons: the first of its kind, and under the name that is given.
+def files_of(result: Result, same: Path, params: dict[str, Any]) -> check_module.Files:
+    """The report; and a good result for later comparisons: the first of its kind, and under `save_as`.
 
     Raises:
         OSError: The folder cannot be made.

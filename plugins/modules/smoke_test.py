@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks import endpoint
 from ansible_collections.inference.vllm.plugins.module_utils.checks import module as check_module
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import extended as smoke_more
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import extended
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import run as smoke_run
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Settings
 from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.judge import expected_of
 
@@ -138,26 +139,19 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 LEAST = {"timeout": 0.1, "max_images": -1, "concurrency": 1, "largest_pixels": 0}
 
 
-def prepare(params: dict[str, Any]) -> tuple[smoke_run.Target, Sequence[smoke_run.Step]]:
-    """The server, and what is asked beside the short list."""
-    wanted = {name: params[name] for name in ("level", "max_images", "strict")}
+def prepare(params: dict[str, Any]) -> tuple[Target, Settings]:
+    """The server, and what is known of it."""
+    target = replace(check_module.target_of(params, LEAST), concurrency=params["concurrency"])
     largest, cap = largest_of(params)
-    target = replace(
-        check_module.target_of(params, LEAST),
-        at_once=params["concurrency"],
-        largest_pixels=largest,
-        cap_pixels=cap,
-        **wanted,
-    )
-    more = smoke_more.steps_for(target) if params["extent"] == "full" else []
-    return target, [*more, *smoke_more.largest_steps(target)]
+    known = {name: params[name] for name in ("level", "max_images", "strict")}
+    return target, Settings(largest_pixels=largest, cap_pixels=cap, **known)
 
 
 def largest_of(params: dict[str, Any]) -> tuple[int, int]:
     """Pixels of the largest image, and those that it is scaled down to; zeros where no plan says that there is room.
 
     Raises:
-        RefusalError: The manifest is none.
+        RefusalError: The file is not a manifest.
     """
     path = params["manifest_path"]
     if not path or not Path(path).exists():
@@ -165,11 +159,10 @@ def largest_of(params: dict[str, Any]) -> tuple[int, int]:
     return params["largest_pixels"], check_module.from_manifest(path, expected_of).max_pixels
 
 
-def ask(
-    params: dict[str, Any], target: smoke_run.Target, more: Sequence[smoke_run.Step]
-) -> tuple[Verdict, check_module.Files]:
-    """Ask it."""
-    verdict = smoke_run.run(target, params["release"], more=more)
+def ask(params: dict[str, Any], target: Target, settings: Settings) -> tuple[Verdict, check_module.Files]:
+    """Run the smoke test, and write its result."""
+    more = extended.steps_for(settings) if params["extent"] == "full" else []
+    verdict = smoke_run.run(target, params["release"], settings, more=[*more, *extended.largest_steps(settings)])
     return verdict, check_module.report_of(params, verdict.to_json())
 
 

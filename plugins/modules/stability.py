@@ -8,7 +8,7 @@ from typing import Any
 from ansible_collections.inference.vllm.plugins.module_utils.checks import endpoint
 from ansible_collections.inference.vllm.plugins.module_utils.checks import module as check_module
 from ansible_collections.inference.vllm.plugins.module_utils.checks import stability as stability_run
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Target
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
 from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import this_machine
 
@@ -64,7 +64,7 @@ options:
     type: int
     default: 4
   images:
-    description: Images that one request may hold. V(0) for a model that takes none.
+    description: Images that one request may hold; V(0) for a model without vision, V(-1) sends one.
     type: int
     default: 4
   max_pixels:
@@ -152,7 +152,7 @@ LEAST = {
     "requests": 1,
     "minutes": 0.0,
     "concurrency": 1,
-    "images": 0,
+    "images": -1,
     "max_pixels": 1024,
     "latency_drift": 1.0,
     "memory_drift_gib": 0.0,
@@ -163,10 +163,13 @@ LEAST = {
 
 def settings_of(params: dict[str, Any]) -> stability_run.Settings:
     """How to check, as the arguments say."""
-    named = ("requests", "minutes", "concurrency", "images", "max_pixels", "latency_drift", "metrics_url", "container")
+    named = ("requests", "minutes", "concurrency", "max_pixels", "latency_drift", "metrics_url", "container")
     more = ("docker_host", "accelerator", "interval", "timeout")
     return stability_run.Settings(
-        memory_drift=params["memory_drift_gib"], **{name: params[name] for name in (*named, *more)}
+        memory_drift=params["memory_drift_gib"],
+        # One image is what every model with vision takes.
+        images=1 if params["images"] < 0 else params["images"],
+        **{name: params[name] for name in (*named, *more)},
     )
 
 

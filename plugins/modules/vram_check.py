@@ -9,7 +9,7 @@ from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks import endpoint
 from ansible_collections.inference.vllm.plugins.module_utils.checks import module as check_module
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Target
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
 from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import run as vram_run
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.judge import Expected, expected_of, unplanned
@@ -52,7 +52,7 @@ options:
     choices: [nvidia, cpu]
     default: nvidia
   images:
-    description: Images that one request may hold, where there is no manifest that tells it.
+    description: Images that one request may hold, without O(manifest_path). V(-1) sends one.
     type: int
     default: 1
   container:
@@ -62,7 +62,7 @@ options:
   gpus:
     description:
       - GPUs of an engine without a container, by UUID or number, or V(all); they must be those of this host.
-      - Restarts are then told by the engine's metrics.
+      - Restarts are then counted by the engine's metrics.
     type: list
     elements: str
     default: []
@@ -173,7 +173,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 LEAST = {
     "max_pixels": 1024,
     "concurrency": 1,
-    "images": 0,
+    "images": -1,
     "rounds": 2,
     "interval": 0.01,
     "settle": 0.0,
@@ -183,7 +183,7 @@ LEAST = {
 
 
 def expected_from(params: dict[str, Any]) -> Expected:
-    """What the manifest of the release foretells, or what can be said without one.
+    """What the manifest of the release predicts, or what can be said without one.
 
     Raises:
         RefusalError: It is missing, unreadable, or no manifest.
@@ -191,7 +191,9 @@ def expected_from(params: dict[str, Any]) -> Expected:
     path = params["manifest_path"]
     if not path:
         host_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-        return unplanned(params["accelerator"], host_gib, params["images"], params["concurrency"])
+        # One image is what every model with vision takes.
+        images = 1 if params["images"] < 0 else params["images"]
+        return unplanned(params["accelerator"], host_gib, images, params["concurrency"])
     return check_module.from_manifest(path, expected_of)
 
 

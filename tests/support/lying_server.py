@@ -22,8 +22,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import extended as smoke_more
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES, Case, ToolCall
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import ToolCall
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import extended
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES, Case
 
 KEY = "sk-the-secret-of-the-test"
 MODEL = "tiny-qwen3-vl"
@@ -138,8 +139,8 @@ def tokens_of(messages: Any, most: int = 10**9) -> int:
 def _answers(blind: bool) -> dict[Any, Case]:
     """The case for each question; for a blind server, the first case with that text."""
     table: dict[Any, Case] = {}
-    for case in (*CASES, *smoke_more.MORE_CASES):
-        urls = () if blind else tuple(map(smoke_more.data_url, case.images))
+    for case in (*CASES, *extended.EXTENDED_CASES):
+        urls = () if blind else tuple(map(extended.data_url, case.images))
         before = tuple(text for _, text in case.turns) + ((case.system,) if case.system else ())
         table.setdefault((case.prompt, urls, frozenset(before)), case)
     return table

@@ -33,8 +33,9 @@ import torch  # noqa: E402
 from transformers import AutoTokenizer, Qwen3VLForConditionalGeneration  # noqa: E402
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil  # noqa: E402
 
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Answer, ToolCall  # noqa: E402
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import cases as smoke_cases  # noqa: E402
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES, Answer, Case  # noqa: E402
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES, Case  # noqa: E402
 
 SEED = 20
 LOOKING_STEPS = 500
@@ -58,7 +59,7 @@ def read_answer(case: Case, text: str) -> Answer:
     if case.kind == "tool" and text.startswith("<tool_call>"):
         with contextlib.suppress(ValueError, KeyError, TypeError):
             call = json.loads(text.removeprefix("<tool_call>").removesuffix("</tool_call>"))
-            return Answer(tool_calls=(smoke_cases.ToolCall(call["name"], call["arguments"]),))
+            return Answer(tool_calls=(ToolCall(call["name"], call["arguments"]),))
     return Answer(text=text, chunks=2, usage_tokens=2)
 
 

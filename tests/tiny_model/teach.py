@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import ToolCall
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import cases as smoke_cases
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import images as smoke_images
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES, Case, ToolCall
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES, Case
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.images import (
     COLOURS,
     IMAGES,

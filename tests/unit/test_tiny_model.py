@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES, Answer, ToolCall, judge
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Answer, ToolCall
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES, judge
 from support.paths import ROOT
 
 HOME = ROOT / "tests" / "tiny_model"

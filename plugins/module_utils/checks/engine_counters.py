@@ -1,13 +1,13 @@
-"""What an engine counts of itself on its page of metrics, and what that tells of a restart."""
+"""The counters on an engine's metrics page, and the restarts that they reveal."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Failure, Session
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Session
+from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure, failed
 from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check
-from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import judge as vram_judge
 
 
 def counter_of(metrics: str, name: str) -> float | None:
@@ -18,12 +18,12 @@ def counter_of(metrics: str, name: str) -> float | None:
 
 @dataclass(frozen=True)
 class Counters:
-    """What the engine counts of itself; None for what it does not tell.
+    """The engine's counters; None for those that it does not report.
 
     Attributes:
-        preemptions: Requests that it took out of its computation.
+        preemptions: Requests that it preempted.
         tokens: Tokens that it has generated.
-        began: When its process began, seconds since 1970.
+        began: Start of its process, seconds since 1970.
     """
 
     preemptions: float | None = None
@@ -32,10 +32,10 @@ class Counters:
 
     @classmethod
     def read(cls, session: Session, url: str) -> Counters:
-        """Ask the metrics; an address that does not answer tells nothing."""
+        """Read the metrics; without an answer every counter is None."""
         try:
             page = session.metrics(url) if url else ""
-        except Exception:  # whatever the metrics come up with, the requests are what counts
+        except Exception:  # the requests are judged, not the metrics page
             page = ""
         return cls(
             counter_of(page, "vllm:num_preemptions_total"),
@@ -44,18 +44,15 @@ class Counters:
         )
 
 
-def restarts_told(before: Counters, after: Counters, code: str) -> Check:
-    """Restarts of an engine whose container nobody can see: by its own start, and by counters that begin again."""
+def restarts_by_metrics(before: Counters, after: Counters, code: str) -> Check:
+    """Restarts of an engine whose container cannot be inspected: by its start time, and by counters that fell."""
+    unit = "restarts"
     if before.tokens is None and before.began is None:
-        told = "no container is named and the metrics tell nothing, so nobody can say whether the engine was restarted"
-        return Check(
-            code, False, "warning", f"container_unreadable: {told}", unit="restarts", runbook="container_unreadable"
-        )
+        unknown = Failure("container_unreadable", "no container is named and there are no metrics to count restarts by")
+        return failed(code, unknown, unit=unit, severity="warning")
     if after.tokens is None and after.began is None:
-        failure = Failure("metrics_missing", "the metrics were there before the requests and are not there after them")
-        return vram_judge.failed(code, failure, 0, "restarts")
+        return failed(code, Failure("metrics_missing", "the metrics disappeared during the check"), 0, unit)
     fell = (after.tokens or 0) < (before.tokens or 0)
     if fell or after.began != before.began:
-        failure = Failure("engine_restarted", "the engine counts from the beginning again", 1)
-        return vram_judge.failed(code, failure, 0, "restarts")
-    return Check(code, True, message="the engine counts on, as its metrics say", value=0, limit=0, unit="restarts")
+        return failed(code, Failure("engine_restarted", "the engine's counters started again from zero", 1), 0, unit)
+    return Check(code, True, message="not restarted, by its metrics", value=0, limit=0, unit=unit)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks import endpoint
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Target
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
 from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError, join

@@ -1,12 +1,61 @@
-"""Which checks a run of the verify playbook makes, and which results each of them is judged together with."""
+"""The check roles: a row for each, and which of them a run of the verify playbook makes.
+
+Everything that goes through the check roles reads :data:`CHECKS`: the verify playbook, the results that a verdict is
+made of, the digest of what a proof asks, the report, and the tests.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-# In the order in which they run; the name is also the tag, and the stem of the result file.
-STEPS = ("smoke", "vram", "stability", "benchmark")
+
+@dataclass(frozen=True)
+class CheckRole:
+    """A role that checks a release, with a module of the same name.
+
+    Attributes:
+        name: Tag of the verify playbook, and stem of the result file.
+        role: Name of the role.
+        title: Heading of its result in the report.
+        default: Whether every proof of a release includes it. Else ``--tags`` or a variable of the playbook adds it.
+    """
+
+    name: str
+    role: str
+    title: str
+    default: bool = True
+
+    @property
+    def file(self) -> str:
+        """Name of the result file."""
+        return f"{self.name}.json"
+
+
+# In the order in which they run.
+CHECKS = (
+    CheckRole("smoke", "smoke_test", "Answers and refusals"),
+    CheckRole("vram", "vram_check", "Memory over time, and what was planned"),
+    CheckRole("stability", "stability", "Stability: mixed requests"),
+    CheckRole("benchmark", "benchmark", "Speed: latency and throughput", default=False),
+)
 ALL = "all"
+
+
+def chain_of(also: Sequence[str] = (), without: Sequence[str] = ()) -> list[str]:
+    """The checks that prove a release, in order.
+
+    Args:
+        also: Checks that are added to those of every proof.
+        without: Checks that are left out.
+
+    Raises:
+        ValueError: A check does not exist.
+    """
+    unknown = {*also, *without} - {check.name for check in CHECKS}
+    if unknown:
+        raise ValueError(f"there is no check {', '.join(sorted(unknown))}; there are {_names()}")
+    return [check.name for check in CHECKS if (check.default or check.name in also) and check.name not in without]
 
 
 def results_of(chosen: Sequence[str], skipped: Sequence[str], chain: Sequence[str]) -> dict[str, list[str]]:
@@ -24,15 +73,22 @@ def results_of(chosen: Sequence[str], skipped: Sequence[str], chain: Sequence[st
     Raises:
         ValueError: No check is chosen, so that nothing would be proven; or a check does not exist.
     """
-    unknown = set(chain) - set(STEPS)
-    if unknown:
-        raise ValueError(f"there is no check {', '.join(sorted(unknown))}; there are {', '.join(STEPS)}")
-    asked = chain if ALL in chosen else chosen
-    steps = [step for step in STEPS if step in asked and step not in skipped]
+    chain_of(also=chain)
+    wanted = chain if ALL in chosen else chosen
+    steps = [check for check in CHECKS if check.name in wanted and check.name not in skipped]
     if not steps:
         raise ValueError(
             f"[no_check] tags {', '.join(chosen)} without {', '.join(skipped) or 'any skipped'} choose no check, so"
-            f" that nothing would be proven. Fix: choose of {', '.join(STEPS)}."
+            f" that nothing would be proven. Fix: choose of {_names()}."
         )
-    kept = [step for step in chain if step not in steps]
-    return {step: [f"{name}.json" for name in (*kept, *steps[: place + 1])] for place, step in enumerate(steps)}
+    kept = [check for check in CHECKS if check.name in chain and check not in steps]
+    return {check.name: [item.file for item in (*kept, *steps[: place + 1])] for place, check in enumerate(steps)}
+
+
+def roles_of(results: Mapping[str, object]) -> list[str]:
+    """The roles of the checks that run, in order."""
+    return [check.role for check in CHECKS if check.name in results]
+
+
+def _names() -> str:
+    return ", ".join(check.name for check in CHECKS)

@@ -1,38 +1,46 @@
-"""The stability check: mixed requests, so many and for so long, and whether the service stays what it was.
+"""The stability check: mixed requests for some time, and whether the service stays as it was.
 
-Texts, streams, JSON, images and long prompts are sent in turn by some clients at once. Every answer must come and count
-its tokens; the engine must not be started again; and, where the check lasts long enough to tell, answers may not become
-slower nor the memory larger.
+Several clients send texts, streams, JSON, images and long prompts in turn. Every request must be answered and its
+tokens counted; the engine must not restart; and, where the check lasts long enough to tell, answers must not become
+slower and memory must not grow.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import math
 import statistics
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks import verdict
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import (
+    GONE,
+    Session,
+    Target,
+    classify,
+    within,
+)
 from ansible_collections.inference.vllm.plugins.module_utils.checks.container import Container, State
-from ansible_collections.inference.vllm.plugins.module_utils.checks.engine_counters import Counters, restarts_told
+from ansible_collections.inference.vllm.plugins.module_utils.checks.engine_counters import Counters, restarts_by_metrics
+from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure, failed
 from ansible_collections.inference.vllm.plugins.module_utils.checks.memory_sampler import Sample, Sampler
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import cases as smoke_cases
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import run as smoke_run
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import (
-    Failure,
+from ansible_collections.inference.vllm.plugins.module_utils.checks.steps import (
+    HUNG_AFTER,
+    Result,
     Seen,
-    Session,
     Step,
-    Target,
+    endpoint_step,
+    engine_of,
+    run_steps,
 )
 from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import judge as vram_judge
@@ -40,14 +48,6 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import 
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import run as vram_run
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.judge import Expected
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.run import Source
-
-# Why a check can fail, beside the failures of smoke_run and vram_judge, and what to do.
-FAILURES: Mapping[str, str] = {
-    "latency_drift": "The same kinds of requests took longer at the end than at the beginning. Look for other load on"
-    " the host, for a GPU that throttles, and whether the KV cache is full.",
-    "preempted": "The engine took requests out of its computation, because the KV cache was full. Lower the"
-    " concurrency or max-model-len, or plan a larger cache.",
-}
 
 # Requests in turn: name, images that it holds, share of the context that is words.
 _KINDS = ("text", "image", "stream", "long_text", "json", "images")
@@ -57,7 +57,6 @@ _JSON_TOKENS = 64
 # A word can be two tokens; an image in the grid of 32 x 32 pixels has one for each cell.
 _LONG_SHARE = 4
 _CELL = 32
-_HUNG_AFTER = 2
 # Fewer requests in a third of the time say nothing about latency, fewer readings nothing about memory.
 _LEAST_REQUESTS = 8
 _LEAST_READINGS = 6
@@ -109,18 +108,6 @@ class Done:
     failure: Failure | None = None
 
 
-@dataclass
-class Result:
-    """What came of it: the checks, and what ``stability.json`` holds beside them."""
-
-    verdict: Verdict
-    detail: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """The content of ``stability.json``: a verdict and more."""
-        return json.dumps(self.verdict.as_dict() | self.detail, indent=1, ensure_ascii=False) + "\n"
-
-
 # --- What is sent ---------------------------------------------------------------------------------------------------
 
 
@@ -140,7 +127,7 @@ def ask(session: Session, kind: str, settings: Settings) -> None:
     """Send one request; returns when its answer is there and counts its tokens.
 
     Raises:
-        Exception: Whatever the client raises; `smoke_run.classify` names it.
+        Exception: Whatever the client raises; `client.classify` names it.
     """
     images = {"image": 1, "images": settings.images}.get(kind, 0)
     side = side_of(images, settings.max_pixels, session.max_model_len) if images else 0
@@ -196,9 +183,9 @@ class _Load:
             failure: Failure | None = None
             try:
                 # The client gives up first, with the better message; the outer limit is for servers that drip.
-                smoke_run.within(1.1 * self.settings.timeout, partial(ask, self.session, kind, self.settings))
+                within(1.1 * self.settings.timeout, partial(ask, self.session, kind, self.settings))
             except Exception as error:
-                failure = smoke_run.classify(error)
+                failure = classify(error)
             self._note(Done(kind, round(start, 3), round(self._now() - start, 3), failure))
 
     def _note(self, done: Done) -> None:
@@ -207,8 +194,8 @@ class _Load:
         with self._lock:
             self.done.append(done)
             self._hung = self._hung + 1 if name == "timeout" else 0
-            hung = self._hung >= _HUNG_AFTER
-        if done.failure and (hung or (name in smoke_run.GONE and not self.session.answers())):
+            hung = self._hung >= HUNG_AFTER
+        if done.failure and (hung or (name in GONE and not self.session.answers())):
             self.stopped = self.stopped or done.failure
 
 
@@ -278,15 +265,13 @@ def requests_check(done: Sequence[Done], wanted: int, stopped: Failure | None) -
 def _preemptions(before: Counters, after: Counters) -> Check:
     code = "stability_preemptions"
     if before.preemptions is None or after.preemptions is None:
-        told = "the metrics do not tell vllm:num_preemptions_total"
-        return Check(
-            code, False, "warning", f"metrics_missing: {told}", None, 0, "preemptions", runbook="metrics_missing"
-        )
+        failure = Failure("metrics_missing", "the metrics have no vllm:num_preemptions_total")
+        return failed(code, failure, 0, "preemptions", severity="warning")
     count = int(after.preemptions - before.preemptions)
     if count > 0:
-        message = f"preempted: {count} requests were taken out of the computation and begun again"
-        return Check(code, False, "warning", message, count, 0, "preemptions", runbook="preempted")
-    return Check(code, True, "warning", "no request was taken out of the computation", 0, 0, "preemptions")
+        failure = Failure("preempted", f"{count} requests were preempted and computed again", count)
+        return failed(code, failure, 0, "preemptions", severity="warning")
+    return Check(code, True, "warning", "no request was preempted", 0, 0, "preemptions")
 
 
 def _latency(done: Sequence[Done], limit: float, unsent: Failure | None = None) -> Check:
@@ -294,26 +279,26 @@ def _latency(done: Sequence[Done], limit: float, unsent: Failure | None = None) 
     ratio = drift_of(done)
     if ratio is None:
         few = Failure("client_error", "too few requests were answered to compare the end with the beginning")
-        return vram_judge.failed(code, unsent or few, limit, unit)
-    told = f"in the last third answers took {ratio:.2f} times as long as in the first"
+        return failed(code, unsent or few, limit, unit)
+    message = f"in the last third answers took {ratio:.2f} times as long as in the first"
     if ratio > limit:
-        return vram_judge.failed(code, Failure("latency_drift", f"{told}; allowed are {limit:g}", ratio), limit, unit)
-    return Check(code, True, message=told, value=ratio, limit=limit, unit=unit)
+        return failed(code, Failure("latency_drift", f"{message}; allowed are {limit:g}", ratio), limit, unit)
+    return Check(code, True, message=message, value=ratio, limit=limit, unit=unit)
 
 
 def _memory(samples: Sequence[Sample], failure: Failure | None, limit: float, unsent: Failure | None = None) -> Check:
-    code = "stability_memory"
+    code, unit = "stability_memory", vram_judge.GIB_UNIT
     if failure:
-        return vram_judge.failed(code, failure, limit)
+        return failed(code, failure, limit, unit)
     growth = growth_of(samples)
     if growth is None:
         seldom = Failure("client_error", "memory was read too seldom to see it grow")
-        return vram_judge.failed(code, unsent or seldom, limit)
+        return failed(code, unsent or seldom, limit, unit)
     name, gib = growth
-    told = f"{name} holds {gib:+.2f} GiB in the last third, compared with the middle one"
+    message = f"{name} holds {gib:+.2f} GiB in the last third, compared with the middle one"
     if gib > limit:
-        return vram_judge.failed(code, Failure("memory_leak", f"{told}; allowed are {limit:.2f} GiB", gib), limit)
-    return Check(code, True, message=told, value=gib, limit=limit, unit=vram_judge.GIB_UNIT)
+        return failed(code, Failure("memory_leak", f"{message}; allowed are {limit:.2f} GiB", gib), limit, unit)
+    return Check(code, True, message=message, value=gib, limit=limit, unit=unit)
 
 
 def _unseen(check: Check) -> Failure:
@@ -346,8 +331,7 @@ def run(target: Target, release: str, settings: Settings, pynvml: ModuleType | N
             after = vram_run.state_after(container, before, checks)
             checks.insert(2, vram_run.restarts_of(before, after, "stability_restarts"))
     gpus = () if isinstance(source, Failure) else source.gpus
-    engine = {key: smoke_run.own_words(value, target.api_key) for key, value in session.engine.items()}
-    return Result(Verdict(release, tuple(checks), engine, gpus, started, verdict.now()), run.detail())
+    return Result(Verdict(release, tuple(checks), engine_of(session), gpus, started, verdict.now()), run.detail())
 
 
 class _Run:
@@ -369,10 +353,10 @@ class _Run:
             self.sampler.start()
         before = Counters.read(self.session, settings.metrics_url)
         try:
-            checks = smoke_run.run_steps(
+            checks = run_steps(
                 self.session,
                 [
-                    Step("stability_endpoint", smoke_run.identity, limit=self.session.model or None, gate=True),
+                    endpoint_step("stability_endpoint", self.session.model),
                     Step("stability_requests", self._send, limit=settings.requests, unit="requests", timeout=limit),
                 ],
             )
@@ -380,10 +364,10 @@ class _Run:
             if not self.failure:
                 self.sampler.stop()
         after = Counters.read(self.session, settings.metrics_url)
-        # Where the load came to nothing, drift cannot be seen for the same reason.
+        # Where the load failed, drift cannot be measured, for the same reason.
         unsent = next((_unseen(check) for check in checks if check.runbook), None)
         if not settings.container:
-            checks.append(restarts_told(before, after, "stability_restarts"))
+            checks.append(restarts_by_metrics(before, after, "stability_restarts"))
         checks.append(_preemptions(before, after))
         if settings.minutes:
             checks.append(_latency(self.load.done, settings.latency_drift, unsent))

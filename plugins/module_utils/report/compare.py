@@ -52,7 +52,7 @@ def _verdict(name: str, files: Mapping[str, str]) -> dict[str, Any]:
     return {
         "release": name,
         "ok": verdict.ok,
-        "told": f"{good} of {sum(check.decides for check in verdict.checks)} checks ok",
+        "message": f"{good} of {sum(check.decides for check in verdict.checks)} checks ok",
         "finished": verdict.finished or _NOTHING,
     }
 
@@ -75,8 +75,8 @@ def _checks(before: tuple[str, Mapping[str, str]], after: tuple[str, Mapping[str
         states = [_state(checks.get(code)) for checks in (old, new)]
         if states[0] != states[1]:
             found = [checks[code] for checks in (new, old) if code in checks]
-            told = next((check for check in found if not check.ok), found[0])
-            yield {"code": code, "before": states[0], "after": states[1], "told": told.message}
+            shown = next((check for check in found if not check.ok), found[0])
+            yield {"code": code, "before": states[0], "after": states[1], "message": shown.message}
 
 
 def _state(check: Any) -> str:
@@ -102,7 +102,7 @@ def _speed(
 def _load(
     before: tuple[str, Mapping[str, str]], after: tuple[str, Mapping[str, str]], tolerance: float
 ) -> list[dict[str, str]]:
-    """Latency of each kind of the stability check; told only, where the number of clients was not the same."""
+    """Latency of each kind of the stability check; empty where the number of clients was not the same."""
     old, new = _results(before, after, "stability.json")
     if old.get("concurrency") != new.get("concurrency"):
         return []
@@ -158,11 +158,11 @@ def text(seen: Mapping[str, Any]) -> str:
     lines = [("FIGURE", "BEFORE", "AFTER", "CHANGE", "JUDGED")]
     lines += [tuple(row[key] for key in ("what", "before", "after", "change", "judged")) for row in seen["figures"]]
     verdicts = [
-        f"{'PROVEN' if side['ok'] else 'NOT PROVEN'}: {side['release']}, {side['told']}, checked {side['finished']}"
+        f"{'PROVEN' if side['ok'] else 'NOT PROVEN'}: {side['release']}, {side['message']}, checked {side['finished']}"
         for side in seen["verdicts"]
     ]
     differing = [f"  {row['label']}: {row['before']} -> {row['after']}" for row in seen["facts"]]
-    changed = [f"  {row['code']}: {row['before']} -> {row['after']}: {row['told']}" for row in seen["checks"]]
+    changed = [f"  {row['code']}: {row['before']} -> {row['after']}: {row['message']}" for row in seen["checks"]]
     counts = seen["counts"]
     return "\n".join(
         [

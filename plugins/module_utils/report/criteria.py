@@ -18,7 +18,7 @@ GUIDES = ("docs/deployment-vision.md", "docs/optimisation.md", "docs/lessons.md"
 
 
 def criteria(checks: Iterable[Check], memory_source: str) -> list[dict[str, str]]:
-    """Each criterion with ``title``, ``state`` and ``told``.
+    """Each criterion with ``title``, ``state`` and ``message``.
 
     Args:
         checks: All checks of the release.
@@ -32,7 +32,7 @@ def criteria(checks: Iterable[Check], memory_source: str) -> list[dict[str, str]
         (f"Stable: no crash in more than {LEAST_REQUESTS} requests", *_stable(by_code)),
         ("The migration is documented", "see", f"In the project: {', '.join(GUIDES)}"),
     ]
-    return [{"title": title, "state": state, "told": told} for title, state, told in found]
+    return [{"title": title, "state": state, "message": message} for title, state, message in found]
 
 
 def _memory(checks: Mapping[str, Check], source: str) -> tuple[str, str]:

@@ -26,7 +26,7 @@ _FIGURES = {
 
 
 def _whole(make: Callable[[Mapping[str, Any]], dict[str, Any]], data: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What is made of a result; None of one that is broken, which is told among the checks."""
+    """What is made of a result; None of a broken one, which is a failed check."""
     try:
         return make(data)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
@@ -49,8 +49,8 @@ def _stability(data: Mapping[str, Any]) -> dict[str, Any]:
         f" {data['errors']} errors."
     )
     if drifts:
-        told = "; ".join(drifts)
-        about += f" {told[0].upper()}{told[1:]}."
+        changes = "; ".join(drifts)
+        about += f" {changes[0].upper()}{changes[1:]}."
     return {
         "about": about,
         "table": [

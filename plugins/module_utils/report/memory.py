@@ -1,6 +1,6 @@
 """The report's plot of memory over time: from ``vram.json`` to lines, marks and places on a page.
 
-How places are written is told in ``report_plot``.
+``plot`` describes how places are written.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.report import plot as report_plot
 
-# A limit that is so many times higher than the memory in use is told in words, or the lines would lie on the ground.
+# A limit is drawn up to this many times the memory in use; a higher one would flatten the lines at the bottom.
 _FAR = 3.0
 _WORDS = {
     "resident": "idle engine",
@@ -34,7 +34,7 @@ def view(data: Mapping[str, Any]) -> dict[str, Any] | None:
     try:
         return {"table": [_row(term) for term in data["terms"]], "about": _about(data), **_plot(data)}
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-        # A file that is broken is told among the checks; the report goes on without its plot.
+        # A broken file is a failed check; the report has no plot of it.
         return None
 
 
@@ -95,12 +95,12 @@ def _plot(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rules(data: Mapping[str, Any]) -> list[tuple[float, str, str]]:
-    """Level lines: what memory must stay below, and what the plan foretold."""
-    told = {term["term"]: term["predicted"] for term in data["terms"]}
+    """Level lines: what memory must stay below, and what the plan predicted."""
+    predicted = {term["term"]: term["predicted"] for term in data["terms"]}
     named = (
         (data["limit_gib"], str(data["limit_is"]), "limit"),
-        (told.get("peak"), "planned under load", "plan"),
-        (told.get("resident"), "planned for the idle engine", "idle"),
+        (predicted.get("peak"), "planned under load", "plan"),
+        (predicted.get("resident"), "planned for the idle engine", "idle"),
     )
     return [(float(gib), label, kind) for gib, label, kind in named if gib is not None]
 

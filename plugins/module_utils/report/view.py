@@ -10,33 +10,32 @@ import base64
 import io
 import json
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from ansible_collections.inference.vllm.plugins.module_utils.checks import stability as stability_run
-from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark import run as benchmark_run
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import HTTP_STATUS
+from ansible_collections.inference.vllm.plugins.module_utils.checks.registry import CHECKS
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import cases as smoke_cases
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import extended as smoke_more
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import run as smoke_run
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import extended
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES, Case
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import HTTP_STATUS
 from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict, VerdictError, combine
-from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import judge as vram_judge
 from ansible_collections.inference.vllm.plugins.module_utils.columns import columns
 from ansible_collections.inference.vllm.plugins.module_utils.report import criteria as report_criteria
 from ansible_collections.inference.vllm.plugins.module_utils.report import load as report_load
 from ansible_collections.inference.vllm.plugins.module_utils.report import memory as report_memory
+from ansible_collections.inference.vllm.plugins.module_utils.report import runbooks
 
 # Part of the report, file that it comes from. The verdict's own files are not among them.
 SECTIONS = (("Release", "manifest.json"), ("Engine image", "image.json"), ("Plan", "plan.json"))
-# What to do about each failure that a check can have.
-FAILURES: Mapping[str, str] = {
-    **smoke_run.FAILURES,
-    **vram_judge.FAILURES,
-    **stability_run.FAILURES,
-    **benchmark_run.FAILURES,
+# What the report shows of a check's result beside its checks.
+DETAILS: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]] = {
+    "vram": report_memory.view,
+    "stability": report_load.stability,
+    "benchmark": report_load.benchmark,
 }
+# All files that a report is made of.
+FILES = (*(name for _, name in SECTIONS), *(check.file for check in CHECKS), "verdict.json")
 NOTHING = "-"
 _PALETTE_COLOURS = 256
 _EXACT_BELOW = 10.0
@@ -52,7 +51,7 @@ def picture_url(name: str) -> str:
         KeyError: No picture has that name.
         ImportError: Pillow is not installed.
     """
-    image = smoke_more.draw(name)
+    image = extended.draw(name)
     if image.getcolors(_PALETTE_COLOURS):
         image = image.quantize(_PALETTE_COLOURS)
     buffer = io.BytesIO()
@@ -110,9 +109,9 @@ def parse(name: str, text: str | None) -> dict[str, Any]:
 
 def verdict_of(release: str, files: Mapping[str, str]) -> Verdict:
     """The stored verdict; where there is none of this release, what the results say, if only that they are missing."""
-    # The other checks come after the smoke test, and only where that was good.
-    later = {stem: files[f"{stem}.json"] for stem in ("vram", "stability", "benchmark") if f"{stem}.json" in files}
-    results = {"smoke": files.get("smoke.json"), **later}
+    # The other checks come after the first one, and only where that was good.
+    present = [check for check in CHECKS if check is CHECKS[0] or check.file in files]
+    results = {check.name: files.get(check.file) for check in present}
     try:
         stored = Verdict.from_json(files.get("verdict.json", ""))
     except VerdictError:
@@ -139,14 +138,14 @@ def _status(check: Check) -> str:
 
 
 def _check_view(check: Check, slowest: float) -> dict[str, Any]:
-    case = next((case for case in smoke_more.ALL_CASES if case.code == check.code), None)
+    case = next((case for case in extended.ALL_CASES if case.code == check.code), None)
     return {
         "code": check.code,
         "status": _status(check),
         "seconds": seconds_of(check.seconds) if check.seconds else NOTHING,
         "share": f"{100 * check.seconds / slowest:.1f}" if slowest else "0",
         "message": check.message,
-        "told": _seen(check) if case and check.ok else check.message,
+        "shown": _seen(check) if case and check.ok else check.message,
         "asked": case.prompt if case else "",
         "pictures": _pictures(case),
         "seen": _seen(check),
@@ -164,17 +163,19 @@ def _seen(check: Check) -> str:
 
 
 def _problems(verdict: Verdict) -> list[dict[str, Any]]:
-    """Each kind of failure once, with what to do and the checks that saw it."""
-    names = dict.fromkeys(check.runbook or "failed" for check in verdict.failures)
-    return [
-        {
-            "name": name,
-            "fix": FAILURES.get(name, "Run the check again; its message says what is missing."),
-            "runbook": f"docs/runbooks/{name}.md" if name != "failed" else "",
-            "checks": [check.code for check in verdict.failures if (check.runbook or "failed") == name],
-        }
-        for name in names
-    ]
+    """Each failure once, with its runbook and the checks that have it."""
+    by_name: dict[str, list[str]] = {}
+    for check in verdict.failures:
+        by_name.setdefault(check.runbook or "failed", []).append(check.code)
+    return [{"name": name, "checks": codes, **_runbook(name)} for name, codes in by_name.items()]
+
+
+def _runbook(name: str) -> dict[str, str]:
+    """The summary, path and text of a runbook; a failure without one says so."""
+    runbook = runbooks.find(name)
+    if runbook is None:
+        return {"summary": "There is no runbook. The message of the check gives the reason.", "path": "", "text": ""}
+    return {"summary": runbook.summary, "path": f"docs/runbooks/{name}.md", "text": runbook.body}
 
 
 # --- How to ask -----------------------------------------------------------------------------------------------------
@@ -200,7 +201,7 @@ def curl_of(verdict: Verdict, key_file: str) -> str:
     """A command that asks the service about a picture, to be pasted into a shell on the host.
 
     The key goes from its file to curl through a pipe, so it stands neither in the command nor in the list of processes.
-    Without Pillow the question has no picture; where no server told its model there is no command.
+    Without Pillow the question has no picture; where no server reported its model there is no command.
     """
     if not (verdict.engine.get("base_url") and verdict.engine.get("model")):
         return ""
@@ -225,6 +226,11 @@ def curl_of(verdict: Verdict, key_file: str) -> str:
 
 
 # --- The whole ------------------------------------------------------------------------------------------------------
+
+
+def paths_of(folders: Iterable[str]) -> list[str]:
+    """The files of a report in each of the folders, in whichever of them they are."""
+    return [f"{folder}/{name}" for folder in folders for name in FILES]
 
 
 def files_of(read: Iterable[Mapping[str, Any]]) -> dict[str, str]:
@@ -252,9 +258,7 @@ def view(
     parsed = {name: parse(name, files.get(name)) for _, name in SECTIONS}
     flags = parsed["manifest.json"].pop("flags", None) or parsed["plan.json"].get("flags") or {}
     parsed["plan.json"].pop("flags", None)
-    vram, stability, benchmark = (
-        result_of(release, files, f"{name}.json") for name in ("vram", "stability", "benchmark")
-    )
+    results = {check.name: result_of(release, files, check.file) for check in CHECKS}
     slowest = max((check.seconds for check in verdict.checks), default=0.0)
     return {
         "release": release,
@@ -269,17 +273,17 @@ def view(
         "version": text_of(verdict.engine.get("version")),
         "problems": _problems(verdict),
         "checks": [_check_view(check, slowest) for check in verdict.checks],
-        "criteria": report_criteria.criteria(verdict.checks, str(vram.get("source"))),
-        "memory": report_memory.view(vram),
-        "stability": report_load.stability(stability),
-        "benchmark": report_load.benchmark(benchmark),
+        "criteria": report_criteria.criteria(verdict.checks, str(results["vram"].get("source"))),
+        "titles": {check.name: check.title for check in CHECKS},
+        **{name: show(results[name]) for name, show in DETAILS.items()},
         "sections": [
-            {"title": "Engine", "file": "smoke.json", "rows": list(rows_of(verdict.engine))},
+            {"title": "Engine", "file": CHECKS[0].file, "rows": list(rows_of(verdict.engine))},
             {"title": "Flags", "file": "manifest.json", "rows": list(rows_of(flags) if flags else ())},
             *({"title": title, "file": name, "rows": list(rows_of(parsed[name]))} for title, name in SECTIONS),
         ],
         "curl": curl_of(verdict, key_file),
         "again": again or f"ansible-playbook playbooks/verify.yml --limit {shlex.quote(host)}",
+        "files": ", ".join(["verdict.json", *(check.file for check in CHECKS), "junit.xml"]),
         "folder": folder,
         "path": f"{folder}/report.html",
     }
@@ -324,7 +328,7 @@ def text(seen: Mapping[str, Any]) -> str:
             "",
             f"Service  {seen['address']} on {seen['host']}, model {seen['model']}, vLLM {seen['version']}",
             f"Report   {seen['path']} on {seen['host']}",
-            *(f"Runbook  {problem['runbook']}" for problem in seen["problems"] if problem["runbook"]),
+            *(f"Runbook  {problem['path']}" for problem in seen["problems"] if problem["path"]),
             *(["", f"To ask about an image, paste this on {seen['host']}:", "", seen["curl"]] if seen["curl"] else []),
         ]
     )

@@ -7,15 +7,18 @@ import os
 import subprocess
 import sys
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ansible_collections.inference.vllm.plugins.modules import benchmark, smoke_test, stability, vram_check
+from ansible_collections.inference.vllm.plugins.module_utils.checks.registry import CHECKS
 from support.paths import ROOT
 
-MODULES = {"smoke_test": smoke_test, "vram_check": vram_check, "stability": stability, "benchmark": benchmark}
+MODULES = {
+    check.role: import_module(f"ansible_collections.inference.vllm.plugins.modules.{check.role}") for check in CHECKS
+}
 
 
 @cache

@@ -6,9 +6,40 @@ import pytest
 from ansible.errors import AnsibleFilterError
 
 from ansible_collections.inference.vllm.plugins.filter.proof import FilterModule
+from ansible_collections.inference.vllm.plugins.module_utils.checks.registry import CHECKS
+from support.paths import PLUGINS, ROLES
 
 CHAIN = ["smoke", "vram", "stability"]
-results = FilterModule().filters()["proof_results"]
+ALL = [check.name for check in CHECKS]
+filters = FilterModule().filters()
+chain, results, roles = (filters[f"proof_{name}"] for name in ("chain", "results", "roles"))
+
+
+def test_a_row_is_a_role_with_a_module_of_its_name() -> None:
+    for check in CHECKS:
+        assert (ROLES / check.role / "tasks" / "main.yml").is_file()
+        assert (PLUGINS / "modules" / f"{check.role}.py").is_file()
+        tasks = (ROLES / check.role / "tasks" / "main.yml").read_text()
+        assert f'report_path: "{{{{ {check.role}_report_dir }}}}/{check.file}"' in tasks
+
+
+def test_a_proof_has_the_default_checks_and_those_that_are_added_or_left_out() -> None:
+    assert chain([]) == CHAIN
+    assert chain(["benchmark"]) == [*CHAIN, "benchmark"]
+    assert chain([], ["vram"]) == ["smoke", "stability"]
+    for unknown in ({"also": ["smoek"]}, {"also": [], "without": ["smoek"]}):
+        with pytest.raises(AnsibleFilterError, match="no check smoek; there are smoke, vram"):
+            chain(**unknown)
+
+
+def test_a_role_on_its_own_is_judged_with_the_checks_before_it() -> None:
+    """The default of vllm_check_results."""
+    assert results(["all"]) == {name: [f"{item}.json" for item in ALL[: place + 1]] for place, name in enumerate(ALL)}
+
+
+def test_the_playbook_runs_the_roles_in_order() -> None:
+    assert roles({"stability": [], "smoke": []}) == ["smoke_test", "stability"]
+    assert roles(results(["all"])) == [check.role for check in CHECKS]
 
 
 def test_without_tags_the_chain_runs_and_each_verdict_holds_what_was_seen_so_far() -> None:

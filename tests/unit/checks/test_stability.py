@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks import engine_counters
 from ansible_collections.inference.vllm.plugins.module_utils.checks import stability as stability_run
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
+from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure
 from ansible_collections.inference.vllm.plugins.module_utils.checks.memory_sampler import Sample
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Failure, Target
-from ansible_collections.inference.vllm.plugins.module_utils.checks.stability import Done, Result, Settings
+from ansible_collections.inference.vllm.plugins.module_utils.checks.stability import Done, Settings
+from ansible_collections.inference.vllm.plugins.module_utils.checks.steps import Result
 from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import run as vram_run
 from support import fake_nvml

@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Target
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Settings
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import run as smoke
 from ansible_collections.inference.vllm.plugins.module_utils.gateway import store as gateway_store
 from ansible_collections.inference.vllm.plugins.module_utils.gateway.design import ENDPOINTS, design, digest
@@ -864,7 +865,7 @@ def through(tmp_path: Path) -> Any:
             engine = Engine(key=lying_server.KEY, port=int(url.split(":")[2].partition("/")[0]))
             with Gateway(tmp_path, engine, **given) as gateway:
                 target = Target(base_url=f"http://127.0.0.1:{gateway.port}/v1", api_key=ALICE, timeout=5)
-                return {check.code: check for check in smoke(target, "r1").checks}
+                return {check.code: check for check in smoke(target, "r1", Settings()).checks}
 
     return verdict
 

@@ -195,9 +195,9 @@ def test_what_differs_is_told_and_nothing_else() -> None:
     assert "NOT PROVEN: r1, 1 of 2 checks ok" in text
     assert "flags.max-num-seqs: 4 -> 8" in text
     assert "4 worse" in text
-    assert seen["checks"][0]["told"] == "timeout: none"
+    assert seen["checks"][0]["message"] == "timeout: none"
     mended = compared(files("r0", checks=bad), files("r1"))["checks"]
-    assert [(row["before"], row["after"], row["told"]) for row in mended] == [("failed", "ok", "timeout: none")]
+    assert [(row["before"], row["after"], row["message"]) for row in mended] == [("failed", "ok", "timeout: none")]
     html = page("compare.html.j2", seen)
     assert "Before: r0" in html
     assert "timeout: none" in html

@@ -61,6 +61,7 @@ def page(**files: str) -> str:
     return report.html(report.view(found, "r1", "gpu1", "/k", "/r"), TEMPLATE, STYLE)
 
 
+@pytest.mark.usefixtures("short_runbooks")
 def test_what_is_rendered() -> None:
     path = GOLDEN / "report_memory.html"
     text = page()
@@ -77,8 +78,8 @@ def test_the_page_shows_the_lines_the_card_and_the_plan() -> None:
     assert "<td>idle engine and images</td><td>22.00 GiB</td><td>23.61 GiB</td><td>+1.61 GiB</td>" in text
     assert "<td>tokens in the KV cache</td><td>32000 tokens</td><td>31800 tokens</td><td>-200 tokens</td>" in text
     assert "<td>head-room</td><td>1.50 GiB</td><td>-</td><td>-</td>" in text
-    assert "Look for other processes on the GPU" in text
     assert "docs/runbooks/memory_over_limit.md" in text
+    assert "nvidia-smi --query-compute-apps" in text, "the runbook itself"
 
 
 def test_the_table_in_the_terminal_has_units() -> None:

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image, ImageChops
 
 from ansible_collections.inference.vllm.plugins.filter.report import FilterModule
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import extended as smoke_more
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import extended
 from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.report import view as report
 from support.lying_server import KEY, MODEL, lying_server
@@ -48,7 +48,7 @@ BAD = replace(
         *GOOD.checks,
         Check("colour_red", False, message='wrong_answer: expected "red", got "Blue"', value="Blue", limit="Red",
               seconds=12.3, runbook="wrong_answer"),
-        Check("stream", False, message="timeout: not run, because colour_red saw: nothing", runbook="timeout"),
+        Check("stream", False, message="timeout: not run, because colour_red failed: nothing", runbook="timeout"),
     ),
 )  # fmt: skip
 FILES = {
@@ -96,6 +96,7 @@ class _Page(HTMLParser):
         self.loads += [str(value) for name, value in attrs if name in ("src", "href", "action", "data")]
 
 
+@pytest.mark.usefixtures("short_runbooks")
 @pytest.mark.parametrize(("name", "verdict"), [("good", GOOD), ("bad", BAD), ("none", None)])
 def test_what_is_printed_and_rendered(name: str, verdict: Verdict | None) -> None:
     golden(f"report_{name}.txt", report.text(view(verdict)) + "\n")
@@ -121,14 +122,33 @@ def test_without_a_verdict_the_result_speaks() -> None:
     assert view(None, **{"smoke.json": BAD.to_json()})["problems"][0]["name"] == "wrong_answer"
 
 
-def test_each_failure_is_told_once_with_what_to_do() -> None:
+def test_each_failure_is_shown_once_with_its_runbook() -> None:
     problems = view(BAD)["problems"]
     assert [(item["name"], item["checks"]) for item in problems] == [
         ("wrong_answer", ["colour_red"]),
         ("timeout", ["stream"]),
     ]
     text = html.unescape(page(view(BAD)))
-    assert all(item["fix"] in text for item in problems)
+    for item in problems:
+        assert item["summary"] in text
+        # On the host there is no other copy of it.
+        runbook = (ROOT / item["path"]).read_text()
+        assert runbook.partition("## Fix")[2].strip() in text
+
+
+@pytest.mark.parametrize("name", [None, "no_such_failure", "../../README", "result_missing"])
+def test_a_failure_without_a_runbook_leaves_the_report_whole(name: str | None) -> None:
+    check = Check("shape_square", False, message="x", runbook=name)
+    (problem,) = view(replace(GOOD, checks=(check,)))["problems"]
+    assert problem["name"] == name or "failed"
+    assert bool(problem["text"]) is (name == "result_missing")
+    assert "Checks: shape_square" in page(view(replace(GOOD, checks=(check,))))
+
+
+def test_the_files_of_a_report_are_looked_for_in_each_folder() -> None:
+    paths = FilterModule().filters()["report_paths"](["/a", "/b"])
+    assert {"/a/smoke.json", "/b/smoke.json", "/a/verdict.json", "/b/benchmark.json", "/b/manifest.json"} <= set(paths)
+    assert len(paths) == len(set(paths)) == 16
 
 
 def test_nothing_that_a_model_or_a_file_says_becomes_markup() -> None:
@@ -163,18 +183,18 @@ def test_every_file_may_be_missing_or_broken() -> None:
     assert "image.json holds no JSON object" in page(broken)
 
 
-@pytest.mark.parametrize("name", sorted({name for case in smoke_more.ALL_CASES for name in case.images}))
+@pytest.mark.parametrize("name", sorted({name for case in extended.ALL_CASES for name in case.images}))
 def test_a_short_picture_has_the_same_pixels(name: str) -> None:
     short = report.picture_url(name)
     image = Image.open(io.BytesIO(base64.b64decode(short.split(",")[1]))).convert("RGB")
-    assert ImageChops.difference(image, smoke_more.draw(name)).getbbox() is None
-    assert len(short) <= len(smoke_more.data_url(name))
+    assert ImageChops.difference(image, extended.draw(name)).getbbox() is None
+    assert len(short) <= len(extended.data_url(name))
 
 
 def test_every_question_about_a_picture_is_shown_with_it() -> None:
-    checks = tuple(Check(case.code, True, value=case.example) for case in smoke_more.ALL_CASES)
+    checks = tuple(Check(case.code, True, value=case.example) for case in extended.ALL_CASES)
     rows = {row["code"]: row for row in view(replace(GOOD, checks=checks))["checks"]}
-    for case in smoke_more.ALL_CASES:
+    for case in extended.ALL_CASES:
         assert rows[case.code]["asked"] == case.prompt
         assert len(rows[case.code]["pictures"]) == len(case.images)
 

@@ -1,4 +1,4 @@
-"""Bad input, for each of the four checks and down to the verdict: a named failure, no traceback, no green report."""
+"""Bad input, for each check and down to the verdict: a named failure, no traceback, no green report."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ansible_collections.inference.vllm.plugins.module_utils.checks.registry import CHECKS
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import run as vram_run
 from ansible_collections.inference.vllm.plugins.module_utils.report import view as report
-from ansible_collections.inference.vllm.plugins.modules import benchmark, smoke_test, stability, verdict, vram_check
+from ansible_collections.inference.vllm.plugins.modules import verdict
 from support import fake_nvml
 from support.fake_docker import NAME, FakeContainer, FakeTool, fake_docker
 from support.fake_nvml import FakeGpu
@@ -25,7 +27,9 @@ from support.paths import ROOT
 RAW = (ROOT / "tests/unit/fixtures/vllm_bench/0.32.0-image.json").read_text()
 DEAD = "http://127.0.0.1:9/v1"
 CARD = (24564, 413, 12000)
-MODULES = {"smoke": smoke_test, "vram": vram_check, "stability": stability, "benchmark": benchmark}
+MODULES = {
+    check.name: import_module(f"ansible_collections.inference.vllm.plugins.modules.{check.role}") for check in CHECKS
+}
 LOADED = ("vram", "stability")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.inference.vllm.plugins.module_utils.checks.registry import CHECKS
 from support.paths import PLUGINS, ROOT
 
 COLLECTIONS = ROOT / "collections"
@@ -85,9 +86,7 @@ def test_where_ansible_runs(deploy_group: set[str]) -> None:
 
 
 def test_where_ansible_runs_an_address_can_be_verified(deploy_group: set[str]) -> None:
-    files = reached(
-        [PLUGINS / "modules" / f"{name}.py" for name in ("smoke_test", "vram_check", "stability", "benchmark")]
-    )
+    files = reached([PLUGINS / "modules" / f"{check.role}.py" for check in CHECKS])
     # The one that openai itself brings.
     assert needed(files) - {"httpx2"} <= deploy_group | {"pillow"}
 

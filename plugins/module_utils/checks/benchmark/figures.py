@@ -194,7 +194,7 @@ def judged(old: float, new: float, tolerance: float, more_is_better: bool, unit:
     return "better" if (new > old) is more_is_better else "worse"
 
 
-def told(row: Mapping[str, Any]) -> str:
+def described(row: Mapping[str, Any]) -> str:
     """A row of a comparison in words."""
     change = "" if row["change"] is None else f" ({100 * row['change']:+.0f} %)"
     again = " again" if row["again"] else ""

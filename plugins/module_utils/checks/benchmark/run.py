@@ -1,6 +1,6 @@
 """The benchmark: a tool that measures, point after point, and what it says in one result.
 
-The tool is `vllm bench serve` or another of ``benchmark_drivers``. It runs in a container of its own beside the
+The tool is `vllm bench serve` or another of ``drivers``. It runs in a container of its own beside the
 engine's: from the same image if no other is named, as the same user, with the same model folder for its tokenizer. It
 gets the API key as a file inside that container, so that the key stands in no list of processes and in no environment
 that Docker tells.
@@ -25,26 +25,17 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark im
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark import figures as benchmark_figures
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.drivers import Call, Driver
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.figures import Goals, Point, Workload
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import run as smoke_run
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import (
-    Failure,
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Session, Target
+from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure, failed
+from ansible_collections.inference.vllm.plugins.module_utils.checks.steps import (
+    Result,
     Seen,
-    Session,
     Step,
-    Target,
+    endpoint_step,
+    engine_of,
+    run_steps,
 )
 from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
-from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import judge as vram_judge
-
-# Why a check can fail, beside the failures of smoke_run, and what to do.
-FAILURES: Mapping[str, str] = {
-    "bench_tool_missing": "There is no image with the tool that measures, no Docker to run it, or no tokenizer for it."
-    " Name them: benchmark_container, or benchmark_image and benchmark_tokenizer.",
-    "bench_failed": "The tool that measures ended without a result, or some of its requests were not answered. The"
-    " message holds its last line; the engine's log holds the rest.",
-    "slower": "The service is slower than the one that it is held against, by more than the tolerance. Look what"
-    " differs in image, flags and load of the host.",
-}
 
 _FOLDER = "/tmp"  # noqa: S108 - inside the tool's own container
 _RESULT = "vllm-bench.json"
@@ -109,18 +100,6 @@ class Settings:
     tolerance: float
     gate: bool
     key: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Result:
-    """What came of it: the checks, and what ``benchmark.json`` holds beside them."""
-
-    verdict: Verdict
-    detail: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """The content of ``benchmark.json``: a verdict and more."""
-        return json.dumps(self.verdict.as_dict() | self.detail, indent=1, ensure_ascii=False) + "\n"
 
 
 # --- The tool -------------------------------------------------------------------------------------------------------
@@ -289,7 +268,7 @@ def _archive(name: str, content: str) -> bytes:
 def last_line(log: str) -> str:
     """The last line of a log that says something, not too long."""
     lines = [line.strip() for line in log.splitlines() if line.strip(" =-")]
-    return lines[-1][:_LINE] if lines else "it said nothing"
+    return lines[-1][:_LINE] if lines else "its log is empty"
 
 
 # --- The whole ------------------------------------------------------------------------------------------------------
@@ -309,10 +288,9 @@ def run(target: Target, release: str, settings: Settings) -> Result:
         checks = run.checks()
     finally:
         docker.close()
-    engine = {key: smoke_run.own_words(value, target.api_key) for key, value in session.engine.items()}
     detail = run.detail()
     checks += compared(detail, settings, run.whole)
-    return Result(Verdict(release, tuple(checks), engine, (), started, verdict.now()), detail)
+    return Result(Verdict(release, tuple(checks), engine_of(session), (), started, verdict.now()), detail)
 
 
 def compared(detail: dict[str, Any], settings: Settings, whole: bool) -> list[Check]:
@@ -328,7 +306,7 @@ def compared(detail: dict[str, Any], settings: Settings, whole: bool) -> list[Ch
             continue
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             failure = Failure("result_unreadable", f"{comparison.path} is no benchmark: {error}")
-            checks.append(vram_judge.failed(code, failure, 0, "figures"))
+            checks.append(failed(code, failure, 0, "figures"))
             continue
         if not rows:
             continue
@@ -349,8 +327,8 @@ def _compared(code: str, rows: Sequence[Mapping[str, Any]], other: str, settings
     if not worse:
         return Check(code, True, severity, about, 0, 0, "figures")
     most = max(worse, key=lambda row: abs(row["change"] or 0))
-    message = f"slower: {about} by more than {100 * settings.tolerance:g} %; most: {benchmark_figures.told(most)}"
-    return Check(code, False, severity, message, len(worse), 0, "figures", runbook="slower")
+    message = f"{about} by more than {100 * settings.tolerance:g} %; most: {benchmark_figures.described(most)}"
+    return failed(code, Failure("slower", message, len(worse)), 0, "figures", severity=severity)
 
 
 class _Run:
@@ -367,10 +345,10 @@ class _Run:
         """Who is there, what measures, and a check for each point."""
         points = benchmark_figures.points_of(self.settings.workloads, self.seed, self.settings.again)
         timeout = self.settings.timeout + 2 * _DOCKER_SECONDS
-        checks = smoke_run.run_steps(
+        checks = run_steps(
             self.session,
             [
-                Step("benchmark_endpoint", smoke_run.identity, limit=self.session.model or None, gate=True),
+                endpoint_step("benchmark_endpoint", self.session.model),
                 Step("benchmark_tool", self._find, gate=True, timeout=2 * _DOCKER_SECONDS),
                 *(Step(point.code, self._step(point), unit="tokens/s", timeout=timeout) for point in points),
             ],
@@ -389,8 +367,7 @@ class _Run:
             if self.tool is None:
                 raise RuntimeError("the step that finds the tool comes first")
             driver = self.settings.driver
-            root = session.target.base_url.rstrip("/").removesuffix("/v1")
-            call = Call(root, session.model, self.tool.tokenizer, _FOLDER, _RESULT)
+            call = Call(session.root, session.model, self.tool.tokenizer, _FOLDER, _RESULT)
             command = driver.command(point, self.settings.goals, call)
             raw = self.docker.bench(self.tool, command, session.target.api_key)
             try:
@@ -402,8 +379,9 @@ class _Run:
                     "bench_failed", f"{seen['failed']} of {seen['requests']} requests were not answered", seen["failed"]
                 )
             self.measured.append(seen | {"command": shlex.join(command)})
-            told = f"first token after {seen['ttft_ms']['median']:.0f} ms, then {seen['tpot_ms']['median']:.1f} ms each"
-            return Seen(f"{seen['requests']} requests: {told}", seen["output_tokens_per_s"])
+            first, further = seen["ttft_ms"]["median"], seen["tpot_ms"]["median"]
+            message = f"{seen['requests']} requests: first token after {first:.0f} ms, then {further:.1f} ms each"
+            return Seen(message, seen["output_tokens_per_s"])
 
         return measure
 

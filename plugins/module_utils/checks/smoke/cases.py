@@ -4,7 +4,7 @@ The questions are plain enough for the 32B model and few enough to be taught to 
 inventory; both are asked exactly these. Every question about a picture exists at least twice, with other pictures
 and another right answer, so that a model that does not see cannot pass by guessing.
 
-This module imports nothing but the standard library.
+This module needs nothing but the standard library.
 """
 
 from __future__ import annotations
@@ -15,21 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Answer, ToolCall
+
 Level = Literal["protocol", "semantic"]
 Kind = Literal["chat", "stream", "tool", "json"]
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """A call of one function, expected or seen.
-
-    Attributes:
-        name: The function's name.
-        arguments: Its arguments, decoded from JSON.
-    """
-
-    name: str
-    arguments: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -53,7 +42,7 @@ class Case:
         max_tokens: Most tokens to generate.
         tools: OpenAI tool definitions.
         schema: JSON schema of the answer, or None.
-        turns: What was said before the question: pairs of role and text.
+        turns: The conversation before the question: pairs of role and text.
     """
 
     code: str
@@ -69,28 +58,6 @@ class Case:
     tools: tuple[Mapping[str, Any], ...] = ()
     schema: Mapping[str, Any] | None = None
     turns: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What came back, reduced to what ``judge`` needs.
-
-    Attributes:
-        text: ``message.content``, or the joined deltas of a stream; empty if there was none.
-        tool_calls: The calls, arguments decoded; a call whose arguments are no JSON object has the raw text under
-            the key ``""``.
-        finish_reason: ``stop``, ``length``, ``tool_calls``, ...
-        reasoning: Text that came back as reasoning instead of content.
-        chunks: Number of streamed deltas that carried text; 0 if not streamed.
-        usage_tokens: ``usage.completion_tokens``; None if no usage came back.
-    """
-
-    text: str = ""
-    tool_calls: tuple[ToolCall, ...] = ()
-    finish_reason: str = ""
-    reasoning: str = ""
-    chunks: int = 0
-    usage_tokens: int | None = None
 
 
 WEATHER_TOOL: Mapping[str, Any] = {

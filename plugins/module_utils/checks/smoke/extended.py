@@ -1,6 +1,6 @@
 """What the smoke test asks beyond its short list, where ``smoke_test_extent`` is ``full``.
 
-Two kinds. The **protocol** steps any weights can pass: file formats and shapes of images, tool choice, log
+Two kinds. Any weights can pass the **protocol** steps: file formats and shapes of images, tool choice, log
 probabilities, stop words, a seed, a prompt that nearly fills the context. The **semantic** cases ask what the tiny
 model of the embedded inventory was not taught: counting, a chart, faint and foreign script, four images, a
 conversation. No trained model has answered these in this project's own tests, so a wrong answer is a warning.
@@ -14,28 +14,26 @@ import base64
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import (
+    REFUSED,
+    Session,
+    answer_of,
+    classify,
+)
+from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import images as smoke_images
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES, WEATHER_TOOL, Case
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.images import SIZE
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import (
-    Failure,
-    Seen,
-    Session,
-    Step,
-    Target,
-    answer_of,
-    case_step,
-    classify,
-    fits,
-)
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Settings, case_step, fits
+from ansible_collections.inference.vllm.plugins.module_utils.checks.steps import Seen, Step
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import load as vram_load
 
 if TYPE_CHECKING:
     from PIL import Image
 
-_REFUSED = (400, 413, 415, 422)
 # What a stop word and a seed are tried on: some words from any weights.
 _TALK_TOKENS = 12
 # Share by which the tokens of an image may differ from those of its pixels.
@@ -67,7 +65,7 @@ def _paper() -> Image.Image:
 
 
 def dots(count: int) -> Image.Image:
-    """So many circles, at most six, apart from each other."""
+    """`count` circles, at most six, apart from each other."""
     from PIL import ImageDraw
 
     image = _paper()
@@ -164,7 +162,7 @@ def _letter(script: str, name: str, code: str) -> Case:
     return _case(f"script_{code}", f"script_{script.lower()}", prompt, [f"letter_{name}"], name)
 
 
-def _told(name: str) -> Case:
+def _introduced(name: str) -> Case:
     turns = (("user", f"My name is {name}."), ("assistant", "Nice to meet you."))
     prompt = "What is my name? Answer with one word."
     return _case(f"conversation_{name.lower()}", "conversation", prompt, [], name, turns=turns)
@@ -181,7 +179,7 @@ def _caption(colour: str, shape: str) -> Case:
     )
 
 
-MORE_CASES: tuple[Case, ...] = (
+EXTENDED_CASES: tuple[Case, ...] = (
     _caption("green", "triangle"),
     _caption("blue", "circle"),
     *(
@@ -220,8 +218,8 @@ MORE_CASES: tuple[Case, ...] = (
     _letter("Cyrillic", "П", "pe"),
     _circle_at(2),
     _circle_at(4),
-    _told("Ada"),
-    _told("Boris"),
+    _introduced("Ada"),
+    _introduced("Boris"),
     *(
         _case(
             f"system_{word.lower()}",
@@ -234,9 +232,9 @@ MORE_CASES: tuple[Case, ...] = (
         for word in ("Papaya", "Walnut")
     ),
 )
-"""Each question exists at least twice, with another right answer, so that nobody passes by guessing."""
+"""Each question exists at least twice, with another right answer, so that no model passes by guessing."""
 
-ALL_CASES = (*CASES, *MORE_CASES)
+ALL_CASES = (*CASES, *EXTENDED_CASES)
 """Every question, those of the short list first."""
 
 
@@ -301,7 +299,7 @@ def _form_step(name: str) -> Step:
         _tokens(session, asking(session, _about(_forms()[name])))
         return Seen("answered")
 
-    return Step(f"form_{name}", send, beside=True)
+    return Step(f"form_{name}", send, concurrent=True)
 
 
 def _odd_step(name: str) -> Step:
@@ -310,7 +308,7 @@ def _odd_step(name: str) -> Step:
             _tokens(session, asking(session, _about(_odd()[name])))
         except Exception as error:
             failure = classify(error)
-            if failure.value in _REFUSED:
+            if failure.value in REFUSED:
                 return Seen(f"refused: {failure}", failure.value)
             raise
         return Seen("answered", 200)
@@ -318,7 +316,7 @@ def _odd_step(name: str) -> Step:
     return Step(f"form_{name}", send, limit="answered or 4xx")
 
 
-def _tool_step(code: str, choice: Any) -> Step:
+def _tool_step(code: str, choice: Any, level: str) -> Step:
     """A call that the server has to force, so that any weights make it."""
 
     def send(session: Session) -> Seen:
@@ -326,32 +324,31 @@ def _tool_step(code: str, choice: Any) -> Step:
             session, "What is the weather in Paris?", tools=[WEATHER_TOOL], tool_choice=choice, max_tokens=128
         )
         completion = session.complete(request)
-        if session.target.level == "protocol" and (begun := _begun_call(completion)):
-            return Seen(begun)
+        if level == "protocol" and (incomplete := _incomplete_call(completion)):
+            return Seen(incomplete)
         answer = answer_of(completion)
         call = next(iter(answer.tool_calls), None)
-        # What is in the call is another matter: not every version of vLLM holds the arguments to their schema.
+        # The arguments are not judged: not every version of vLLM enforces their schema.
         if call is None or call.name != "get_weather":
-            told = f"a call of {call.name}" if call else f"no call, but {answer.text[:60]!r}"
-            raise Failure("bad_response", f"a call of get_weather was demanded; the answer has {told}")
+            returned = f"a call of {call.name}" if call else f"no call, but {answer.text[:60]!r}"
+            raise Failure("bad_response", f"a call of get_weather was demanded; the answer has {returned}")
         return Seen(f"calls get_weather({dict(call.arguments)})", call.name)
 
     return Step(code, send)
 
 
-def _begun_call(completion: Mapping[str, Any]) -> str:
-    """What to say of a forced call that weights that mean nothing did not bring to an end, or not to a good one; empty
-    where the answer is another matter."""
+def _incomplete_call(completion: Mapping[str, Any]) -> str:
+    """Describes a forced call that random weights did not complete; empty where there is no such call."""
     choice: Mapping[str, Any] = next(iter(completion.get("choices") or ()), {})
     message = choice.get("message") or {}
     text = str(message.get("content") or "")
     if message.get("tool_calls"):
         return ""
     if "get_weather" in text:
-        return "writes the forced call, with arguments that are none; they are not judged at level protocol"
-    # vLLM takes away the text of a call that it cannot read.
+        return "writes the forced call with invalid arguments, which are not judged at level protocol"
+    # vLLM removes the text of a call that it cannot parse.
     if not text and choice.get("finish_reason") == "length":
-        return "was cut off within the forced call; what it says is not judged at level protocol"
+        return "was cut off within the forced call, which is not judged at level protocol"
     return ""
 
 
@@ -378,17 +375,17 @@ def _logprobs(session: Session) -> Seen:
     return Seen(f"{len(entries or ())} tokens with their log probabilities")
 
 
-def _said(session: Session, **more: Any) -> Mapping[str, Any]:
+def _counting(session: Session, **more: Any) -> Mapping[str, Any]:
     return _tokens(session, asking(session, "Count from 1 to 9.", max_tokens=_TALK_TOKENS, **more))
 
 
 def _stop(session: Session) -> Seen:
     """An answer is asked for twice; the second time it has to stop at a piece of the first."""
-    whole = str(_said(session)["message"].get("content") or "")
+    whole = str(_counting(session)["message"].get("content") or "")
     if len(whole) < 4:  # noqa: PLR2004
-        return Seen("the weights say too little to be stopped", whole)
+        return Seen("the answer is too short to be stopped", whole)
     word = whole[len(whole) // 2 : len(whole) // 2 + 2]
-    choice = _said(session, stop=[word])
+    choice = _counting(session, stop=[word])
     text = str(choice["message"].get("content") or "")
     if word in text or choice.get("finish_reason") != "stop":
         raise Failure(
@@ -398,14 +395,14 @@ def _stop(session: Session) -> Seen:
 
 
 def _seed(session: Session) -> Seen:
-    first, second = (str(_said(session, seed=7)["message"].get("content") or "") for _ in range(2))
+    first, second = (str(_counting(session, seed=7)["message"].get("content") or "") for _ in range(2))
     if first != second:
         raise Failure("wrong_answer", f"at temperature 0 with one seed came {first!r} and {second!r}", second)
     return Seen("twice the same", first)
 
 
 def _long(session: Session) -> Seen:
-    """A prompt that nearly fills the context; what a word costs is asked first."""
+    """A prompt that nearly fills the context; the tokens of a word are measured first."""
     cost = vram_load.cost_of(session, 0, session.target.timeout)
     words = int((session.max_model_len * _NEARLY - cost.base) / cost.word)
     tokens = vram_load.tokens_of(session, vram_load.request_of(session.model, 0, 0, words))
@@ -416,49 +413,48 @@ def _long(session: Session) -> Seen:
     return Seen(f"answered to {tokens} tokens of {session.max_model_len}", tokens)
 
 
-def largest_steps(target: Target) -> list[Step]:
+def largest_steps(settings: Settings) -> list[Step]:
     """The largest image that clients send; none for a server without images."""
-    return [Step("largest_image", _largest, unit="tokens")] if target.max_images else []
+    return [Step("largest_image", partial(_largest, settings), unit="tokens")] if settings.max_images else []
 
 
-def _largest(session: Session) -> Seen:
+def _largest(settings: Settings, session: Session) -> Seen:
     """An image larger than the plan's cap has to be scaled down to it: the plan has no room for more."""
-    target = session.target
-    if not target.largest_pixels:
-        return Seen("not sent: no plan tells that the server has room for it")
-    cost = vram_load.cost_of(session, 1, target.timeout)
+    if not settings.largest_pixels:
+        return Seen("not sent: no plan says that the server has room for it")
+    cost = vram_load.cost_of(session, 1, session.target.timeout)
     room = (session.max_model_len - cost.base) * _NEARLY / cost.pixel
-    cap = min(target.cap_pixels or target.largest_pixels, target.largest_pixels)
-    # What is longer than the context is refused before anybody sees it.
-    side = vram_load.side_of(target.largest_pixels if cap <= room else min(target.largest_pixels, room))
+    cap = min(settings.cap_pixels or settings.largest_pixels, settings.largest_pixels)
+    # An image that is longer than the context would be refused before it is scaled.
+    side = vram_load.side_of(settings.largest_pixels if cap <= room else min(settings.largest_pixels, room))
     wanted = min(side**2, cap) * cost.pixel
-    seen = vram_load.tokens_of(session, vram_load.request_of(session.model, 1, side, 0)) - cost.base
-    told = f"an image of {side}x{side} pixels counts {seen:.0f} tokens"
-    reason = f"with the plan's cap of {cap} pixels" if target.cap_pixels else "by its size"
-    if not (1 - _CAP_TOLERANCE) * wanted <= seen <= (1 + _CAP_TOLERANCE) * wanted:
-        raise Failure("bad_response", f"{told}; {reason} it has {wanted:.0f}", round(seen))
-    return Seen(f"{told}; {reason} it has {wanted:.0f}", round(seen))
+    counted = vram_load.tokens_of(session, vram_load.request_of(session.model, 1, side, 0)) - cost.base
+    reason = f"with the plan's cap of {cap} pixels" if settings.cap_pixels else "by its size"
+    message = f"an image of {side}x{side} pixels counts {counted:.0f} tokens; {reason} it has {wanted:.0f}"
+    if not (1 - _CAP_TOLERANCE) * wanted <= counted <= (1 + _CAP_TOLERANCE) * wanted:
+        raise Failure("bad_response", message, round(counted))
+    return Seen(message, round(counted))
 
 
-def steps_for(target: Target) -> list[Step]:
-    """All that is asked beyond the short list, for a server's level and the images that it takes in a request."""
+def steps_for(settings: Settings) -> list[Step]:
+    """All that is asked beyond the short list, for a server's level and the images that a request may hold."""
     cases = [
-        replace(case_step(case, target.level, data_url), severity="warning")
-        for case in MORE_CASES
-        if fits(case, target.max_images)
+        replace(case_step(case, settings.level, data_url), severity="warning")
+        for case in EXTENDED_CASES
+        if fits(case, settings.max_images)
     ]
     parallel = Step("tool_parallel", _parallel, severity="warning")
-    return [*_protocol_steps(target.max_images), *([*cases, parallel] if target.level == "semantic" else [])]
+    return [*_protocol_steps(settings), *([*cases, parallel] if settings.level == "semantic" else [])]
 
 
-def _protocol_steps(images: int) -> list[Step]:
-    """Those that any weights can pass."""
-    seeing = [] if images == 0 else [*map(_form_step, _FORM_NAMES), *map(_odd_step, _ODD_NAMES)]
+def _protocol_steps(settings: Settings) -> list[Step]:
+    """The steps that any weights can pass."""
+    images = [] if settings.max_images == 0 else [*map(_form_step, _FORM_NAMES), *map(_odd_step, _ODD_NAMES)]
     named = {"type": "function", "function": {"name": "get_weather"}}
     return [
-        *seeing,
-        _tool_step("tool_required", "required"),
-        _tool_step("tool_named", named),
+        *images,
+        _tool_step("tool_required", "required", settings.level),
+        _tool_step("tool_named", named, settings.level),
         Step("logprobs", _logprobs),
         Step("stop_word", _stop),
         Step("seed", _seed, severity="warning"),

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure, failed
 from ansible_collections.inference.vllm.plugins.module_utils.checks.memory_sampler import Sample, Window
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Failure
 from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check
 
 GIB_UNIT = "GiB"
@@ -20,31 +20,13 @@ GIB_UNIT = "GiB"
 KV_CACHE_TOLERANCE = 0.05
 MOST_POINTS = 600
 
-# Why a check can fail, beside the failures of smoke_run, and what to do.
-FAILURES: Mapping[str, str] = {
-    "gpu_unreadable": "NVML does not tell the memory of a GPU; the message holds its reason. Read `dmesg` for Xid lines"
-    " and run `nvidia-smi`.",
-    "container_unreadable": "Docker does not tell about the engine's container. Compare vram_check_container with"
-    " `docker ps --all`, and vram_check_docker_host with where Docker listens.",
-    "memory_over_limit": "More memory is in use than the plan and the card allow. Look for other processes on the GPU;"
-    " else add the measured row to the calibration and plan again.",
-    "memory_leak": "Memory grew from one round of the same load to the next. Watch it over a longer time before the"
-    " engine runs out of it.",
-    "plan_missed": "The engine's KV cache is not the planned one. Add the measured row to the calibration and plan"
-    " again.",
-    "metrics_missing": "The engine does not tell the size of its KV cache. Compare vram_check_metrics_url with where it"
-    " serves /metrics.",
-    "engine_restarted": "The engine's container was started again, or ended, during the check. Read its log and whether"
-    " it ran out of memory.",
-}  # fmt: skip
-
 
 # --- What is expected -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What the plan of a release foretells.
+    """What the plan of a release predicts.
 
     Attributes:
         accelerator: ``nvidia`` or ``cpu``.
@@ -121,9 +103,9 @@ def cache_tokens(metrics: str) -> int:
     if not line:
         raise Failure("metrics_missing", "there is no vllm:cache_config_info among the metrics")
     labels = dict(re.findall(r'(\w+)="((?:[^"\\]|\\.)*)"', line[1]))
-    told = labels.get("kv_cache_size_tokens", "")
-    if told.isdecimal():
-        return int(told)
+    reported = labels.get("kv_cache_size_tokens", "")
+    if reported.isdecimal():
+        return int(reported)
     blocks, size = labels.get("num_gpu_blocks", ""), labels.get("block_size", "")
     if not (blocks.isdecimal() and size.isdecimal()):
         raise Failure("metrics_missing", f"vllm:cache_config_info says num_gpu_blocks={blocks!r}, block_size={size!r}")
@@ -205,14 +187,6 @@ def checks_of(expected: Expected, measured: Measured, tolerance: float) -> list[
     ]
 
 
-def failed(code: str, failure: Failure, limit: float | int | None = None, unit: str | None = GIB_UNIT) -> Check:
-    """A check that is not ok for a named reason."""
-    return Check(
-        code, False, message=f"{failure.name}: {failure}", value=failure.value, limit=limit, unit=unit,
-        runbook=failure.name,
-    )  # fmt: skip
-
-
 def _judged(code: str, value: float, limit: float, good: str, bad: Failure) -> Check:
     ok = value <= limit
     message = good if ok else f"{bad.name}: {bad}"
@@ -226,7 +200,8 @@ def _unread(code: str, measured: Measured, levels: Mapping[str, float], moment: 
     """The check that stands for a moment that nobody saw."""
     if levels:
         return None
-    return failed(code, measured.failure or Failure("client_error", f"no memory was read {moment}"))
+    failure = measured.failure or Failure("client_error", f"no memory was read {moment}")
+    return failed(code, failure, unit=GIB_UNIT)
 
 
 def _ready(expected: Expected, measured: Measured, tolerance: float) -> Check:
@@ -301,19 +276,21 @@ def terms_of(expected: Expected, measured: Measured) -> list[dict[str, Any]]:
     ready = _most(measured.level(measured.ready))
     peak = _most({} if measured.failure else measured.peak())
     planned = expected.planned
-    told = expected.accelerator == "nvidia" and planned
+    stepped = expected.accelerator == "nvidia" and planned
     per_token = expected.kv_cache / expected.kv_cache_tokens if expected.kv_cache_tokens else 0.0
     return [
         _term("resident", expected.resident if planned else None, ready),
         _term(
-            "step", expected.step if told else None, peak - ready if peak is not None and ready is not None else None
+            "step", expected.step if stepped else None, peak - ready if peak is not None and ready is not None else None
         ),
-        _term("peak", expected.resident + expected.step if told else None, peak),
+        _term("peak", expected.resident + expected.step if stepped else None, peak),
         _term("kv_cache", expected.kv_cache if planned else None, measured.cache_tokens * per_token or None),
         _term(
             "kv_cache_tokens", expected.kv_cache_tokens if planned else None, measured.cache_tokens or None, "tokens"
         ),
-        _term("headroom", expected.card - expected.resident - expected.step if told else None, headroom_of(measured)),
+        _term(
+            "headroom", expected.card - expected.resident - expected.step if stepped else None, headroom_of(measured)
+        ),
     ]
 
 

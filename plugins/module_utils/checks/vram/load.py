@@ -33,13 +33,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import (
-    Failure,
-    Session,
-    classify,
-    count_of,
-    within,
-)
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Session, classify, count_of, within
+from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure
 
 # Sides of Qwen3-VL's images are multiples of this many pixels.
 _GRID = 32

@@ -1,7 +1,7 @@
 """The memory check: samples a server's memory before, under and after the heaviest load that it permits.
 
 Whatever goes wrong, of server, driver or Docker, ends as a named failed check. What is judged, and how, is in
-``vram_judge``; what is sent, in ``vram_load``.
+``judge``; what is sent, in ``load``.
 """
 
 from __future__ import annotations
@@ -10,22 +10,23 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
 from typing import Any, TypeVar
 
-from ansible_collections.inference.vllm.plugins.module_utils.checks import verdict
+from ansible_collections.inference.vllm.plugins.module_utils.checks import steps, verdict
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Session, Target
 from ansible_collections.inference.vllm.plugins.module_utils.checks.container import Container, ContainerError, State
-from ansible_collections.inference.vllm.plugins.module_utils.checks.engine_counters import Counters, restarts_told
+from ansible_collections.inference.vllm.plugins.module_utils.checks.engine_counters import Counters, restarts_by_metrics
+from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure, failed
 from ansible_collections.inference.vllm.plugins.module_utils.checks.memory_sampler import Sampler, Window
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import run as smoke_run
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import (
-    Failure,
+from ansible_collections.inference.vllm.plugins.module_utils.checks.steps import (
     Seen,
-    Session,
     Step,
-    Target,
+    endpoint_step,
+    engine_of,
+    run_steps,
 )
 from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import judge as vram_judge
@@ -71,22 +72,10 @@ class Settings:
 
 
 @dataclass
-class Result:
-    """What came of it.
+class Result(steps.Result):
+    """The result, with a row for the planner's calibration; None where nothing can be learnt."""
 
-    Attributes:
-        verdict: The checks.
-        detail: What ``vram.json`` holds beside them.
-        row: A row for the planner's calibration; None where nothing can be learnt.
-    """
-
-    verdict: Verdict
-    detail: dict[str, Any] = field(default_factory=dict)
     row: dict[str, Any] | None = None
-
-    def to_json(self) -> str:
-        """The content of ``vram.json``: a verdict and more."""
-        return json.dumps(self.verdict.as_dict() | self.detail, indent=1, ensure_ascii=False) + "\n"
 
     def row_json(self) -> str:
         """The row as a file in the form of catalogue/calibration.json."""
@@ -123,13 +112,13 @@ def run(target: Target, release: str, expected: Expected, settings: Settings, py
         run = _Run(session, expected, settings, source)
         checks = run.checks()
         if settings.bare:
-            checks.append(restarts_told(counted, counted_after(session, settings.metrics_url, checks), "restarts"))
+            after = counted_after(session, settings.metrics_url, checks)
+            checks.append(restarts_by_metrics(counted, after, "restarts"))
         else:
             checks.append(restarts_of(before, state_after(container, before, checks)))
     gpus = () if isinstance(source, Failure) else source.gpus
-    engine = {key: smoke_run.own_words(value, target.api_key) for key, value in session.engine.items()}
-    judged = Verdict(release, tuple(checks), engine, gpus, started, verdict.now())
-    # Survival is that of the load; what the plan said of it is another matter.
+    judged = Verdict(release, tuple(checks), engine_of(session), gpus, started, verdict.now())
+    # Whether the engine survived the load does not depend on what the plan predicted.
     survives = all(check.ok for check in checks if check.code in ("load_answered", "vram_under_load", "restarts"))
     date = time.strftime("%Y-%m-%d", time.gmtime())
     row = vram_judge.calibration_row(expected, run.measured, gpus, date, survives)
@@ -218,9 +207,9 @@ def _source(
 def restarts_of(before: State | Failure, after: State | Failure, code: str = "restarts") -> Check:
     """Whether the container is still the one that it was, by Docker's count and by the time of its start."""
     if isinstance(before, Failure):
-        return vram_judge.failed(code, before, 0, "restarts")
+        return failed(code, before, 0, "restarts")
     if isinstance(after, Failure):
-        return vram_judge.failed(code, after, 0, "restarts")
+        return failed(code, after, 0, "restarts")
     count = after.restarts - before.restarts
     if not after.running:
         failure = Failure("engine_restarted", "the container does not run any more", count)
@@ -228,7 +217,7 @@ def restarts_of(before: State | Failure, after: State | Failure, code: str = "re
         failure = Failure("engine_restarted", f"the container was started again at {after.started}", count)
     else:
         return Check(code, True, message=f"runs since {after.started}", value=0, limit=0, unit="restarts")
-    return vram_judge.failed(code, failure, 0, "restarts")
+    return failed(code, failure, 0, "restarts")
 
 
 class _Run:
@@ -254,10 +243,10 @@ class _Run:
         load = self.settings.load
         self.sampler.start()
         try:
-            asked = smoke_run.run_steps(
+            asked = run_steps(
                 self.session,
                 [
-                    Step("vram_endpoint", smoke_run.identity, limit=self.session.model or None, gate=True),
+                    endpoint_step("vram_endpoint", self.session.model),
                     Step("kv_cache_tokens", self._cache, limit=self.expected.kv_cache_tokens, unit="tokens"),
                     Step(
                         "load_answered", self._load, limit=load.concurrency * load.rounds, unit="requests",
@@ -281,8 +270,8 @@ class _Run:
             return
         gone = next((check for check in asked if not check.ok and check.code != "kv_cache_tokens"), None)
         if gone:
-            told = gone.message.removeprefix(f"{gone.runbook}: ")
-            self.measured.failure = Failure(str(gone.runbook), f"not judged, because {gone.code} saw: {told}")
+            reason = gone.message.removeprefix(f"{gone.runbook}: ")
+            self.measured.failure = Failure(str(gone.runbook), f"not judged, because {gone.code} failed: {reason}")
 
     def _cache(self, session: Session) -> Seen:
         tokens = vram_judge.cache_tokens(session.metrics(self.settings.metrics_url))
@@ -357,7 +346,7 @@ def figures_of(sent: Round) -> dict[str, int]:
 def describe(rounds: Sequence[Round]) -> str:
     """The load in words."""
     first, *later = rounds
-    told = figures_of(first)
-    images = f"{told['images']} images of {told['side']}x{told['side']} pixels" if told["images"] else "no image"
-    about = f"{len(first.shapes)} requests at once with {images}, of {told['tokens']} tokens, {told['longest']} in one"
+    sent = figures_of(first)
+    images = f"{sent['images']} images of {sent['side']}x{sent['side']} pixels" if sent["images"] else "no image"
+    about = f"{len(first.shapes)} requests at once with {images}, of {sent['tokens']} tokens, {sent['longest']} in one"
     return f"{about}; then {len(later)} times with {later[-1].tokens} tokens" if later else about

@@ -72,7 +72,7 @@ def test_only_what_is_alike_is_compared() -> None:
 
 def test_a_row_in_words() -> None:
     (row, *_) = figures.compare(result(), result(output_throughput=25.55), 0.1)
-    assert figures.told(row) == "image at 8: output_tokens_per_s 51.1 -> 25.55 tokens/s (-50 %)"
+    assert figures.described(row) == "image at 8: output_tokens_per_s 51.1 -> 25.55 tokens/s (-50 %)"
 
 
 def test_the_key_is_gpus_image_model_and_flags() -> None:

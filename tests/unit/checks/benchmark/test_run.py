@@ -16,8 +16,9 @@ import pytest
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark import run as benchmark_run
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.drivers import DRIVERS
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.figures import Goals, Workload
-from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.run import Comparison, Result, Settings
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Target
+from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.run import Comparison, Settings
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
+from ansible_collections.inference.vllm.plugins.module_utils.checks.steps import Result
 from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
 from ansible_collections.inference.vllm.plugins.modules import benchmark
 from support.fake_docker import IMAGE, NAME, FakeContainer, FakeTool, fake_docker

@@ -12,15 +12,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Answer, ToolCall
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import cases as smoke_cases
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import images as smoke_images
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import (
-    CASES,
-    Answer,
-    Case,
-    ToolCall,
-    judge,
-)
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES, Case, judge
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.images import IMAGES, Picture, Shape, Text
 
 BY_CODE = {case.code: case for case in CASES}
@@ -102,7 +97,8 @@ def test_a_case_is_complete(case: Case) -> None:
     assert (case.kind == "json") == (case.schema is not None)
     assert bool(case.example) == (case.kind in ("chat", "stream"))
     assert (case.level == "semantic") == bool(case.images), "what needs a picture needs eyes, and nothing else does"
-    assert judge(case, right(case))[0]
+    assert judge(case, right(case))[0] is True
+    assert judge(case, Answer(text="nonsense", finish_reason="stop", chunks=5, usage_tokens=9))[0] is False
 
 
 def test_the_list_covers_what_a_vision_model_is_deployed_for() -> None:
@@ -193,7 +189,7 @@ def test_content_does(text: str) -> None:
     ],
 )
 def test_what_a_large_model_says_is_accepted(code: str, text: str) -> None:
-    assert judge(BY_CODE[code], Answer(text=text))[0]
+    assert judge(BY_CODE[code], Answer(text=text))[0] is True
 
 
 @pytest.mark.parametrize(
@@ -263,15 +259,15 @@ def test_json_is_compared_by_value(text: str, ok: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "named"),
     [({"chunks": 1}, "streamed pieces"), ({"usage_tokens": None}, "usage"), ({"text": "1 2 3"}, "1 2 3")],
 )
-def test_a_stream_must_come_in_pieces_with_usage(change: dict[str, Any], said: str) -> None:
+def test_a_stream_must_come_in_pieces_with_usage(change: dict[str, Any], named: str) -> None:
     good: dict[str, Any] = {"text": "1 2 3 4 5", "chunks": 9, "usage_tokens": 10}
     assert judge(BY_CODE["stream"], Answer(**good))[0]
     ok, message = judge(BY_CODE["stream"], Answer(**(good | change)))
     assert not ok
-    assert said in message
+    assert named in message
 
 
 def test_the_usual_reasons_for_no_answer_are_said() -> None:

@@ -9,18 +9,19 @@ from urllib.request import urlopen
 import pytest
 from PIL import Image, ImageChops, ImageStat
 
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import extended as smoke_more
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Answer, Target
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import extended
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import run as smoke_run
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES, Answer, judge
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Target
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES, judge
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Settings
 from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
 from support.lying_server import IMAGE_CAP, KEY, MAX_MODEL_LEN, MODEL, MORE_LIES, lying_server
 
 
 def asked(lie: str = "", level: str = "semantic", images: int = 4) -> Verdict:
     with lying_server(lie) as base_url:
-        target = Target(base_url, KEY, MODEL, level, 5.0, images)
-        return smoke_run.run(target, "r1", [], smoke_more.steps_for(target))
+        settings = Settings(level, images)
+        return smoke_run.run(Target(base_url, KEY, MODEL, 5.0), "r1", settings, [], extended.steps_for(settings))
 
 
 def failed(verdict: Verdict) -> dict[str, str | None]:
@@ -36,13 +37,13 @@ def test_an_honest_server_passes_all_of_it() -> None:
     assert failed(verdict) == {}
     codes = [item.code for item in verdict.checks]
     assert len(set(codes)) == len(codes)
-    assert {case.code for case in smoke_more.MORE_CASES} < set(codes)
+    assert {case.code for case in extended.EXTENDED_CASES} < set(codes)
     assert not {case.code for case in CASES} & set(codes)
 
 
 def test_weights_that_mean_nothing_are_asked_for_the_form_only() -> None:
     codes = {item.code for item in asked(level="protocol").checks}
-    assert not {case.code for case in smoke_more.MORE_CASES} & codes
+    assert not {case.code for case in extended.EXTENDED_CASES} & codes
     assert {"form_jpeg", "tool_required", "logprobs", "stop_word", "seed", "long_prompt"} <= codes
 
 
@@ -52,7 +53,7 @@ def test_forced_calls_of_weights_that_mean_nothing_are_not_judged_at_level_proto
     assert "was cut off" in check(verdict, "tool_required").message
     assert "tool_required" in failed(asked("ignores_tool_choice", level="protocol"))
     wrong = {"choices": [{"message": {"content": '<tool_call>{"name": "get_weather", "arguments": true}'}}]}
-    assert "arguments" in smoke_more._begun_call(wrong)
+    assert "arguments" in extended._incomplete_call(wrong)
 
 
 def test_a_model_without_eyes_is_shown_nothing() -> None:
@@ -63,8 +64,9 @@ def test_a_model_without_eyes_is_shown_nothing() -> None:
 
 def largest(lie: str = "", images: int = 4, pixels: int = 640 * 640, cap: int = 0) -> Check | None:
     with lying_server(lie) as base_url:
-        target = Target(base_url, KEY, MODEL, "protocol", 5.0, images, largest_pixels=pixels, cap_pixels=cap)
-        verdict = smoke_run.run(target, "r1", [], smoke_more.largest_steps(target))
+        settings = Settings("protocol", images, largest_pixels=pixels, cap_pixels=cap)
+        more = extended.largest_steps(settings)
+        verdict = smoke_run.run(Target(base_url, KEY, MODEL, 5.0), "r1", settings, [], more)
     return next((item for item in verdict.checks if item.code == "largest_image"), None)
 
 
@@ -114,7 +116,7 @@ CAUGHT = {
     "dice": {"seed"},
     "png_only": {"form_jpeg", "form_webp", "form_rotated"},
     "dies_of_one_pixel": {"form_one_pixel", "alive_after_bad_requests"},
-    "swaps": {case.code for case in smoke_more.MORE_CASES},
+    "swaps": {case.code for case in extended.EXTENDED_CASES},
     "truncates": {"long_prompt", "reject_overlong_prompt"},
     "counts_nothing": {"long_prompt"},
     "babbles": {"tool_required"},
@@ -139,11 +141,11 @@ def test_a_wrong_answer_to_what_no_model_was_tried_on_is_a_warning() -> None:
 
 
 def test_each_question_has_two_right_answers_so_that_none_can_be_guessed() -> None:
-    groups = Counter(case.group for case in smoke_more.MORE_CASES)
+    groups = Counter(case.group for case in extended.EXTENDED_CASES)
     assert min(groups.values()) >= 2
-    for case in smoke_more.MORE_CASES:
+    for case in extended.EXTENDED_CASES:
         assert judge(case, Answer(text=case.example, finish_reason="stop"))[0], case.code
-        for other in smoke_more.MORE_CASES:
+        for other in extended.EXTENDED_CASES:
             if other.group == case.group and other != case:
                 assert not judge(case, Answer(text=other.example, finish_reason="stop"))[0], (case.code, other.code)
 
@@ -154,22 +156,22 @@ def picture(url: str) -> Image.Image:
 
 
 def test_pictures_of_one_question_differ_and_none_is_blank() -> None:
-    for case in smoke_more.MORE_CASES:
+    for case in extended.EXTENDED_CASES:
         for name in case.images:
-            assert max(ImageStat.Stat(picture(smoke_more.data_url(name))).stddev) > 2, name
+            assert max(ImageStat.Stat(picture(extended.data_url(name))).stddev) > 2, name
     pairs = [
         (first, second)
-        for first, second in itertools.combinations(smoke_more.MORE_CASES, 2)
+        for first, second in itertools.combinations(extended.EXTENDED_CASES, 2)
         if first.group == second.group and len(first.images) == len(second.images) == 1
     ]
     assert pairs
     for pair in pairs:
-        pictures = [picture(smoke_more.data_url(case.images[0])) for case in pair]
+        pictures = [picture(extended.data_url(case.images[0])) for case in pair]
         assert ImageChops.difference(*pictures).getbbox(), [case.code for case in pair]
 
 
 def test_the_formats_are_what_they_are_called() -> None:
-    forms = smoke_more._forms()
+    forms = extended._forms()
     found = {name: url.partition(";")[0].removeprefix("data:image/") for name, url in forms.items()}
     assert (found["jpeg"], found["webp"], found["gray"]) == ("jpeg", "webp", "png")
     with urlopen(forms["rotated"]) as data:

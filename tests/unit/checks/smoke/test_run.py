@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
+from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import NAMES
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import run as smoke_run
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES, Case
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Target
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Settings
 from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
 from support.lying_server import KEY, LIES, MAX_IMAGES, MODEL, lying_server
 
@@ -36,7 +37,7 @@ def judged(
     timeout: float = 5.0,
     cases: Sequence[Case] = FEW,
 ) -> Verdict:
-    return smoke_run.run(Target(base_url, KEY, model, level, timeout, MAX_IMAGES), "r1", cases)
+    return smoke_run.run(Target(base_url, KEY, model, timeout), "r1", Settings(level, MAX_IMAGES), cases)
 
 
 def judged_lie(
@@ -124,7 +125,7 @@ def test_a_lie_is_caught_and_named(lie: str) -> None:
     assert not verdict.ok
     assert failed(verdict) == failed(verdict) | CAUGHT[lie]
     assert all(item.message.startswith(f"{item.runbook}: ") for item in verdict.checks if not item.ok)
-    assert {item.runbook for item in verdict.checks} - {None} <= smoke_run.FAILURES.keys() - {"client_error"}
+    assert {item.runbook for item in verdict.checks} - {None} <= NAMES - {"client_error"}
     assert [item.code for item in verdict.checks] == codes_of(FEW), "also a check that did not run is told"
     assert KEY not in verdict.to_json()
     assert "\x1b" not in verdict.to_json()
@@ -203,35 +204,15 @@ def test_a_hung_engine_does_not_cost_the_limit_for_every_check() -> None:
     verdict = judged_lie("hang", timeout=0.3)
     sent = [item for item in verdict.checks if item.runbook == "timeout" and item.seconds > 0]
     assert len(sent) == 2
-    assert "not run, because stream saw" in verdict.checks[-1].message
-
-
-def test_questions_are_asked_beside_each_other_and_told_in_order() -> None:
-    """A barrier that only four at once get over; what belongs to a place of its own is run alone."""
-    barrier = threading.Barrier(4)
-
-    def meet(_: smoke_run.Session) -> smoke_run.Seen:
-        barrier.wait(5)
-        return smoke_run.Seen("met")
-
-    def alone(_: smoke_run.Session) -> smoke_run.Seen:
-        assert not barrier.n_waiting
-        return smoke_run.Seen("alone")
-
-    together = [smoke_run.Step(f"q{number}", meet, beside=True) for number in range(8)]
-    steps = [smoke_run.Step("first", alone, gate=True), *together, smoke_run.Step("last", alone)]
-    with lying_server() as base_url:
-        session = smoke_run.Session(Target(base_url, KEY, MODEL, timeout=5, at_once=4))
-        checks = smoke_run.run_steps(session, steps)
-    assert [(item.code, item.ok) for item in checks] == [(step.code, True) for step in steps]
+    assert "not run, because stream failed" in verdict.checks[-1].message
 
 
 @pytest.mark.parametrize("lie", ["", "wrong", "blind", "error_500", "hang", "dies_midway", "resets", "tool_as_text"])
 def test_many_at_once_find_what_one_after_the_other_finds(lie: str) -> None:
     timeout = 0.3 if lie == "hang" else 5.0
     with lying_server(lie) as base_url:
-        target = Target(base_url, KEY, MODEL, "semantic", timeout, MAX_IMAGES, at_once=4)
-        many = smoke_run.run(target, "r1", FEW)
+        target = Target(base_url, KEY, MODEL, timeout, concurrency=4)
+        many = smoke_run.run(target, "r1", Settings(max_images=MAX_IMAGES), FEW)
     one = judged_lie(lie, timeout=timeout)
     assert [item.code for item in many.checks] == [item.code for item in one.checks]
     # Of one that dies, it depends on who comes when what was still answered.
@@ -277,15 +258,10 @@ def test_swapped_pictures_turn_every_question_about_a_picture_red(monkeypatch: p
     assert {code for code, name in failed(verdict).items() if name == "wrong_answer"} == {case.code for case in cases}
 
 
-def test_every_failure_says_what_to_do() -> None:
-    assert all(text.endswith(".") and len(text) > 20 for text in smoke_run.FAILURES.values())
-
-
-def elsewhere(lie: str = "", **changes: object) -> Verdict:
+def elsewhere(lie: str = "", *, key: str = KEY, max_images: int = -1) -> Verdict:
     """A server that this project did not deploy: what it permits is not known."""
     with lying_server(lie) as base_url:
-        target = Target(base_url, KEY, max_images=-1, strict=False)
-        return smoke_run.run(replace(target, **changes), "r1", FEW)  # type: ignore[arg-type]
+        return smoke_run.run(Target(base_url, key), "r1", Settings(max_images=max_images, strict=False), FEW)
 
 
 def test_a_server_of_others_may_permit_more_but_not_everything() -> None:
@@ -295,7 +271,7 @@ def test_a_server_of_others_may_permit_more_but_not_everything() -> None:
     assert check(open_handed, "reject_video").severity == "warning"
     assert {"reject_overlong_prompt", "reject_local_file"} <= {item.code for item in open_handed.failures}
     assert check(elsewhere("open"), "reject_wrong_key").severity == "error"
-    assert check(elsewhere("open", api_key=""), "reject_wrong_key").severity == "warning"
+    assert check(elsewhere("open", key=""), "reject_wrong_key").severity == "warning"
     assert elsewhere("wrong").ok is False
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure
 from ansible_collections.inference.vllm.plugins.module_utils.checks.memory_sampler import Sample, Window
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Failure
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import judge as vram_judge
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.judge import (
     Measured,

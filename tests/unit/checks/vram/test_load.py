@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Failure
+from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import load as vram_load
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.load import Cost, Load, round_of
 

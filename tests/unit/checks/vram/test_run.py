@@ -10,8 +10,8 @@ from typing import Any
 import pynvml
 import pytest
 
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
 from ansible_collections.inference.vllm.plugins.module_utils.checks.memory_sampler import Sampler, Window
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Target
 from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import run as vram_run
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.judge import Expected, expected_of, unplanned
@@ -196,7 +196,7 @@ def test_an_engine_without_a_container_is_read_by_its_gpus_and_its_own_counters(
     one = checked(gpus=("1",), **bare)
     assert failed(one) == {}
     assert list(one.detail["samples"]) == ["GPU 1"]
-    assert "its metrics say" in check(one, "restarts").message
+    assert "by its metrics" in check(one, "restarts").message
     assert failed(checked("forgets", gpus=("1",), **bare)) == {"restarts": "engine_restarted"}
     assert failed(checked("dies_midway", gpus=("1",), **bare))["restarts"] == "metrics_missing"
     # The server of an engine that died still answers for a moment; one that lives goes on to count.
