@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.image.packages import pip_target
-from ansible_collections.inference.vllm.plugins.module_utils.image.recipe import debian_sources, wheel_sources
+from ansible_collections.inference.vllm.plugins.module_utils.image.recipe import debian_sources
+from ansible_collections.inference.vllm.plugins.module_utils.image.wheels import wheel_sources
 
 
 class FilterModule:

@@ -38,7 +38,7 @@ def recipe_hash(folder: Path, *facts: str) -> str:
 
 def pinned_version(requirements: str, name: str) -> str:
     """Version of a package in the text of a requirements file with exact pins; ValueError where it is not pinned."""
-    match = re.search(rf"^{re.escape(name)}==(\S+)", requirements, re.MULTILINE)
+    match = re.search(rf"^{re.escape(name)}={{2,3}}([^\s=]+)", requirements, re.MULTILINE)
     if not match:
         raise ValueError(f"{name} is not pinned with == in the requirements")
     return match[1]
@@ -65,18 +65,6 @@ def debian_sources(index_targets: str, suite: str) -> list[str]:
     if "" not in sources:
         return []
     return [f"deb [signed-by={_KEYRING}] {sources[part]} {suite}{part} main" for part in _PARTS if part in sources]
-
-
-def wheel_sources(torch_index: str, wheels: str) -> list[str]:
-    """Arguments of pip that say where wheels come from, besides what pip is set up to use.
-
-    Args:
-        torch_index: One more package index, for PyTorch's CPU wheels; may be empty.
-        wheels: Folder of wheels; when set, no index is asked.
-    """
-    if wheels:
-        return ["--no-index", "--find-links", wheels]
-    return ["--extra-index-url", torch_index] if torch_index else []
 
 
 def _parts_of(folder: Path, files: Iterable[Path], facts: Iterable[str]) -> Iterable[tuple[bytes, bytes]]:

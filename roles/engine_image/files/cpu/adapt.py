@@ -26,9 +26,6 @@ if not _has_ops():
         _schemas_without_kernels.define(_name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 """
 
-# Headers and compiled tests of torch, 145 MB.
-DEAD_WEIGHT = ("torch/include", "torch/test")
-
 # Tests and sources for other Python versions: not used here, and some do not parse with this version.
 NOT_COMPILED = re.compile(r"/(tests|testing/_internal)/")
 
@@ -56,8 +53,9 @@ def name_distribution() -> None:
 
 def drop_dead_weight() -> None:
     """Remove files that no running server opens. The kernels of all instruction sets stay: vLLM picks one at start."""
-    for name in DEAD_WEIGHT:
-        shutil.rmtree(SITE_PACKAGES / name)
+    # Headers and compiled tests of torch, 145 MB. PyPI's build has no tests.
+    shutil.rmtree(SITE_PACKAGES / "torch/include")
+    shutil.rmtree(SITE_PACKAGES / "torch/test", ignore_errors=True)
     for program in (SITE_PACKAGES / "torch/bin").iterdir():
         if program.name != "torch_shm_manager":
             shutil.rmtree(program) if program.is_dir() else program.unlink()
