@@ -223,10 +223,10 @@ class HubHandler(FileHandler):
 
 
 class HubServer(FileServer):
-    """The hub: a listening socket and the folders it serves."""
+    """Listening socket and repositories of the hub."""
 
     def __init__(self, address: str, port: int, root: Path, handler: type[FileHandler] = HubHandler) -> None:
-        """Listen at once; port 0 takes a free one."""
+        """Start to listen; port 0 selects a free port."""
         super().__init__(address, port, root, handler)
         self.store = Store(root)
         self.identity: dict[str, Any] = {"software": "local-hub"}
@@ -243,16 +243,6 @@ def listen(address: str, port: int, root: Path) -> HubServer:
                 raise
         time.sleep(0.1)
 
-
-
-class HubServer(FileServer):
-    """Listening socket and repositories of the hub."""
-
-    def __init__(self, address: str, port: int, root: Path, handler: type[FileHandler] = HubHandler) -> None:
-        """Start to listen; port 0 selects a free port."""
-        super().__init__(address, port, root, handler)
-        self.store = Store(root)
-        self.identity: dict[str, Any] = {"software": "local-hub"}
 
 def main() -> None:
     """Serve until the process ends, or list files."""

@@ -71,6 +71,8 @@ def test_every_scenario_has_a_test_module_and_the_makefile_runs_it_once() -> Non
     assert len(lists) == 2
     assert tested == SCENARIOS
     assert sorted(" ".join(lists).split()) == sorted(SCENARIOS)
+
+
 def test_one_variable_says_where_the_collection_lies() -> None:
     files = [path for kind in ("tasks", "vars", "defaults", "handlers") for path in ROLES.glob(f"*/{kind}/**/*.yml")]
     hops = {path.relative_to(ROLES).as_posix() for path in files if re.search(r"role_path\s*\|", path.read_text())}
