@@ -16,7 +16,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.contracts import (
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.service.api_keys import reason_invalid_for_engine
 from ansible_collections.inference.vllm.plugins.module_utils.service.design import Inputs, design, spare
-from ansible_collections.inference.vllm.plugins.module_utils.service.history import serving_text, status_text
+from ansible_collections.inference.vllm.plugins.module_utils.service.history import status_text
 
 
 def service_design(
@@ -76,7 +76,6 @@ class FilterModule:
         return {
             "api_key_problem": reason_invalid_for_engine,
             "service_design": service_design,
-            "serving_text": serving_text,
             "spare_design": spare_design,
             "status_text": status_text,
         }

@@ -7,6 +7,7 @@ File               Written by                                  Read by
 ``image.json``     module engine_image_record                  role vllm_service, role engine_image, report
 ``lock.json``      module hf_snapshot                          module hf_snapshot, role vllm_service
 ``manifest.json``  module release                              checks, report, rollback, spare engine
+``state.json``     module service_state                        module service_state
 =================  ==========================================  ==============================================
 
 A file of an older schema is read where :attr:`Contract.UPGRADES` says how, and refused by name where it does not. A
@@ -326,12 +327,53 @@ class ManifestFile(Contract):
     checksum: str | None = None
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A release that was started and has no full proof yet, or a change of the running one that is not finished.
+
+    Attributes:
+        release: Identifier of the release.
+        run: Key of the run that started it, as in the deploy lock; empty if no run held the lock.
+        by: The run, as messages name it.
+        since: When it began, UTC, ISO 8601.
+        step: Last step that was begun: its start, the checks, or the restore of the current release.
+    """
+
+    release: str
+    run: str
+    by: str
+    since: str
+    step: Literal["start", "verify", "restore"]
+
+
+@dataclass(frozen=True)
+class StateFile(Contract):
+    """``state.json``: what runs intend to do with the service of one project, written before they do it.
+
+    Attributes:
+        project: Compose project of the engine.
+        trial: The release on trial; None if what serves was proven.
+        target: Engine that the gateway routes requests to.
+        keys: Digest of the keys that the engine was started with; empty if no run recorded it.
+        former: Releases that were current, newest first, without the current one.
+    """
+
+    REMEDY: ClassVar[str] = "Remove the file and run playbooks/verify.yml: it writes the file again."
+
+    project: str
+    trial: Trial | None = None
+    target: Literal["engine", "spare"] = "engine"
+    keys: str = ""
+    former: tuple[str, ...] = ()
+
+
 #: Every contract by the name of its file.
 CONTRACTS: Mapping[str, type[Contract]] = {
     "plan.json": PlanFile,
     "image.json": ImageFile,
     "lock.json": LockFile,
     "manifest.json": ManifestFile,
+    "state.json": StateFile,
 }
 
 

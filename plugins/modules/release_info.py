@@ -65,7 +65,7 @@ releases:
       description: Whether the link C(current) points to it.
       type: bool
     state:
-      description: V(proven) or V(failed) as its last verdict says, V(prepared) where it was never proven.
+      description: V(proven) with a full proof on record, else V(failed) after a bad verdict, else V(prepared).
       type: str
     finished:
       description: End of its last proof, UTC, ISO 8601; empty where there was none.
@@ -112,7 +112,11 @@ def main() -> None:
     result: dict[str, Any] = {"changed": False, "failed": False, "releases": [past.as_dict() for past in releases]}
     if choose:
         try:
-            past = release_history.step_back(releases) if choose == "former" else release_history.chosen(home, choose)
+            past = (
+                release_history.step_back(releases, release_history.former(home))
+                if choose == "former"
+                else release_history.chosen(home, choose)
+            )
         except RefusalError as error:
             refusals = [refusal.as_dict() for refusal in error.refusals]
             module.fail_json(msg=str(error), refusals=refusals, failed=True)

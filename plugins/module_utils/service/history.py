@@ -16,7 +16,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.columns import colu
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.service.releases import MANIFEST, Store, problems_of
 
-VERDICT = "verdict.json"
+VERDICT, PROOF, STATE = "verdict.json", "proof.json", "state.json"
 PROVEN, FAILED, PREPARED = "proven", "failed", "prepared"
 
 
@@ -27,7 +27,8 @@ class Past:
     Attributes:
         id: Its identifier.
         current: Whether the link ``current`` points to it.
-        state: ``proven`` or ``failed`` as its last verdict says, ``prepared`` where it was never proven.
+        state: ``proven`` if a full proof of it is on record, also if it failed later; else ``failed`` if its last
+            verdict is bad, and ``prepared`` if it was never proven.
         finished: End of its last proof, UTC, ISO 8601; empty where there was none.
         failures: Codes of the checks that failed in its last proof.
         model: Name of the model's entry in the catalogue.
@@ -51,29 +52,6 @@ class Past:
         return {**asdict(self), "failures": list(self.failures), "problems": list(self.problems)}
 
 
-def serving_text(failed: str, current: str, healthy: Sequence[str], reason: str = "") -> str:
-    """Describe which release serves after a failure, for the message of the failure.
-
-    Args:
-        failed: The release that failed.
-        current: The current release; empty if no release was proven.
-        healthy: Releases with a healthy container.
-        reason: Why the current release did not start again; empty if it did.
-    """
-    if current != failed and current in healthy:
-        return f"Release {current} serves again."
-    names = ", ".join(filter(None, healthy))
-    serves = f"Release {names} serves now." if names else "Nothing serves now."
-    if not current:
-        return f"{serves} No release was proven before this one."
-    if current == failed:
-        return f"{serves} The release that failed is the current one, so there is no other to restore."
-    return (
-        f"{serves} [restore_failed] Release {current} did not start again: {reason or 'Docker gave no reason'}\n"
-        "Fix: correct the cause, then start a proven release: ansible-playbook playbooks/rollback.yml"
-    )
-
-
 def history(home: Path) -> list[Past]:
     """All releases below a ``vllm_home``, newest first; a file that cannot be read counts as missing."""
     store = Store(home)
@@ -84,15 +62,26 @@ def history(home: Path) -> list[Past]:
     ]
 
 
-def step_back(releases: Sequence[Past]) -> Past:
-    """The newest release that was proven, is whole, and is not current.
+def former(home: Path) -> list[str]:
+    """Releases that were current, newest first, as ``state.json`` has them."""
+    names = _read(home / STATE).get("former")
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def step_back(releases: Sequence[Past], former: Sequence[str] = ()) -> Past:
+    """The release that was current before, else the newest one that was proven; it is whole, and not current.
+
+    Args:
+        releases: All releases, newest first.
+        former: Releases that were current, newest first.
 
     Raises:
         RefusalError: There is none.
     """
-    for past in releases:
-        if past.state == PROVEN and not past.problems and not past.current:
-            return past
+    found = [past for past in releases if past.state == PROVEN and not past.problems and not past.current]
+    if found:
+        known_order = {name: place for place, name in enumerate(former)}
+        return min(found, key=lambda past: known_order.get(past.id, len(former)))
     known = ", ".join(f"{past.id} ({_standing(past)})" for past in releases) or "none"
     raise RefusalError(
         Refusal(
@@ -149,7 +138,8 @@ def _past(home: Path, release_id: str, current: bool, problems: Sequence[str]) -
     model, image = (_mapping(manifest.get(key)) for key in ("model", "image"))
     checks = [_mapping(check) for check in verdict.get("checks") or ()]
     failures = tuple(str(c.get("code")) for c in checks if not c.get("ok") and c.get("severity") == "error")
-    state = PREPARED if not verdict else PROVEN if verdict.get("ok") is True else FAILED
+    record = _read(home / "reports" / release_id / PROOF)
+    state = PROVEN if record.get("release") == release_id else FAILED if verdict.get("ok") is False else PREPARED
     return Past(
         id=release_id,
         current=current,

@@ -108,6 +108,14 @@ def hold(
     return None
 
 
+def holder(path: Path) -> Held | None:
+    """Who holds the lock now; None if nobody does."""
+    if not path.exists():
+        return None
+    with _open(path) as file:
+        return _read(file)
+
+
 def release(path: Path, owner: Owner) -> bool:
     """Give the lock back; False where this run does not hold it."""
     if not path.exists():

@@ -222,9 +222,10 @@ class Store:
         return self.path(release_id).is_dir()
 
     def surplus(self, keep: int, spare: tuple[str, ...] = ()) -> list[str]:
-        """Releases beyond the ``keep`` newest, the current one and those of ``spare``."""
+        """Releases beyond the ``keep`` newest, the current one and those of ``spare``; proven ones are kept first."""
         safe = {self.current(), *spare}
         others = [release_id for release_id in self.ids() if release_id not in safe]
+        others.sort(key=lambda release_id: not (self.link.parent / "reports" / release_id / "proof.json").is_file())
         return others[keep:]
 
     def remove(self, release_id: str) -> None:

@@ -17,7 +17,7 @@ PREFIX = "ansible_collections.inference.vllm.plugins."
 #: Packages and modules of plugins/, from the top down. Those in one row do not import each other.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("action", "callback", "doc_fragments", "filter", "lookup", "modules"),
-    ("report", "plugin_utils", "controller"),
+    ("report", "plugin_utils", "controller", "state"),
     ("checks", "gateway"),
     ("service",),
     ("host", "image", "inventory", "weights"),

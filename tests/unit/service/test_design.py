@@ -144,7 +144,7 @@ def test_the_container_is_locked_down(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["pull_policy"] == "never"
-    assert service["restart"] == "unless-stopped"
+    assert service["restart"] == "no"
     assert not {"privileged", "cap_add", "network_mode", "pid", "ipc", "devices", "extra_hosts"} & set(service)
     assert service["mem_limit"]
     assert service["pids_limit"] > 0

@@ -13,14 +13,12 @@ from ansible_collections.inference.vllm.plugins.module_utils.service.history imp
     Past,
     chosen,
     history,
-    serving_text,
     status_text,
     step_back,
 )
 from ansible_collections.inference.vllm.plugins.module_utils.service.releases import Store, design
 from ansible_collections.inference.vllm.plugins.modules import release_info
 from support.modules import run_module
-from support.role_paths import paths
 
 
 def write(home: Path, word: str, age: int, ok: bool | None = True) -> str:
@@ -39,6 +37,8 @@ def write(home: Path, word: str, age: int, ok: bool | None = True) -> str:
         ]
         verdict = {"ok": ok, "finished": "2026-01-01T00:00:00Z", "checks": checks}
         (report / "verdict.json").write_text(json.dumps(verdict))
+        if ok:
+            (report / "proof.json").write_text(json.dumps({"release": release.id}))
     return release.id
 
 
@@ -77,8 +77,8 @@ def test_without_a_former_release_every_one_is_named_with_its_reason(tmp_path: P
 
 def test_damaged_files_of_a_report_count_as_no_proof(tmp_path: Path) -> None:
     release = write(tmp_path, "a", 10)
-    for text in ("", "[]", "{", '{"ok": "yes"}'):
-        (tmp_path / "reports" / release / "verdict.json").write_text(text)
+    for text in ("", "[]", "{", '{"release": 1}'):
+        (tmp_path / "reports" / release / "proof.json").write_text(text)
         assert history(tmp_path)[0].state != "proven"
 
 
@@ -110,73 +110,3 @@ def test_module_chooses_or_fails_by_name(tmp_path: Path, capsys: pytest.CaptureF
     assert refused["failed"] is True
     assert "[unknown_release]" in refused["msg"]
     assert former in refused["msg"]
-
-
-RESTORE_FAILED = (
-    "[restore_failed] Release old did not start again: no such image: engine:old\n"
-    "Fix: correct the cause, then start a proven release: ansible-playbook playbooks/rollback.yml"
-)
-
-
-@pytest.mark.parametrize(
-    ("current", "healthy", "reason", "text"),
-    [
-        ("old", ["old"], "", "Release old serves again."),
-        ("old", [], "no such image: engine:old", f"Nothing serves now. {RESTORE_FAILED}"),
-        # The release that failed its proof still runs, because nothing could take its place.
-        ("old", ["new"], "no such image: engine:old", f"Release new serves now. {RESTORE_FAILED}"),
-        ("", [], "", "Nothing serves now. No release was proven before this one."),
-        (
-            "new",
-            ["new"],
-            "",
-            "Release new serves now. The release that failed is the current one, so there is no other to restore.",
-        ),
-        (
-            "new",
-            [""],
-            "",
-            "Nothing serves now. The release that failed is the current one, so there is no other to restore.",
-        ),
-    ],
-)
-def test_a_failure_says_what_serves_now(current: str, healthy: list[str], reason: str, text: str) -> None:
-    assert serving_text("new", current, healthy, reason) == text
-
-
-def test_the_role_restores_the_current_release_and_says_what_came_of_it() -> None:
-    def case(link: str | None, healthy: list[str], **restored: str) -> dict[str, object]:
-        stat = {"exists": True, "lnk_source": f"/srv/releases/{link}"} if link else {"exists": False}
-        registered = {
-            "__vllm_service_current": {"stat": stat},
-            "__vllm_service_restored": restored,
-            "__vllm_service_healthy": {"results": [{"stdout_lines": healthy}, {"msg": "not run"}]},
-        }
-        own = {"vllm_home": "/srv", "vllm_service_release_id": "new", **registered}
-        return {"role": "vllm_service", "tasks": "restore.yml", "variables": own}
-
-    found = paths(
-        {
-            "again": case("old", ["old"]),
-            "broken": case("old", [], msg="no such image: engine:old"),
-            "same": case("new", ["new"]),
-            "first": case(None, []),
-        }
-    )
-    composed = {
-        name: [(given["project_src"], given["state"]) for module, given in steps if module.endswith("compose_v2")]
-        for name, steps in found.items()
-    }
-    assert composed == {
-        "again": [("/srv/releases/old", "present")],
-        "broken": [("/srv/releases/old", "present")],
-        "same": [],
-        "first": [("/srv/releases/new", "stopped")],
-    }
-    said = {name: steps[-1][1]["__vllm_service_serving"] for name, steps in found.items()}
-    assert said == {
-        "again": serving_text("new", "old", ["old"]),
-        "broken": serving_text("new", "old", [], "no such image: engine:old"),
-        "same": serving_text("new", "new", ["new"]),
-        "first": serving_text("new", "", []),
-    }

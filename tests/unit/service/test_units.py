@@ -14,7 +14,12 @@ import pytest
 
 from support.paths import GOLDEN, ROOT
 
-SERVICE = {"vllm_project": "vllm", "__vllm_service_current_link": "/opt/vllm/current", "vllm_service_stop_timeout": 30}
+SERVICE = {
+    "vllm_project": "vllm",
+    "vllm_spare_project": "vllm-spare",
+    "__vllm_service_current_link": "/opt/vllm/current",
+    "vllm_service_stop_timeout": 30,
+}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpu": ("vllm.service", {**SERVICE, "vllm_accelerator": "nvidia"}),
     "cpu": ("vllm.service", {**SERVICE, "vllm_accelerator": "cpu"}),
