@@ -13,8 +13,8 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.client impor
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import extended
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import run as smoke_run
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Settings
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.judge import expected_of
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Verdict
 
 DOCUMENTATION = r"""
 module: smoke_test
@@ -162,8 +162,8 @@ def largest_of(params: dict[str, Any]) -> tuple[int, int]:
 def ask(params: dict[str, Any], target: Target, settings: Settings) -> tuple[Verdict, check_module.Files]:
     """Run the smoke test, and write its result."""
     more = extended.steps_for(settings) if params["extent"] == "full" else []
-    verdict = smoke_run.run(target, params["release"], settings, more=[*more, *extended.largest_steps(settings)])
-    return verdict, check_module.report_of(params, verdict.to_json())
+    result = smoke_run.run(target, params["release"], settings, more=[*more, *extended.largest_steps(settings)])
+    return result.verdict, check_module.report_of(params, result.to_json())
 
 
 def main() -> None:

@@ -8,15 +8,11 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import (
-    Verdict,
-    VerdictError,
-    combine,
-    exit_code,
-    junit,
-    summary,
-)
+from ansible_collections.inference.vllm.plugins.module_utils.checks.combine import combine
+from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import exit_code, junit, summary
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError, join
 
 DOCUMENTATION = r"""
 module: verdict
@@ -107,17 +103,15 @@ def judged(release: str, path: Path, results: list[str] | None) -> Verdict:
     """The verdict over the results, or the stored one.
 
     Raises:
-        VerdictError: There is no stored verdict, it cannot be read, or it is of another release.
+        RefusalError: There is no stored verdict, it cannot be read, or it is of another release.
         OSError: A file cannot be opened.
     """
     if results is not None:
         return combine(release, {Path(item).stem: _text_of(Path(item)) for item in results})
-    text = _text_of(path)
-    if text is None:
-        raise VerdictError("the file does not exist; run the verify step")
-    verdict = Verdict.from_json(text)
+    verdict = Verdict.from_json(_text_of(path), str(path))
     if verdict.release != release:
-        raise VerdictError(f"it speaks of release {verdict.release}, not of {release}")
+        problem = f"{path} is of release {verdict.release}, not of {release}."
+        raise RefusalError(Refusal("other_release", problem, Verdict.REMEDY))
     return verdict
 
 
@@ -132,8 +126,8 @@ def main() -> None:
             write_atomic(path, verdict.to_json())
         if params["junit_path"] and not module.check_mode:
             write_atomic(Path(params["junit_path"]), junit(verdict))
-    except VerdictError as error:
-        module.fail_json(f"{path}: {error}", exit_code=exit_code(None))
+    except RefusalError as error:
+        module.fail_json(join(error.refusals), exit_code=exit_code(None))
     except OSError as error:
         module.fail_json(f"{error.filename}: {error.strerror}", exit_code=exit_code(None))
     failed = params["fail_on_verdict"] and not verdict.ok

@@ -10,10 +10,10 @@ from typing import Any
 from ansible_collections.inference.vllm.plugins.module_utils.checks import endpoint
 from ansible_collections.inference.vllm.plugins.module_utils.checks import module as check_module
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import run as vram_run
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.judge import Expected, expected_of, unplanned
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.load import Load
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import this_machine
 
 DOCUMENTATION = r"""
@@ -227,10 +227,11 @@ def prepare(params: dict[str, Any]) -> tuple[Target, Expected]:
 
 def ask(params: dict[str, Any], target: Target, expected: Expected) -> tuple[Verdict, check_module.Files]:
     """Load it and measure."""
-    result = vram_run.run(target, params["release"], expected, settings_of(params, expected), this_machine().pynvml)
+    settings = settings_of(params, expected)
+    result, row = vram_run.run(target, params["release"], expected, settings, this_machine().pynvml)
     files = [*check_module.report_of(params, result.to_json())]
-    if params["calibration_path"] and result.row:
-        files.append((Path(params["calibration_path"]), result.row_json()))
+    if params["calibration_path"] and row:
+        files.append((Path(params["calibration_path"]), vram_run.row_json(row)))
     return result.verdict, files
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 GIB = 2**30
 _SECONDS = 10
+_ALL = "all"
 
 
 class ContainerError(Exception):
@@ -25,7 +26,9 @@ class State:
         restarts: How often Docker has started it again.
         started: When it was started last, as Docker writes it.
         limit_gib: Memory limit; 0 without one.
-        devices: GPUs that it was given by UUID or number; empty where it was given all, or none.
+        devices: GPUs that were requested for it by UUID or number.
+        device_count: Number of GPUs that were requested without naming them; Docker takes the first ones of the host.
+        all_devices: Whether all GPUs of the host were requested.
     """
 
     running: bool
@@ -33,6 +36,8 @@ class State:
     started: str
     limit_gib: float
     devices: tuple[str, ...] = ()
+    device_count: int = 0
+    all_devices: bool = False
 
 
 def state_of(inspected: Mapping[str, Any]) -> State:
@@ -42,12 +47,15 @@ def state_of(inspected: Mapping[str, Any]) -> State:
     requests = config.get("DeviceRequests") or ()
     # Names of the Container Device Interface end in the number or UUID: nvidia.com/gpu=0.
     devices = tuple(str(device).rpartition("=")[2] for request in requests for device in request.get("DeviceIDs") or ())
+    counts = [int(request.get("Count") or 0) for request in requests]
     return State(
         running=bool(state.get("Running")),
         restarts=int(inspected.get("RestartCount") or 0),
         started=str(state.get("StartedAt") or ""),
         limit_gib=int(config.get("Memory") or 0) / GIB,
-        devices=devices,
+        devices=() if _ALL in devices else devices,
+        device_count=sum(count for count in counts if count > 0),
+        all_devices=_ALL in devices or any(count < 0 for count in counts),
     )
 
 

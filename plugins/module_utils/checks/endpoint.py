@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict, summary
+from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import summary
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.service.api_keys import reason_invalid
 

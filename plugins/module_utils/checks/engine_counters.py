@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Session
 from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure, failed
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check
 
 
 def counter_of(metrics: str, name: str) -> float | None:

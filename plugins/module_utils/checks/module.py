@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +10,7 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks import endpoint
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import ManifestFile, Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError, join
 
@@ -86,22 +85,19 @@ def report_of(params: Params, text: str) -> Files:
     return [(Path(params["report_path"]), text)] if params["report_path"] else []
 
 
-def from_manifest(path: str, of: Callable[[Any], Value]) -> Value:
+def from_manifest(path: str, of: Callable[[ManifestFile], Value]) -> Value:
     """What ``of`` makes of a manifest.json.
 
     Raises:
         RefusalError: It is missing, unreadable, or no manifest.
     """
     try:
-        return of(json.loads(Path(path).read_text(encoding="utf-8")))
+        return of(ManifestFile.from_json(Path(path).read_text(encoding="utf-8", errors="replace"), path))
     except OSError as error:
-        reason = f"cannot be read: {error.strerror}"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"is no manifest with a plan and flags ({type(error).__name__}: {error})"
-    raise RefusalError(
-        Refusal(
-            "manifest_unusable",
-            f"manifest_path is {path!r}, and {reason}.",
-            "Name the manifest.json of the release that runs; the serve step writes it.",
-        )
-    )
+        reason = f"{path} cannot be read: {error.strerror}."
+    except RefusalError as error:
+        reason = " ".join(refusal.message for refusal in error.refusals)
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"{path} has no complete plan and flags ({type(error).__name__}: {error})."
+    fix = "Set manifest_path to the manifest.json of the release that runs; playbooks/serve.yml writes it."
+    raise RefusalError(Refusal("manifest_unusable", f"manifest_path cannot be used: {reason}", fix))

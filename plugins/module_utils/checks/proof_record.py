@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks.container import State
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict, VerdictError
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 
 RECORD, VERDICT = "proof.json", "verdict.json"
 
@@ -98,6 +99,6 @@ def _text(path: Path) -> str:
 
 def _verdict(text: str) -> Verdict | None:
     try:
-        return Verdict.from_json(text)
-    except VerdictError:
+        return Verdict.from_json(text, VERDICT)
+    except RefusalError:
         return None

@@ -9,6 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import (
+    BenchmarkResult,
+    CheckResult,
+    StabilityResult,
+    VramResult,
+)
+
 
 @dataclass(frozen=True)
 class CheckRole:
@@ -18,12 +25,14 @@ class CheckRole:
         name: Tag of the verify playbook, and stem of the result file.
         role: Name of the role.
         title: Heading of its result in the report.
+        result: Type of its result file.
         default: Whether every proof of a release includes it. Else ``--tags`` or a variable of the playbook adds it.
     """
 
     name: str
     role: str
     title: str
+    result: type[CheckResult] = CheckResult
     default: bool = True
 
     @property
@@ -35,10 +44,12 @@ class CheckRole:
 # In the order in which they run.
 CHECKS = (
     CheckRole("smoke", "smoke_test", "Answers and refusals"),
-    CheckRole("vram", "vram_check", "Memory over time, and what was planned"),
-    CheckRole("stability", "stability", "Stability: mixed requests"),
-    CheckRole("benchmark", "benchmark", "Speed: latency and throughput", default=False),
+    CheckRole("vram", "vram_check", "Memory over time, and what was planned", VramResult),
+    CheckRole("stability", "stability", "Stability: mixed requests", StabilityResult),
+    CheckRole("benchmark", "benchmark", "Speed: latency and throughput", BenchmarkResult, default=False),
 )
+#: Type of each result file, by the name of the file.
+RESULTS: Mapping[str, type[CheckResult]] = {check.file: check.result for check in CHECKS}
 ALL = "all"
 
 

@@ -15,10 +15,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Literal
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks import verdict
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import (
@@ -32,22 +32,22 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.container im
 from ansible_collections.inference.vllm.plugins.module_utils.checks.engine_counters import Counters, restarts_by_metrics
 from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure, failed
 from ansible_collections.inference.vllm.plugins.module_utils.checks.memory_sampler import Sample, Sampler
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import Latency, Series, StabilityResult
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import cases as smoke_cases
 from ansible_collections.inference.vllm.plugins.module_utils.checks.steps import (
     HUNG_AFTER,
-    Result,
     Seen,
     Step,
     endpoint_step,
     engine_of,
     run_steps,
 )
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import judge as vram_judge
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import load as vram_load
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import run as vram_run
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.judge import Expected
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.run import Source
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check, Verdict
 
 # Requests in turn: name, images that it holds, share of the context that is words.
 _KINDS = ("text", "image", "stream", "long_text", "json", "images")
@@ -308,7 +308,7 @@ def _unseen(check: Check) -> Failure:
 # --- The whole ------------------------------------------------------------------------------------------------------
 
 
-def run(target: Target, release: str, settings: Settings, pynvml: ModuleType | None) -> Result:
+def run(target: Target, release: str, settings: Settings, pynvml: ModuleType | None) -> StabilityResult:
     """Check a server; never raises for what a server, a driver or Docker does.
 
     Raises:
@@ -331,7 +331,7 @@ def run(target: Target, release: str, settings: Settings, pynvml: ModuleType | N
             after = vram_run.state_after(container, before, checks)
             checks.insert(2, vram_run.restarts_of(before, after, "stability_restarts"))
     gpus = () if isinstance(source, Failure) else source.gpus
-    return Result(Verdict(release, tuple(checks), engine_of(session), gpus, started, verdict.now()), run.detail())
+    return run.result(Verdict(release, tuple(checks), engine_of(session), gpus, started, verdict.now()))
 
 
 class _Run:
@@ -340,7 +340,9 @@ class _Run:
     def __init__(self, session: Session, settings: Settings, source: Source | Failure) -> None:
         self.session, self.settings = session, settings
         self.failure = source if isinstance(source, Failure) else None
-        self.name = "none" if isinstance(source, Failure) else source.name
+        self.name: Literal["nvml", "container", "processes", "none"] = "none"
+        if not isinstance(source, Failure):
+            self.name = source.name
         read: Callable[[], Mapping[str, float]] = dict if isinstance(source, Failure) else source.read
         self.sampler = Sampler(read, settings.interval)
         self.load = _Load(session, settings)
@@ -386,40 +388,41 @@ class _Run:
         self.load.run()
         return requests_check(self.load.done, self.settings.requests, self.load.stopped)
 
-    def detail(self) -> dict[str, Any]:
-        """What ``stability.json`` holds beside the verdict."""
+    def result(self, judged: Verdict) -> StabilityResult:
+        """The content of ``stability.json``."""
         done, samples = list(self.load.done), list(self.sampler.samples)
         names = list(samples[0].gib) if samples else []
         growth = growth_of(samples)
-        return {
-            "requests": len(done),
-            "errors": sum(item.failure is not None for item in done),
-            "seconds": round(max((item.start + item.seconds for item in done), default=0.0), 1),
-            "concurrency": self.settings.concurrency,
-            "minutes": self.settings.minutes,
-            "latency_drift": drift_of(done),
-            "memory_drift_gib": growth[1] if growth else None,
-            "latency_ms": {kind: _latencies(done, kind) for kind in dict.fromkeys(item.kind for item in done)},
-            "points": {
+        return StabilityResult(
+            *(getattr(judged, each.name) for each in fields(judged)),
+            requests=len(done),
+            errors=sum(item.failure is not None for item in done),
+            seconds=round(max((item.start + item.seconds for item in done), default=0.0), 1),
+            concurrency=self.settings.concurrency,
+            minutes=self.settings.minutes,
+            latency_drift=drift_of(done),
+            memory_drift_gib=growth[1] if growth else None,
+            latency_ms={kind: _latencies(done, kind) for kind in dict.fromkeys(item.kind for item in done)},
+            points={
                 kind: _thinned([item for item in done if item.kind == kind and item.failure is None])
                 for kind in dict.fromkeys(item.kind for item in done)
             },
-            "source": self.name,
-            "samples": {name: vram_judge.thinned(samples, name) for name in names},
-        }
+            source=self.name,
+            samples={name: vram_judge.thinned(samples, name) for name in names},
+        )
 
 
-def _latencies(done: Sequence[Done], kind: str) -> dict[str, float | int]:
+def _latencies(done: Sequence[Done], kind: str) -> Latency:
     """Count, median and 95th percentile of one kind, milliseconds."""
     times = sorted(item.seconds for item in done if item.kind == kind and item.failure is None)
     if not times:
-        return {"count": 0}
+        return Latency(0)
     late = times[min(math.ceil(0.95 * len(times)), len(times)) - 1]
-    return {"count": len(times), "median": round(1000 * statistics.median(times)), "p95": round(1000 * late)}
+    return Latency(len(times), round(1000 * statistics.median(times)), round(1000 * late))
 
 
-def _thinned(done: Sequence[Done]) -> list[list[float]]:
+def _thinned(done: Sequence[Done]) -> Series:
     """Start and duration of requests, seconds; at most some hundred, in equal steps."""
-    points = sorted([item.start, item.seconds] for item in done)
+    points = sorted((item.start, item.seconds) for item in done)
     step = max(math.ceil(len(points) * len(_KINDS) / MOST_POINTS), 1)
-    return points[::step]
+    return tuple(points[::step])

@@ -7,18 +7,17 @@ it as an exception, and no step that did not run counts as good.
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks import client, verdict
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Session
 from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure, failed
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Scalar, Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check, Scalar, Severity
 
 # A slow first request is possible; two in a row that do not finish are a hung engine.
 HUNG_AFTER = 2
@@ -50,24 +49,12 @@ class Step:
 
     code: str
     run: Callable[[Session], Seen]
-    severity: str = "error"
+    severity: Severity = "error"
     limit: Scalar = None
     unit: str | None = None
     gate: bool = False
     timeout: float | None = None
     concurrent: bool = False
-
-
-@dataclass
-class Result:
-    """The result of a check role: its checks, and what its result file holds beside them."""
-
-    verdict: Verdict
-    detail: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """The content of the result file: a verdict and more."""
-        return json.dumps(self.verdict.as_dict() | self.detail, indent=1, ensure_ascii=False) + "\n"
 
 
 def endpoint_step(code: str, model: str) -> Step:

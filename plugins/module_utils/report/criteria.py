@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check
 
 MET, MISSED, UNMEASURED = "met", "missed", "not measured"
 MOST_GIB = 24.0

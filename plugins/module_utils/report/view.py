@@ -10,17 +10,20 @@ import base64
 import io
 import json
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import HTTP_STATUS
+from ansible_collections.inference.vllm.plugins.module_utils.checks.combine import combine
 from ansible_collections.inference.vllm.plugins.module_utils.checks.registry import CHECKS
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import CheckResult
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import cases as smoke_cases
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import extended
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES, Case
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict, VerdictError, combine
 from ansible_collections.inference.vllm.plugins.module_utils.columns import columns
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import CONTRACTS, VERSION_KEY, Check, Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.report import criteria as report_criteria
 from ansible_collections.inference.vllm.plugins.module_utils.report import load as report_load
 from ansible_collections.inference.vllm.plugins.module_utils.report import memory as report_memory
@@ -29,7 +32,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.report import runbo
 # Part of the report, file that it comes from. The verdict's own files are not among them.
 SECTIONS = (("Release", "manifest.json"), ("Engine image", "image.json"), ("Plan", "plan.json"))
 # What the report shows of a check's result beside its checks.
-DETAILS: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]] = {
+DETAILS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     "vram": report_memory.view,
     "stability": report_load.stability,
     "benchmark": report_load.benchmark,
@@ -37,6 +40,7 @@ DETAILS: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]] = {
 # All files that a report is made of.
 FILES = (*(name for _, name in SECTIONS), *(check.file for check in CHECKS), "verdict.json")
 NOTHING = "-"
+Result = TypeVar("Result", bound=CheckResult)
 _PALETTE_COLOURS = 256
 _EXACT_BELOW = 10.0
 
@@ -79,13 +83,21 @@ def text_of(value: Any) -> str:
 
 
 def rows_of(data: Mapping[str, Any], prefix: str = "") -> Iterator[dict[str, str]]:
-    """Every value in nested mappings as a row; the label is the path to it."""
+    """Every value in nested mappings as a row; the label is the path to it. A mapping in a list is one row."""
     for key, value in data.items():
         label = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
             yield from rows_of(value, f"{label}.")
+        elif _is_table(value):
+            for number, item in enumerate(value):
+                cells = (f"{name} {text_of(cell)}" for name, cell in item.items() if cell is not None)
+                yield {"label": f"{label}[{number}]", "value": ", ".join(cells)}
         else:
             yield {"label": label, "value": text_of(value)}
+
+
+def _is_table(value: Any) -> bool:
+    return bool(value) and isinstance(value, Sequence) and all(isinstance(item, Mapping) for item in value)
 
 
 def seconds_of(seconds: float) -> str:
@@ -94,35 +106,39 @@ def seconds_of(seconds: float) -> str:
 
 
 def parse(name: str, text: str | None) -> dict[str, Any]:
-    """The content of a JSON file; a file that is not a JSON object says so in its own words."""
+    """The content of a file; for a file that cannot be read, the reason under ``unreadable``."""
     if text is None:
         return {}
     try:
-        data = json.loads(text)
-    except ValueError as error:
-        return {"unreadable": f"{name} is not JSON: {error}"}
-    return data if isinstance(data, dict) else {"unreadable": f"{name} holds no JSON object"}
+        data = CONTRACTS[name].from_json(text, name).as_dict()
+    except RefusalError as error:
+        return {"unreadable": " ".join(refusal.message for refusal in error.refusals)}
+    del data[VERSION_KEY]
+    return data
 
 
 # --- The verdict ----------------------------------------------------------------------------------------------------
 
 
 def verdict_of(release: str, files: Mapping[str, str]) -> Verdict:
-    """The stored verdict; where there is none of this release, what the results say, if only that they are missing."""
+    """The stored verdict; if there is none of this release, the verdict over the results."""
     # The other checks come after the first one, and only where that was good.
     present = [check for check in CHECKS if check is CHECKS[0] or check.file in files]
     results = {check.name: files.get(check.file) for check in present}
     try:
-        stored = Verdict.from_json(files.get("verdict.json", ""))
-    except VerdictError:
+        stored = Verdict.from_json(files.get("verdict.json"), "verdict.json")
+    except RefusalError:
         return combine(release, results)
     return stored if stored.release == release else combine(release, results)
 
 
-def result_of(release: str, files: Mapping[str, str], name: str) -> dict[str, Any]:
-    """A result file of this release; empty where there is none."""
-    data = parse(name, files.get(name))
-    return data if data.get("release") == release else {}
+def result_of(release: str, files: Mapping[str, str], kind: type[Result], name: str) -> Result | None:
+    """A result of this release; None if there is none that can be read."""
+    try:
+        result = kind.from_json(files.get(name), name)
+    except RefusalError:
+        return None
+    return result if result.release == release else None
 
 
 def _headline(verdict: Verdict) -> str:
@@ -258,7 +274,7 @@ def view(
     parsed = {name: parse(name, files.get(name)) for _, name in SECTIONS}
     flags = parsed["manifest.json"].pop("flags", None) or parsed["plan.json"].get("flags") or {}
     parsed["plan.json"].pop("flags", None)
-    results = {check.name: result_of(release, files, check.file) for check in CHECKS}
+    results = {check.name: result_of(release, files, check.result, check.file) for check in CHECKS}
     slowest = max((check.seconds for check in verdict.checks), default=0.0)
     return {
         "release": release,
@@ -273,9 +289,9 @@ def view(
         "version": text_of(verdict.engine.get("version")),
         "problems": _problems(verdict),
         "checks": [_check_view(check, slowest) for check in verdict.checks],
-        "criteria": report_criteria.criteria(verdict.checks, str(results["vram"].get("source"))),
+        "criteria": report_criteria.criteria(verdict.checks, getattr(results["vram"], "source", "none")),
         "titles": {check.name: check.title for check in CHECKS},
-        **{name: show(results[name]) for name, show in DETAILS.items()},
+        **{name: show(results[name]) if results[name] else None for name, show in DETAILS.items()},
         "sections": [
             {"title": "Engine", "file": CHECKS[0].file, "rows": list(rows_of(verdict.engine))},
             {"title": "Flags", "file": "manifest.json", "rows": list(rows_of(flags) if flags else ())},

@@ -9,7 +9,7 @@ import pytest
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Session, Target
 from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure, failed
 from ansible_collections.inference.vllm.plugins.module_utils.checks.steps import Seen, Step, run_steps
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check
 from support.lying_server import KEY, MODEL, lying_server
 
 

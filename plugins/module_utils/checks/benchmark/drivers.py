@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.figures import Goals, Point
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import BenchmarkPoint
 
 _TIMES = ("ttft", "tpot", "itl", "e2el")
 _QUANTILES = ("mean", "median", "p95", "p99")
@@ -61,21 +62,22 @@ class Driver:
     figures: Callable[[Mapping[str, Any]], Figures]
 
 
-def normalised(driver: Driver, point: Point, raw: Mapping[str, Any]) -> Figures:
-    """A result in the one shape that is kept.
+def normalised(driver: Driver, point: Point, raw: Mapping[str, Any], command: str = "") -> BenchmarkPoint:
+    """The result of a tool as a point of the benchmark.
 
     Raises:
         KeyError, TypeError, ValueError: It is no result of that driver.
     """
     workload = point.workload
-    return {
+    return BenchmarkPoint(
         **{key: value for key, value in asdict(workload).items() if key not in ("name", "concurrency", "rounds")},
-        "workload": workload.name,
-        "concurrency": point.concurrency,
-        "again": point.again,
-        "seed": point.seed,
+        workload=workload.name,
+        concurrency=point.concurrency,
+        again=point.again,
+        seed=point.seed,
+        command=command,
         **driver.figures(raw),
-    }
+    )
 
 
 def _finite(value: Any) -> float:

@@ -16,7 +16,7 @@ import shlex
 import tarfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,22 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.dr
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.figures import Goals, Point, Workload
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Session, Target
 from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure, failed
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import (
+    BenchmarkComparison,
+    BenchmarkPoint,
+    BenchmarkResult,
+    ComparedFigure,
+    ServiceLevel,
+)
 from ansible_collections.inference.vllm.plugins.module_utils.checks.steps import (
-    Result,
     Seen,
     Step,
     endpoint_step,
     engine_of,
     run_steps,
 )
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check, Severity, Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 
 _FOLDER = "/tmp"  # noqa: S108 - inside the tool's own container
 _RESULT = "vllm-bench.json"
@@ -274,7 +281,7 @@ def last_line(log: str) -> str:
 # --- The whole ------------------------------------------------------------------------------------------------------
 
 
-def run(target: Target, release: str, settings: Settings) -> Result:
+def run(target: Target, release: str, settings: Settings) -> BenchmarkResult:
     """Measure a server; never raises for what a server, a tool or Docker does.
 
     Raises:
@@ -288,45 +295,47 @@ def run(target: Target, release: str, settings: Settings) -> Result:
         checks = run.checks()
     finally:
         docker.close()
-    detail = run.detail()
-    checks += compared(detail, settings, run.whole)
-    return Result(Verdict(release, tuple(checks), engine_of(session), (), started, verdict.now()), detail)
+    measured = run.result(Verdict(release, tuple(checks), engine_of(session), (), started, verdict.now()))
+    return compared(measured, settings) if run.whole else measured
 
 
-def compared(detail: dict[str, Any], settings: Settings, whole: bool) -> list[Check]:
-    """Hold the result against the former ones, note the rows in it, and say how it went."""
-    detail["comparisons"] = {}
-    checks = []
-    for comparison in settings.comparisons if whole else ():
+def compared(result: BenchmarkResult, settings: Settings) -> BenchmarkResult:
+    """The result with its comparisons and a check for each."""
+    checks, comparisons = list(result.checks), {}
+    for comparison in settings.comparisons:
         code = f"benchmark_{comparison.name}"
         try:
-            before = json.loads(comparison.path.read_text(encoding="utf-8"))
-            rows = benchmark_figures.compare(before, detail, settings.tolerance, comparison.workloads)
+            before = BenchmarkResult.from_json(_text(comparison.path), str(comparison.path))
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            failure = Failure("result_unreadable", f"{comparison.path} is no benchmark: {error}")
+        except OSError as error:
+            failure = Failure("result_unreadable", f"{comparison.path} cannot be read: {error.strerror}")
             checks.append(failed(code, failure, 0, "figures"))
             continue
-        if not rows:
+        except RefusalError as error:
+            failure = Failure("result_unreadable", " ".join(refusal.message for refusal in error.refusals))
+            checks.append(failed(code, failure, 0, "figures"))
             continue
-        detail["comparisons"][comparison.name] = {
-            "with": str(before.get("release") or comparison.path.stem),
-            "tolerance": settings.tolerance,
-            "rows": rows,
-        }
-        checks.append(_compared(code, rows, str(before.get("release")), settings))
-    return checks
+        rows = benchmark_figures.compare(before, result, settings.tolerance, comparison.workloads)
+        if rows:
+            comparisons[comparison.name] = BenchmarkComparison(before.release, settings.tolerance, rows)
+            checks.append(_compared(code, rows, before.release, settings))
+    return replace(result, checks=tuple(checks), comparisons=comparisons, finished=verdict.now())
 
 
-def _compared(code: str, rows: Sequence[Mapping[str, Any]], other: str, settings: Settings) -> Check:
-    worse = [row for row in rows if row["judged"] == "worse"]
-    better = sum(row["judged"] == "better" for row in rows)
-    severity = "error" if settings.gate else "warning"
+def _text(path: Path) -> str:
+    """Text of a file; bytes that are not UTF-8 make it unreadable as JSON or change a name, and raise nothing."""
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _compared(code: str, rows: Sequence[ComparedFigure], other: str, settings: Settings) -> Check:
+    worse = [row for row in rows if row.judged == "worse"]
+    better = sum(row.judged == "better" for row in rows)
+    severity: Severity = "error" if settings.gate else "warning"
     about = f"{len(rows)} figures against release {other}: {better} better, {len(worse)} worse"
     if not worse:
         return Check(code, True, severity, about, 0, 0, "figures")
-    most = max(worse, key=lambda row: abs(row["change"] or 0))
+    most = max(worse, key=lambda row: abs(row.change or 0))
     message = f"{about} by more than {100 * settings.tolerance:g} %; most: {benchmark_figures.described(most)}"
     return failed(code, Failure("slower", message, len(worse)), 0, "figures", severity=severity)
 
@@ -338,7 +347,7 @@ class _Run:
         self.session, self.settings, self.docker = session, settings, docker
         self.tool: Tool | None = None
         self.seed = secrets.randbelow(_SEEDS) if settings.seed is None else settings.seed
-        self.measured: list[dict[str, Any]] = []
+        self.measured: list[BenchmarkPoint] = []
         self.whole = False
 
     def checks(self) -> list[Check]:
@@ -371,28 +380,29 @@ class _Run:
             command = driver.command(point, self.settings.goals, call)
             raw = self.docker.bench(self.tool, command, session.target.api_key)
             try:
-                seen = benchmark_drivers.normalised(driver, point, raw)
+                seen = benchmark_drivers.normalised(driver, point, raw, shlex.join(command))
             except (KeyError, TypeError, ValueError) as error:
                 raise Failure("bench_failed", f"the result of {driver.title} lacks a figure: {error}") from error
-            if seen["failed"] or not seen["requests"]:
-                raise Failure(
-                    "bench_failed", f"{seen['failed']} of {seen['requests']} requests were not answered", seen["failed"]
-                )
-            self.measured.append(seen | {"command": shlex.join(command)})
-            first, further = seen["ttft_ms"]["median"], seen["tpot_ms"]["median"]
-            message = f"{seen['requests']} requests: first token after {first:.0f} ms, then {further:.1f} ms each"
-            return Seen(message, seen["output_tokens_per_s"])
+            if seen.failed or not seen.requests:
+                message = f"{seen.failed} of {seen.requests} requests were not answered"
+                raise Failure("bench_failed", message, seen.failed)
+            self.measured.append(seen)
+            first, further = seen.ttft_ms["median"], seen.tpot_ms["median"]
+            message = f"{seen.requests} requests: first token after {first:.0f} ms, then {further:.1f} ms each"
+            return Seen(message, seen.output_tokens_per_s)
 
         return measure
 
-    def detail(self) -> dict[str, Any]:
-        """What ``benchmark.json`` holds beside the verdict."""
+    def result(self, judged: Verdict) -> BenchmarkResult:
+        """The content of ``benchmark.json``, without comparisons."""
         goals = self.settings.goals
-        return {
-            "key": dict(self.settings.key),
-            "driver": self.settings.driver.title,
-            "seed": self.seed,
-            "tool": self.tool.image if self.tool else None,
-            "goals": {"ttft_ms": goals.ttft_ms, "tpot_ms": goals.tpot_ms},
-            "points": list(self.measured),
-        }
+        return BenchmarkResult(
+            *(getattr(judged, each.name) for each in fields(judged)),
+            key=dict(self.settings.key),
+            driver=self.settings.driver.title,
+            seed=self.seed,
+            tool=self.tool.image if self.tool else None,
+            goals=ServiceLevel(goals.ttft_ms, goals.tpot_ms),
+            points=tuple(self.measured),
+            comparisons={},
+        )

@@ -9,11 +9,12 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure, failed
 from ansible_collections.inference.vllm.plugins.module_utils.checks.memory_sampler import Sample, Window
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import Moment, Series, Term
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check, ManifestFile, PlanFile
 
 GIB_UNIT = "GiB"
 # Figures of vLLM's cache that may differ from the plan by this share.
@@ -39,7 +40,7 @@ class Expected:
         images: Images that one request may hold.
         max_pixels: Pixels of the largest image; 0 for as many as the model takes.
         flags: All flags of the release.
-        plan: The plan.
+        plan: The plan; None for a service that this project did not deploy.
         engine: Version of vLLM.
     """
 
@@ -53,13 +54,19 @@ class Expected:
     images: int
     max_pixels: int
     flags: Mapping[str, Any] = field(default_factory=dict)
-    plan: Mapping[str, Any] = field(default_factory=dict)
+    plan: PlanFile | None = None
     engine: str = ""
 
     @property
     def planned(self) -> bool:
-        """Whether there is a plan; a service that this project did not deploy has none."""
-        return bool(self.plan)
+        """Whether there is a plan."""
+        return self.plan is not None
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """UUIDs of the GPUs that the plan selects; empty where it does not know them."""
+        uuids = tuple(gpu.uuid for gpu in self.plan.selected if gpu.uuid) if self.plan else ()
+        return uuids if self.plan and len(uuids) == len(self.plan.selected) else ()
 
 
 def unplanned(accelerator: str, host_gib: float, images: int, sequences: int) -> Expected:
@@ -68,28 +75,28 @@ def unplanned(accelerator: str, host_gib: float, images: int, sequences: int) ->
     return Expected(accelerator, 0.0, 0.0, card, 0.0, 0, sequences, images, 0)
 
 
-def expected_of(manifest: Mapping[str, Any]) -> Expected:
-    """Read the manifest of a release, which holds its plan and flags.
+def expected_of(manifest: ManifestFile) -> Expected:
+    """What the plan and the flags of a release predict.
 
     Raises:
-        KeyError, TypeError, ValueError: It is not such a manifest.
+        KeyError, TypeError, ValueError: The plan has no sizes, or a flag is missing.
     """
-    plan, flags = manifest["plan"], manifest["flags"]
-    nvidia = plan["accelerator"] == "nvidia"
-    sizes = plan["per_gpu_gib"] if nvidia else plan["memory_gib"]
+    plan, flags = manifest.plan, manifest.flags
+    nvidia = plan.accelerator == "nvidia"
+    sizes = (plan.per_gpu_gib if nvidia else plan.memory_gib) or {}
     return Expected(
-        accelerator="nvidia" if nvidia else "cpu",
+        accelerator=plan.accelerator,
         resident=float(sizes["resident"] if nvidia else sizes["engine"] + sizes["kv_cache"]),
         step=float(sizes["step"]) if nvidia else 0.0,
         card=float(sizes["card"] if nvidia else sizes["host"]),
         kv_cache=float(sizes["kv_cache"]),
-        kv_cache_tokens=int(plan["kv_cache_tokens"]),
+        kv_cache_tokens=plan.kv_cache_tokens,
         sequences=int(flags["max-num-seqs"]),
         images=int((flags.get("limit-mm-per-prompt") or {}).get("image", 0)),
         max_pixels=int((flags.get("mm-processor-kwargs") or {}).get("max_pixels", 0)),
         flags=flags,
         plan=plan,
-        engine=str((manifest.get("image") or {}).get("vllm_version") or ""),
+        engine=manifest.image.vllm_version,
     )
 
 
@@ -160,19 +167,21 @@ def _highest(levels: Mapping[str, float]) -> tuple[str, float]:
     return max(levels.items(), key=lambda item: item[1])
 
 
-def thinned(samples: Sequence[Sample], name: str, most: int = MOST_POINTS) -> list[list[float]]:
-    """A series as at most so many points (seconds, GiB); of each stretch its lowest and its highest, so that no peak is
-    lost."""
-    points = [[round(sample.seconds, 2), round(sample.gib[name], 3)] for sample in samples if name in sample.gib]
+def thinned(samples: Sequence[Sample], name: str, most: int = MOST_POINTS) -> Series:
+    """A series as at most `most` points (seconds, GiB).
+
+    Each section keeps its lowest and its highest point, so that no peak is lost.
+    """
+    points = [(round(sample.seconds, 2), round(sample.gib[name], 3)) for sample in samples if name in sample.gib]
     if len(points) <= most:
-        return points
+        return tuple(points)
     stretches = most // 2
-    kept: list[list[float]] = []
+    kept: list[tuple[float, ...]] = []
     for place in range(stretches):
         stretch = points[place * len(points) // stretches : (place + 1) * len(points) // stretches]
         pair = [min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])]
         kept += sorted(pair) if pair[0] != pair[1] else pair[:1]
-    return kept
+    return tuple(kept)
 
 
 # --- The verdict on it ----------------------------------------------------------------------------------------------
@@ -271,14 +280,14 @@ def cache_check(expected: Expected, tokens: int) -> tuple[str, int]:
 # --- What is written ------------------------------------------------------------------------------------------------
 
 
-def terms_of(expected: Expected, measured: Measured) -> list[dict[str, Any]]:
-    """Predicted against measured, for what can be seen from outside the engine; null where there is no figure."""
+def terms_of(expected: Expected, measured: Measured) -> tuple[Term, ...]:
+    """Predicted and measured values of what is visible outside the engine; None if there is no value."""
     ready = _most(measured.level(measured.ready))
     peak = _most({} if measured.failure else measured.peak())
     planned = expected.planned
     stepped = expected.accelerator == "nvidia" and planned
     per_token = expected.kv_cache / expected.kv_cache_tokens if expected.kv_cache_tokens else 0.0
-    return [
+    return (
         _term("resident", expected.resident if planned else None, ready),
         _term(
             "step", expected.step if stepped else None, peak - ready if peak is not None and ready is not None else None
@@ -291,7 +300,7 @@ def terms_of(expected: Expected, measured: Measured) -> list[dict[str, Any]]:
         _term(
             "headroom", expected.card - expected.resident - expected.step if stepped else None, headroom_of(measured)
         ),
-    ]
+    )
 
 
 def headroom_of(measured: Measured) -> float | None:
@@ -304,14 +313,14 @@ def _most(levels: Mapping[str, float]) -> float | None:
     return max(levels.values(), default=None)
 
 
-def _term(name: str, predicted: float | None, measured: float | None, unit: str = GIB_UNIT) -> dict[str, Any]:
+def _term(name: str, predicted: float | None, measured: float | None, unit: Literal["GiB", "tokens"] = "GiB") -> Term:
     def shown(value: float | None) -> float | int | None:
         return None if value is None else int(value) if unit == "tokens" else round(value, 2)
 
-    return {"term": name, "predicted": shown(predicted), "measured": shown(measured), "unit": unit}
+    return Term(name, shown(predicted), shown(measured), unit)
 
 
-def moments_of(measured: Measured) -> dict[str, Any]:
+def moments_of(measured: Measured) -> dict[str, Moment]:
     """The moments: their span in seconds, and GiB by series."""
     found = {
         "ready": (measured.ready, measured.level(measured.ready)),
@@ -320,7 +329,7 @@ def moments_of(measured: Measured) -> dict[str, Any]:
         "after": (measured.after, measured.level(measured.after)),
     }
     return {
-        name: {"from": round(window.start, 2), "to": round(window.end, 2), "gib": levels}
+        name: Moment(round(window.start, 2), round(window.end, 2), levels)
         for name, (window, levels) in found.items()
         if window is not None
     }
@@ -335,14 +344,14 @@ def calibration_row(
     seen.
     """
     ready = _most(measured.level(measured.ready))
-    if expected.accelerator != "nvidia" or not expected.planned or not gpus or ready is None:
+    plan = expected.plan
+    if expected.accelerator != "nvidia" or plan is None or not gpus or ready is None:
         return None
-    flags, gpu = expected.flags, gpus[0]
-    planned = (expected.plan.get("gpus") or [{}])[0]
+    flags, gpu, planned = expected.flags, gpus[0], plan.selected[0]
     peak = _most({} if measured.failure else measured.peak())
     settings = {
         "tensor_parallel_size": flags.get("tensor-parallel-size", 1),
-        "budget_gib": expected.plan["per_gpu_gib"]["budget"],
+        "budget_gib": (plan.per_gpu_gib or {})["budget"],
         "kv_cache_dtype": "fp8" if flags.get("kv-cache-dtype") == "fp8" else "bfloat16",
         "max_num_seqs": expected.sequences,
         "max_num_batched_tokens": flags.get("max-num-batched-tokens"),
@@ -358,18 +367,18 @@ def calibration_row(
         "peak_gib": None if peak is None else round(peak, 2),
     }
     return {
-        "name": f"{expected.plan['model']}, {len(gpus)}x {gpu['name']}, {date}",
+        "name": f"{plan.model}, {len(gpus)}x {gpu['name']}, {date}",
         "engine": expected.engine,
         "date": date,
         "gpu": {
             "measured_on": gpu["name"],
             "total_gib": expected.card,
             "count": len(gpus),
-            "compute_capability": planned.get("compute_capability") or gpu["compute_capability"],
-            "peer_to_peer": bool(planned.get("peer_to_peer")),
+            "compute_capability": planned.compute_capability,
+            "peer_to_peer": planned.peer_to_peer,
         },
         "note": "resident is what was held before the load, by an engine that has answered requests before",
-        "model": expected.plan["model"],
+        "model": plan.model,
         "settings": {name: value for name, value in settings.items() if value is not None},
         "measured": {name: value for name, value in found.items() if value is not None}
         | {"starts": True, "survives": survives},
