@@ -85,6 +85,8 @@ def text_of(value: Any) -> str:
 def rows_of(data: Mapping[str, Any], prefix: str = "") -> Iterator[dict[str, str]]:
     """Every value in nested mappings as a row; the label is the path to it. A mapping in a list is one row."""
     for key, value in data.items():
+        if key == VERSION_KEY:
+            continue
         label = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
             yield from rows_of(value, f"{label}.")
@@ -110,11 +112,9 @@ def parse(name: str, text: str | None) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        data = CONTRACTS[name].from_json(text, name).as_dict()
+        return CONTRACTS[name].from_json(text, name).as_dict()
     except RefusalError as error:
         return {"unreadable": " ".join(refusal.message for refusal in error.refusals)}
-    del data[VERSION_KEY]
-    return data
 
 
 # --- The verdict ----------------------------------------------------------------------------------------------------
@@ -272,6 +272,12 @@ def view(
     """
     verdict = verdict_of(release, files)
     parsed = {name: parse(name, files.get(name)) for _, name in SECTIONS}
+    # The host's own image.json and plan.json may already be those of a later release.
+    parsed |= {
+        f"{part}.json": parsed["manifest.json"].pop(part)
+        for part in ("image", "plan")
+        if part in parsed["manifest.json"]
+    }
     flags = parsed["manifest.json"].pop("flags", None) or parsed["plan.json"].get("flags") or {}
     parsed["plan.json"].pop("flags", None)
     results = {check.name: result_of(release, files, check.result, check.file) for check in CHECKS}

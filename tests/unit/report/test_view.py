@@ -128,6 +128,16 @@ def test_each_gpu_of_the_plan_is_a_row() -> None:
     assert [value.endswith("selected yes") for value in gpus.values()] == [True, True, False, False]
 
 
+def test_image_and_plan_are_those_of_the_release_and_not_of_a_later_one() -> None:
+    later = {"plan.json": gpu_plan().to_json(), "image.json": replace(RELEASE.image, reference="later").to_json()}
+    shown = {
+        part["title"]: {row["label"]: row["value"] for row in part["rows"]} for part in view(GOOD, **later)["sections"]
+    }
+    assert shown["Plan"]["model"] == RELEASE.plan.model
+    assert shown["Engine image"]["reference"] == RELEASE.image.reference
+    assert not [label for label in shown["Release"] if label.startswith(("plan.", "image."))]
+
+
 def test_each_failure_is_shown_once_with_its_runbook() -> None:
     problems = view(BAD)["problems"]
     assert [(item["name"], item["checks"]) for item in problems] == [
@@ -160,7 +170,7 @@ def test_the_files_of_a_report_are_looked_for_in_each_folder() -> None:
 def test_nothing_that_a_model_or_a_file_says_becomes_markup() -> None:
     evil = "<script>alert(1)</script><img src=http://x/y onerror=z> & \" ' {{ 7 * 7 }}"
     check = Check("shape_square", False, message=evil, value=evil, runbook=evil)
-    files = {"image.json": replace(RELEASE.image, reference=evil).to_json()}
+    files = {"manifest.json": replace(RELEASE, image=replace(RELEASE.image, reference=evil)).to_json()}
     verdict = replace(GOOD, checks=(check, replace(check, ok=True)), engine={"model": evil, "base_url": evil})
     seen = view(verdict, **files)
     text = page(seen)
@@ -184,7 +194,8 @@ def test_every_file_may_be_missing_or_broken() -> None:
     bare = report.view({}, "r1", "gpu1", "", "/r")
     assert "Missing: plan.json" in page(bare)
     assert bare["ok"] is False
-    broken = view(GOOD, **{"plan.json": "{", "image.json": '["1"]'})
+    broken = view(GOOD, **{"manifest.json": "7", "plan.json": "{", "image.json": '["1"]'})
+    assert "manifest.json: the content is 7, but must be a mapping" in page(broken)
     assert "plan.json holds no JSON" in page(broken)
     assert "image.json: the content is [&#39;1&#39;]" in page(broken)
 
