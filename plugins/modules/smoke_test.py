@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.inference.vllm.plugins.module_utils.checks import endpoint
+from ansible_collections.inference.vllm.plugins.module_utils.checks import endpoint, limits
 from ansible_collections.inference.vllm.plugins.module_utils.checks import module as check_module
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
+from ansible_collections.inference.vllm.plugins.module_utils.checks.registry import HostCheck
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import extended
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import run as smoke_run
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Settings
@@ -82,6 +83,17 @@ options:
         images, and a wrong key where O(api_key_file) is not set. Otherwise it is a warning.
     type: bool
     default: true
+  home:
+    description:
+      - Folder of the deployment. The host checks, such as C(disk_left), are made there.
+      - Without it there are no host checks.
+    type: path
+  host_limits:
+    description:
+      - Limits of the host checks, by the code of the check. Each is a mapping with C(warn), C(fail) or both.
+      - A value below C(warn) is a warning, a value below C(fail) fails the release.
+    type: dict
+    default: {}
 attributes:
   check_mode:
     description: Asks the same questions, which change nothing, and does not write the report.
@@ -135,16 +147,31 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "manifest_path": {"type": "path"},
     "largest_pixels": {"type": "int", "default": 0},
     "strict": {"type": "bool", "default": True},
+    "home": {"type": "path"},
+    "host_limits": {"type": "dict", "default": {}},
 }
 LEAST = {"timeout": 0.1, "max_images": -1, "concurrency": 1, "largest_pixels": 0}
 
 
-def prepare(params: dict[str, Any]) -> tuple[Target, Settings]:
-    """The server, and what is known of it."""
+@dataclass(frozen=True)
+class Plan:
+    """What is checked: the server, and the values of the host."""
+
+    settings: Settings
+    host: list[HostCheck]
+
+
+def prepare(params: dict[str, Any]) -> tuple[Target, Plan]:
+    """The server, and what is checked.
+
+    Raises:
+        RefusalError: An argument, the key file or the manifest cannot be used.
+    """
     target = replace(check_module.target_of(params, LEAST), concurrency=params["concurrency"])
     largest, cap = largest_of(params)
     known = {name: params[name] for name in ("level", "max_images", "strict")}
-    return target, Settings(largest_pixels=largest, cap_pixels=cap, **known)
+    host = limits.rows_of(params["host_limits"])
+    return target, Plan(Settings(largest_pixels=largest, cap_pixels=cap, **known), host if params["home"] else [])
 
 
 def largest_of(params: dict[str, Any]) -> tuple[int, int]:
@@ -159,10 +186,13 @@ def largest_of(params: dict[str, Any]) -> tuple[int, int]:
     return params["largest_pixels"], check_module.from_manifest(path, expected_of).max_pixels
 
 
-def ask(params: dict[str, Any], target: Target, settings: Settings) -> tuple[Verdict, check_module.Files]:
-    """Run the smoke test, and write its result."""
+def ask(params: dict[str, Any], target: Target, plan: Plan) -> tuple[Verdict, check_module.Files]:
+    """Run the smoke test and the host checks, and write the result."""
+    settings = plan.settings
     more = extended.steps_for(settings) if params["extent"] == "full" else []
     result = smoke_run.run(target, params["release"], settings, more=[*more, *extended.largest_steps(settings)])
+    if plan.host:
+        result = replace(result, checks=(*result.checks, *limits.checks_of(plan.host, Path(params["home"]))))
     return result.verdict, check_module.report_of(params, result.to_json())
 
 

@@ -119,10 +119,8 @@ def test_without_a_verdict_the_result_speaks() -> None:
 
 def test_each_gpu_of_the_plan_is_a_row() -> None:
     plan = gpu_plan(read_host(4), tensor_parallel_size=2)
-    rows = next(
-        part["rows"] for part in view(GOOD, **{"plan.json": plan.to_json()})["sections"] if part["title"] == "Plan"
-    )
-    gpus = {row["label"]: row["value"] for row in rows if row["label"].startswith("gpus[")}
+    *_, shown = view(GOOD, **{"manifest.json": manifest(plan).to_json()})["sections"]
+    gpus = {row["label"]: row["value"] for row in shown["rows"] if row["label"].startswith("gpus[")}
     assert list(gpus) == ["gpus[0]", "gpus[1]", "gpus[2]", "gpus[3]"]
     assert gpus["gpus[1]"].startswith("index 1, uuid GPU-00000001, name RTX 4090, total_gib 23.52")
     assert [value.endswith("selected yes") for value in gpus.values()] == [True, True, False, False]
