@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ansible_collections.inference.vllm.plugins.module_utils.checks import host
 from ansible_collections.inference.vllm.plugins.module_utils.checks.results import (
     BenchmarkResult,
     CheckResult,
@@ -80,7 +81,9 @@ class HostCheck:
     failure: str
 
 
-HOST_CHECKS: tuple[HostCheck, ...] = ()
+HOST_CHECKS: tuple[HostCheck, ...] = (
+    HostCheck("disk_left", host.disk_left, "free disk space of vllm_home", "GiB", warn=20, fail=2, failure="disk_low"),
+)
 
 
 def chain_of(also: Sequence[str] = (), without: Sequence[str] = ()) -> list[str]:
