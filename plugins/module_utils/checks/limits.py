@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure, failed
 from ansible_collections.inference.vllm.plugins.module_utils.checks.registry import HOST_CHECKS, HostCheck
-from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check, Severity
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
 Limits = Mapping[str, Mapping[str, float]]
@@ -34,9 +34,11 @@ def rows_of(limits: Limits, rows: Sequence[HostCheck] = HOST_CHECKS) -> list[Hos
         for name, value in values.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
                 raise _refused(f"{code}.{name} is {value!r}", "Set a number of at least 0.")
-    return [
-        replace(row, **{str(name): float(value) for name, value in limits.get(row.code, {}).items()}) for row in rows
-    ]
+    return [_with(row, limits.get(row.code, {})) for row in rows]
+
+
+def _with(row: HostCheck, values: Mapping[str, float]) -> HostCheck:
+    return replace(row, warn=float(values.get("warn", row.warn)), fail=float(values.get("fail", row.fail)))
 
 
 def _refused(problem: str, fix: str) -> RefusalError:
@@ -53,7 +55,8 @@ def _check(row: HostCheck, home: Path) -> Check:
         value = round(row.measure(home), 2)
     except OSError as error:
         return failed(row.code, Failure("client_error", f"{error.filename}: {error.strerror}"), row.fail, row.unit)
-    for limit, severity in ((row.fail, "error"), (row.warn, "warning")):
+    limits: tuple[tuple[float, Severity], ...] = ((row.fail, "error"), (row.warn, "warning"))
+    for limit, severity in limits:
         if value < limit:
             message = f"{row.failure}: {row.what}: {value:g} {row.unit}; the limit is {limit:g} {row.unit}"
             return Check(row.code, False, severity, message, value, limit, row.unit, runbook=row.failure)

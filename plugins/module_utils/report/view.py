@@ -43,6 +43,9 @@ NOTHING = "-"
 Result = TypeVar("Result", bound=CheckResult)
 _PALETTE_COLOURS = 256
 _EXACT_BELOW = 10.0
+_LEAST_SHARE = 2.0
+# Order of the checks in the table: what needs attention comes first.
+_RANKS = ("failed", "warning", "ok")
 
 
 # --- Small parts ----------------------------------------------------------------------------------------------------
@@ -153,19 +156,29 @@ def _status(check: Check) -> str:
     return "ok" if check.ok else "failed" if check.decides else "warning"
 
 
+def _rank(check: Check) -> int:
+    return _RANKS.index(_status(check))
+
+
 def _check_view(check: Check, slowest: float) -> dict[str, Any]:
     case = next((case for case in extended.ALL_CASES if case.code == check.code), None)
     return {
         "code": check.code,
         "status": _status(check),
         "seconds": seconds_of(check.seconds) if check.seconds else NOTHING,
-        "share": f"{100 * check.seconds / slowest:.1f}" if slowest else "0",
+        "share": _share(check.seconds, slowest),
         "message": check.message,
         "shown": _seen(check) if case and check.ok else check.message,
         "asked": case.prompt if case else "",
         "pictures": _pictures(case),
         "seen": _seen(check),
     }
+
+
+def _share(seconds: float, slowest: float) -> str:
+    """Length of a bar in percent; empty for a duration that is too short to be seen."""
+    share = 100 * seconds / slowest if slowest else 0.0
+    return f"{share:.1f}" if share >= _LEAST_SHARE else ""
 
 
 def _seen(check: Check) -> str:
@@ -180,10 +193,18 @@ def _seen(check: Check) -> str:
 
 def _problems(verdict: Verdict) -> list[dict[str, Any]]:
     """Each failure once, with its runbook and the checks that have it."""
-    by_name: dict[str, list[str]] = {}
+    by_name: dict[str, list[Check]] = {}
     for check in verdict.failures:
-        by_name.setdefault(check.runbook or "failed", []).append(check.code)
-    return [{"name": name, "checks": codes, **_runbook(name)} for name, codes in by_name.items()]
+        by_name.setdefault(check.runbook or "failed", []).append(check)
+    return [
+        {
+            "name": name,
+            "checks": [check.code for check in checks],
+            "found": [{"code": check.code, "message": check.message.removeprefix(f"{name}: ")} for check in checks],
+            **_runbook(name),
+        }
+        for name, checks in by_name.items()
+    ]
 
 
 def _runbook(name: str) -> dict[str, str]:
@@ -191,7 +212,7 @@ def _runbook(name: str) -> dict[str, str]:
     runbook = runbooks.find(name)
     if runbook is None:
         return {"summary": "There is no runbook. The message of the check gives the reason.", "path": "", "text": ""}
-    return {"summary": runbook.summary, "path": f"docs/runbooks/{name}.md", "text": runbook.body}
+    return {"summary": runbook.summary.replace("`", ""), "path": f"docs/runbooks/{name}.md", "text": runbook.body}
 
 
 # --- How to ask -----------------------------------------------------------------------------------------------------
@@ -294,7 +315,7 @@ def view(
         "model": text_of(verdict.engine.get("model")),
         "version": text_of(verdict.engine.get("version")),
         "problems": _problems(verdict),
-        "checks": [_check_view(check, slowest) for check in verdict.checks],
+        "checks": [_check_view(check, slowest) for check in sorted(verdict.checks, key=_rank)],
         "criteria": report_criteria.criteria(verdict.checks, getattr(results["vram"], "source", "none")),
         "titles": {check.name: check.title for check in CHECKS},
         **{name: show(results[name]) if results[name] else None for name, show in DETAILS.items()},

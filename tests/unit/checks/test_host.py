@@ -40,7 +40,7 @@ def test_disk_left_is_in_the_verdict_and_in_the_report(
     (tmp_path / "api_key").write_text(f"{KEY}\n")
     result = tmp_path / "smoke.json"
     with lying_server() as base_url:
-        arguments = {"base_url": base_url, "api_key_file": str(tmp_path / "api_key"), "extent": "short"}
+        arguments: dict[str, Any] = {"base_url": base_url, "api_key_file": str(tmp_path / "api_key"), "extent": "short"}
         arguments |= {"release": "r1", "report_path": str(result), "fail_on_verdict": False}
         arguments |= {"home": str(tmp_path), "host_limits": json.dumps({"disk_left": limits})}
         run_module(smoke_test, capsys, arguments, KEY)

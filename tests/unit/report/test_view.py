@@ -136,6 +136,17 @@ def test_image_and_plan_are_those_of_the_release_and_not_of_a_later_one() -> Non
     assert not [label for label in shown["Release"] if label.startswith(("plan.", "image."))]
 
 
+def test_failed_checks_come_first_and_then_warnings() -> None:
+    rows = [(row["code"], row["status"]) for row in view(BAD)["checks"]]
+    assert rows[:3] == [("colour_red", "failed"), ("stream", "failed"), ("engine_version", "warning")]
+    assert {status for _, status in rows[3:]} == {"ok"}
+
+
+def test_a_bar_that_nobody_can_see_is_not_drawn() -> None:
+    shares = {row["code"]: row["share"] for row in view(BAD)["checks"]}
+    assert (shares["colour_red"], shares["shape_square"], shares["stream"]) == ("100.0", "", "")
+
+
 def test_each_failure_is_shown_once_with_its_runbook() -> None:
     problems = view(BAD)["problems"]
     assert [(item["name"], item["checks"]) for item in problems] == [
@@ -156,7 +167,7 @@ def test_a_failure_without_a_runbook_leaves_the_report_whole(name: str | None) -
     (problem,) = view(replace(GOOD, checks=(check,)))["problems"]
     assert problem["name"] == name or "failed"
     assert bool(problem["text"]) is (name == "result_missing")
-    assert "Found by shape_square" in page(view(replace(GOOD, checks=(check,))))
+    assert '<p class="found"><span class="code">shape_square</span> x</p>' in page(view(replace(GOOD, checks=(check,))))
 
 
 def test_the_files_of_a_report_are_looked_for_in_each_folder() -> None:
