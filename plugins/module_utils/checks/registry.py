@@ -46,7 +46,7 @@ class CheckRole:
 # In the order in which they run.
 CHECKS = (
     CheckRole("smoke", "smoke_test", "Answers and refusals"),
-    CheckRole("vram", "vram_check", "Memory over time, and what was planned", VramResult),
+    CheckRole("vram", "vram_check", "Memory, planned and measured", VramResult),
     CheckRole("stability", "stability", "Stability: mixed requests", StabilityResult),
     CheckRole("benchmark", "benchmark", "Speed: latency and throughput", BenchmarkResult, default=False),
 )

@@ -94,15 +94,15 @@ def test_the_table_in_the_terminal_has_units() -> None:
 
 
 def test_a_check_of_another_release_is_not_shown() -> None:
-    assert "Memory over time" in page()
-    assert "Memory over time" not in page(**{"vram.json": replace(VRAM, release="r0").to_json()})
+    assert "Memory, planned and measured" in page()
+    assert "Memory, planned and measured" not in page(**{"vram.json": replace(VRAM, release="r0").to_json()})
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"release": "r1"}', VRAM.to_json().replace("23.5", '"23.5"')])
 def test_a_broken_file_takes_the_plot_and_not_the_report(text: str) -> None:
     broken = page(**{"vram.json": text})
     assert "<h1>Not proven" in broken
-    assert "Memory over time" not in broken
+    assert "Memory, planned and measured" not in broken
 
 
 def test_names_in_the_file_are_no_markup() -> None:
