@@ -155,7 +155,7 @@ options:
         elements: str
         default: []
   tolerance:
-    description: Share by which a figure may be worse.
+    description: Fraction by which a figure may be worse.
     type: float
     default: 0.1
   gate:
@@ -167,12 +167,12 @@ options:
     type: str
     default: ""
   replace_same:
-    description: Whether the result takes the place of the first one with the same GPUs, image, model and flags.
+    description: Whether the result replaces the stored one with the same GPUs, image, model and flags.
     type: bool
     default: false
 attributes:
   check_mode:
-    description: Looks at the arguments, and sends nothing.
+    description: Validates the arguments, and sends nothing.
     support: full
   diff_mode:
     description: Nothing on the host changes but the report and the baselines.

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Join the results of all checks of a release into one verdict, or read the verdict again."""
+"""Combine the results of all checks of a release into one verdict, or read the verdict."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refu
 
 DOCUMENTATION = r"""
 module: verdict
-short_description: Join the results of all checks of a release into one verdict, or read the verdict again
+short_description: Combine the results of all checks of a release into one verdict, or read the verdict
 version_added: 0.1.0
 author:
   - The project's contributors (!UNKNOWN)
 description:
-  - With O(results), reads these files, joins their checks and writes O(path). A file that is missing, broken, empty or
-    of another release becomes a failed check, so that nothing unproven counts as good.
-  - Without O(results), reads O(path) and judges it, as a gate in front of a later step does.
-  - C(failed) says what the verdict says, unless O(fail_on_verdict=false).
-  - A verdict tells about a run and is no state of the host, so the module never reports C(changed).
+  - With O(results), reads these files, combines their checks and writes O(path). A file that is missing, broken, empty
+    or of another release becomes a failed check, so that nothing unproven counts as good.
+  - Without O(results), reads O(path) and fails unless it is good, as a gate before a later step.
+  - C(failed) follows from the verdict, unless O(fail_on_verdict=false).
+  - A verdict describes a run and is not part of the state of the host, so the module never reports C(changed).
 options:
   release:
     description: Identifier of the release that is judged.
@@ -48,7 +48,7 @@ options:
     default: true
 attributes:
   check_mode:
-    description: Reads and judges, and writes nothing.
+    description: Reads the files, and writes nothing.
     support: full
   diff_mode:
     description: Nothing on the host changes but the report.
@@ -131,7 +131,7 @@ def main() -> None:
     except OSError as error:
         module.fail_json(f"{error.filename}: {error.strerror}", exit_code=exit_code(None))
     failed = params["fail_on_verdict"] and not verdict.ok
-    # A failure names what failed and no more, because Ansible prints all of it.
+    # A failure contains only the failed checks, because Ansible prints all of it.
     module.exit_json(
         changed=False,
         failed=failed,

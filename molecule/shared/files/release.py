@@ -7,8 +7,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT / "collections"), str(ROOT / "tests")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "collections"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tests"))
 
 from support.plans import built_image, cpu_plan, manifest
 

@@ -46,7 +46,7 @@ def _refused(problem: str, fix: str) -> RefusalError:
 
 
 def checks_of(rows: Sequence[HostCheck], home: Path) -> list[Check]:
-    """One check for each row; never raises for what the host does."""
+    """One check for each row; a value that cannot be read becomes a failed check."""
     return [_check(row, home) for row in rows]
 
 

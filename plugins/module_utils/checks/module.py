@@ -1,4 +1,4 @@
-"""The frame of the modules that check a server: from their arguments to what they return."""
+"""Common part of the modules that check a server: arguments, result file and return value."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def run(
 
     Args:
         arguments: Its arguments.
-        prepare: Looks for all that can be refused, and gives the server and what else ``ask`` needs. May raise
+        prepare: Validates the arguments, and returns the server and what else ``ask`` needs. May raise
             RefusalError.
-        ask: Asks the server, and gives the verdict and the files that are to be written. May raise ImportError; the
+        ask: Runs the check, and returns the verdict and the files to write. May raise ImportError; the
             files may raise OSError as they are taken.
-        unsent: What check mode says instead of asking; empty where it asks as well.
-        library: What is missing where an ImportError does not say it.
+        unsent: Message of check mode, which then does not run the check; empty if check mode runs it.
+        library: Missing library if an ImportError does not name one.
         outputs: Arguments with the path of a file that is written. Check mode writes none, so it needs no folder; the
             task that makes it has only been predicted.
     """
@@ -47,7 +47,7 @@ def run(
     try:
         for name in outputs:
             if params[name]:
-                # An old result must never pass for a new one, however this run ends.
+                # An old result must not count as a new one, however this run ends.
                 Path(params[name]).unlink(missing_ok=True)
         target, plan = prepare(params)
     except RefusalError as error:
@@ -81,7 +81,7 @@ def target_of(params: Params, least: dict[str, float]) -> Target:
 
 
 def report_of(params: Params, text: str) -> Files:
-    """The report as a file to write; none where none is wanted."""
+    """The report as a file to write; empty without a path."""
     return [(Path(params["report_path"]), text)] if params["report_path"] else []
 
 

@@ -17,7 +17,7 @@ Series = tuple[tuple[float, ...], ...]
 
 @dataclass(frozen=True)
 class CheckResult(Verdict):
-    """The result of a check that measures nothing besides its checks."""
+    """The result of a check that has no data except its checks."""
 
     @property
     def verdict(self) -> Verdict:

@@ -68,7 +68,9 @@ def _identify(session: Session) -> Seen:
     if not session.model and len(served) == 1:
         session.model = next(iter(served))
     if session.model not in served:
-        raise Failure("unknown_model", f"{session.model or 'one model'!r} is wanted, the server serves {names}", names)
+        raise Failure(
+            "unknown_model", f"{session.model or 'one model'!r} is required, the server serves {names}", names
+        )
     session.max_model_len = client.count_of(served[session.model].get("max_model_len"))
     session.engine.update(
         model=session.model,
@@ -106,7 +108,7 @@ def _check(step: Step, outcome: Seen | Failure, seconds: float, secret: str) -> 
 
 def _try(session: Session, step: Step, timeout: float) -> Seen | Failure:
     try:
-        # The client gives up first, with the better message; the outer limit is for servers that drip.
+        # The client stops first, with the better message; the outer limit is for servers that send byte by byte.
         return client.within(timeout * 1.1, lambda: step.run(session))
     except Exception as error:
         failure = client.classify(error)
@@ -130,10 +132,10 @@ def batches(steps: Sequence[Step], size: int) -> Iterator[Sequence[Step]]:
 
 
 def run_steps(session: Session, steps: Sequence[Step]) -> list[Check]:
-    """Run all steps in order; never raises for what a server does.
+    """Run all steps in order; errors of the server become failed checks.
 
     When the server is gone, hung, or not the wanted one, the remaining steps are not run: each becomes a check that is
-    not ok and says why. So a dead server costs seconds, not the number of steps times the limit.
+    not ok, with the reason. So a dead server costs seconds, not the number of steps times the limit.
     """
     target = session.target
     size = max(target.concurrency, 1)

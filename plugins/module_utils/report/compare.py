@@ -1,4 +1,4 @@
-"""Two releases side by side: what differs in what they are, what they do, and how fast and large they are."""
+"""Comparison of two releases: contents, checks, speed and memory."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ Result = TypeVar("Result", bound=CheckResult)
 Side = tuple[str, Mapping[str, str]]
 _NOTHING = "-"
 _MS = "ms"
-# What a release is, in its manifest; the plan's own figures follow from these.
+# Parts of the manifest that define a release.
 _IDENTITY = ("accelerator", "environment", "flags", "image", "model")
 
 
 def view(
     before: Mapping[str, str], after: Mapping[str, str], names: tuple[str, str], host: str, tolerance: float
 ) -> dict[str, Any]:
-    """All that the comparison shows.
+    """Everything that the comparison shows.
 
     Args:
         before: Name to text of the files of one release: manifest, verdict and results, as far as they are there.
         after: Those of the other.
         names: Identifiers of both.
         host: Name of the host in the inventory.
-        tolerance: Share by which a figure may be worse.
+        tolerance: Fraction by which a figure may be worse.
 
     Returns:
         A mapping of strings, booleans, and lists and mappings of these.
@@ -87,7 +87,7 @@ def _identity(files: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _checks(before: Side, after: Side) -> Iterator[dict[str, str]]:
-    """Checks that ended differently, or that only one of them has, with what was seen where one failed."""
+    """Checks with different results, or that only one release has; with the message of the failure if there is one."""
     old, new = ({check.code: check for check in report.verdict_of(*side).checks} for side in (before, after))
     for code in dict.fromkeys([*old, *new]):
         states = [_state(checks.get(code)) for checks in (old, new)]
@@ -143,7 +143,7 @@ def _memory(before: Side, after: Side, tolerance: float) -> list[dict[str, str]]
 def _row(
     what: str, before: Any, after: Any, unit: str, tolerance: float, *, more_is_better: bool = False
 ) -> dict[str, str]:
-    """One figure of both; what only one has is not judged."""
+    """One figure of both releases; it is not judged if only one has it."""
     if before is None or after is None:
         shown = [_NOTHING if value is None else f"{value:g} {unit}" for value in (before, after)]
         return {"what": what, "before": shown[0], "after": shown[1], "change": _NOTHING, "judged": "same"}

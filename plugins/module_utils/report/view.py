@@ -1,7 +1,7 @@
-"""What the report of a release says: computed here, so that the template only renders it.
+"""Content of the report of a release: computed here, so that the template only renders it.
 
-The files of the chain go in as text, as far as they exist; a view comes out that holds nothing but strings, booleans
-and lists of them. A report is made of what was found, also when that is nothing: then it says that nothing was proven.
+The input is the text of the files that exist; the output is a view of strings, booleans and lists of them. Without any
+file there is a report as well, which states that nothing was proven.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.report import runbo
 
 # Part of the report, file that it comes from. The verdict's own files are not among them.
 SECTIONS = (("Release", "manifest.json"), ("Engine image", "image.json"), ("Plan", "plan.json"))
-# What the report shows of a check's result beside its checks.
+# Details of a result that the report shows in addition to its checks.
 DETAILS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     "vram": report_memory.view,
     "stability": report_load.stability,
@@ -67,7 +67,7 @@ def picture_url(name: str) -> str:
 
 
 def _pictures(case: Case | None) -> list[dict[str, str]]:
-    """The pictures of a case; none where Pillow is missing, which a report can live without."""
+    """The pictures of a case; none without Pillow."""
     try:
         return [{"name": name, "url": picture_url(name)} for name in case.images] if case else []
     except ImportError:
@@ -75,7 +75,7 @@ def _pictures(case: Case | None) -> list[dict[str, str]]:
 
 
 def text_of(value: Any) -> str:
-    """A value of JSON as people write it."""
+    """A JSON value as text for people."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None or value == "":
@@ -106,7 +106,7 @@ def _is_table(value: Any) -> bool:
 
 
 def seconds_of(seconds: float) -> str:
-    """A duration with the digits that mean something."""
+    """A duration with its significant digits."""
     return f"{seconds:.2f} s" if seconds < _EXACT_BELOW else f"{seconds:.0f} s"
 
 
@@ -125,7 +125,7 @@ def parse(name: str, text: str | None) -> dict[str, Any]:
 
 def verdict_of(release: str, files: Mapping[str, str]) -> Verdict:
     """The stored verdict; if there is none of this release, the verdict over the results."""
-    # The other checks come after the first one, and only where that was good.
+    # The other checks run only after the first one was good.
     present = [check for check in CHECKS if check is CHECKS[0] or check.file in files]
     results = {check.name: files.get(check.file) for check in present}
     try:
@@ -208,7 +208,7 @@ def _problems(verdict: Verdict) -> list[dict[str, Any]]:
 
 
 def _runbook(name: str) -> dict[str, str]:
-    """The summary, path and text of a runbook; a failure without one says so."""
+    """The summary, path and text of a runbook, or a note that there is none."""
     runbook = runbooks.find(name)
     if runbook is None:
         return {"summary": "There is no runbook. The message of the check gives the reason.", "path": "", "text": ""}
@@ -219,9 +219,9 @@ def _runbook(name: str) -> dict[str, str]:
 
 
 def _example_case(verdict: Verdict) -> Case | None:
-    """The question about one picture, of those the model is known to answer, with the shortest picture.
+    """The question with the smallest picture that the model answered correctly.
 
-    None where Pillow is missing.
+    None without Pillow.
     """
     cases = [case for case in CASES if case.kind == "chat" and len(case.images) == 1]
     proven = {check.code for check in verdict.checks if check.ok}
@@ -235,10 +235,10 @@ def _example_case(verdict: Verdict) -> Case | None:
 
 
 def curl_of(verdict: Verdict, key_file: str) -> str:
-    """A command that asks the service about a picture, to be pasted into a shell on the host.
+    """A shell command for the host that sends a question about a picture.
 
-    The key goes from its file to curl through a pipe, so it stands neither in the command nor in the list of processes.
-    Without Pillow the question has no picture; where no server reported its model there is no command.
+    The key is piped from its file to curl, so it is neither in the command nor in the list of processes.
+    Without Pillow the question has no picture; without a model that a server reported there is no command.
     """
     if not (verdict.engine.get("base_url") and verdict.engine.get("model")):
         return ""
@@ -262,7 +262,7 @@ def curl_of(verdict: Verdict, key_file: str) -> str:
     return "\n".join(lines)
 
 
-# --- The whole ------------------------------------------------------------------------------------------------------
+# --- The report -----------------------------------------------------------------------------------------------------
 
 
 def paths_of(folders: Iterable[str]) -> list[str]:
@@ -278,7 +278,7 @@ def files_of(read: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 def view(
     files: Mapping[str, str], release: str, host: str, key_file: str, folder: str, *, again: str = ""
 ) -> dict[str, Any]:
-    """All that the report shows.
+    """Everything that the report shows.
 
     Args:
         files: Name to text of those files of the chain that exist.
@@ -286,7 +286,7 @@ def view(
         host: Name of the host in the inventory.
         key_file: File on the host that holds the API key; empty for a server without one.
         folder: Folder on the host that holds the report.
-        again: Command that runs the checks once more; empty for the one that does so for a host of the inventory.
+        again: Command that runs the checks again; empty for the command for a host of the inventory.
 
     Returns:
         A mapping of strings, booleans, and lists and mappings of these.

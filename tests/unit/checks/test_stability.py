@@ -1,4 +1,4 @@
-"""The stability check against servers that lie, engines that restart and memory that grows: each has its name."""
+"""The stability check against wrong servers, restarted engines and growing memory: each failure has a name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plot of memory: every place on it lies within it, and no file breaks the report."""
+"""The plot of memory: every point is inside of it, and no file breaks the report."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What is measured, and what is better or worse: pure functions.
+"""Workloads, points and the comparison of results: pure functions.
 
-One **point** is one run of the tool: a workload at one number of requests at once, with new prompts or with the same
-ones again. Times are milliseconds, rates are per second.
+One **point** is one run of the tool: a workload with a number of concurrent requests, with new prompts or with the
+same ones again. Times are milliseconds, rates are per second.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FIGURES: Mapping[str, tuple[bool, str]] = {
     "tpot_ms.median": (False, "ms"),
     "itl_ms.p95": (False, "ms"),
 }
-# Below this many milliseconds a difference is the clock's, not the server's.
+# Differences below this many milliseconds are noise.
 _CLOCK_MS = 1.0
 _LEAST_REQUESTS = 8
 
@@ -38,13 +38,13 @@ class Workload:
     """One kind of request.
 
     Attributes:
-        name: What it is called in results and comparisons.
+        name: Name in results and comparisons.
         input_tokens: Tokens of text in a prompt.
-        output_tokens: Tokens of an answer, always so many.
-        concurrency: Numbers of requests at once, each measured by itself.
+        output_tokens: Tokens of each answer.
+        concurrency: Numbers of concurrent requests; each is a point.
         images: Images in a request.
         side: Side of an image in pixels.
-        rounds: How often as many requests as are sent at once are sent, at least eight in all.
+        rounds: Requests of a point divided by its concurrency; a point has at least eight requests.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Workload:
             raise ValueError(f"keys {', '.join(sorted(unknown | missing))} are {'unknown' if unknown else 'missing'}")
         name = str(data["name"])
         if not name.replace("_", "").isalnum():
-            raise ValueError(f"name is {name!r}; letters, digits and underscores are wanted")
+            raise ValueError(f"name is {name!r}; use letters, digits and underscores")
         try:
             numbers = {key: int(data[key]) for key in whole if key in data}
             concurrency = tuple(int(number) for number in data["concurrency"])
@@ -82,13 +82,13 @@ class Workload:
         return cls(name=name, concurrency=concurrency, **numbers)
 
     def requests(self, concurrency: int) -> int:
-        """How many requests are sent at this number at once."""
+        """Number of requests of a point with this concurrency."""
         return max(self.rounds * concurrency, _LEAST_REQUESTS)
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run of the tool: which workload, how many at once, with which seed, and whether the prompts are known."""
+    """One run of the tool: workload, concurrency, seed of the prompts, and whether they were sent before."""
 
     workload: Workload
     concurrency: int
@@ -110,7 +110,7 @@ class Goals:
 
 
 def points_of(workloads: Sequence[Workload], seed: int, again: bool) -> list[Point]:
-    """Every point, each with prompts that no other has; the largest of a workload once more with the same prompts."""
+    """Every point with its own prompts; with `again` the largest point of a workload is repeated."""
     points: list[Point] = []
     for workload in workloads:
         for concurrency in workload.concurrency:

@@ -1,9 +1,9 @@
-"""The benchmark: a tool that measures, point after point, and what it says in one result.
+"""The benchmark: runs a tool for each point and collects the results.
 
-The tool is `vllm bench serve` or another of ``drivers``. It runs in a container of its own beside the
-engine's: from the same image if no other is named, as the same user, with the same model folder for its tokenizer. It
-gets the API key as a file inside that container, so that the key stands in no list of processes and in no environment
-that Docker tells.
+The tool is `vllm bench serve` or another of ``drivers``. It runs in a separate container next to the engine's: from
+the same image unless another one is set, as the same user, with the same model folder for its tokenizer. It gets the
+API key as a file inside that container, so that the key is in no list of processes and in no environment that Docker
+shows.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ class Settings:
         image: Image to take in place of the container's.
         tokenizer: Folder with the tokenizer on the host of Docker, in place of the container's model.
         network: Docker network of the tool; ``host`` reaches what this host reaches.
-        docker_host: Where Docker listens.
+        docker_host: Address of Docker.
         timeout: Longest time for one point, seconds.
-        comparisons: What the result is held against.
+        comparisons: Earlier results to compare with.
         tolerance: Share by which a figure may be worse.
         gate: Whether a result that is worse fails; else it is a warning.
         key: What makes two runs comparable.
@@ -135,7 +135,7 @@ class Docker:
         """The client.
 
         Raises:
-            Failure: `bench_tool_missing` if nobody answers.
+            Failure: `bench_tool_missing` if Docker does not answer.
         """
         import docker  # a library of the host's venv, not of the controller
 
@@ -159,7 +159,7 @@ class Docker:
         try:
             yield
         except docker.errors.NotFound as error:
-            raise Failure("bench_tool_missing", f"Docker has it not: {error.explanation}") from error
+            raise Failure("bench_tool_missing", f"Docker does not have it: {error.explanation}") from error
         except (docker.errors.DockerException, OSError, ValueError) as error:
             raise Failure("bench_tool_missing", f"Docker at {self.settings.docker_host} fails: {error}") from error
 
@@ -167,7 +167,7 @@ class Docker:
         """What to run.
 
         Args:
-            root: Folder of the model inside the engine's container, as the server tells it.
+            root: Folder of the model inside the engine's container, as the server reports it.
 
         Raises:
             Failure: `bench_tool_missing`, with what is missing.
@@ -181,7 +181,7 @@ class Docker:
                 user = str((inspected.get("Config") or {}).get("User") or "")
                 mounts = list(inspected.get("Mounts") or ())
             if not image:
-                raise Failure("bench_tool_missing", "neither a container nor an image is named")
+                raise Failure("bench_tool_missing", "neither a container nor an image is set")
             client.inspect_image(image)
         if settings.tokenizer:
             return Tool(image, user, settings.tokenizer, "/tokenizer", "/tokenizer")
@@ -262,7 +262,7 @@ class Docker:
 
 
 def _archive(name: str, content: str) -> bytes:
-    """A tar archive with one file that the tool's user can read, whoever that is; nobody else is in its container."""
+    """A tar archive with one file that any user can read; the container has no other users than the tool's."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         data = content.encode()
@@ -273,16 +273,16 @@ def _archive(name: str, content: str) -> bytes:
 
 
 def last_line(log: str) -> str:
-    """The last line of a log that says something, not too long."""
+    """The last line of a log that is not a separator, shortened."""
     lines = [line.strip() for line in log.splitlines() if line.strip(" =-")]
     return lines[-1][:_LINE] if lines else "its log is empty"
 
 
-# --- The whole ------------------------------------------------------------------------------------------------------
+# --- The run --------------------------------------------------------------------------------------------------------
 
 
 def run(target: Target, release: str, settings: Settings) -> BenchmarkResult:
-    """Measure a server; never raises for what a server, a tool or Docker does.
+    """Measure a server; errors of the server, a tool or Docker become failed checks.
 
     Raises:
         ImportError: `openai` or `docker` is not installed.
@@ -351,7 +351,7 @@ class _Run:
         self.whole = False
 
     def checks(self) -> list[Check]:
-        """Who is there, what measures, and a check for each point."""
+        """Check the server and the tool, then measure each point."""
         points = benchmark_figures.points_of(self.settings.workloads, self.seed, self.settings.again)
         timeout = self.settings.timeout + 2 * _DOCKER_SECONDS
         checks = run_steps(

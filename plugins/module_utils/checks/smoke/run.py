@@ -255,7 +255,7 @@ def run(
     cases: Sequence[Case] = CASES,
     more: Sequence[Step] = (),
 ) -> CheckResult:
-    """Run the smoke test against a server; never raises for what a server does.
+    """Run the smoke test against a server; errors of the server become failed checks.
 
     Raises:
         ImportError: `openai` or `PIL` is not installed.

@@ -1,4 +1,4 @@
-"""What was measured of a server's memory, held against its plan and the card: pure functions, no network.
+"""Comparison of measured memory with the plan and the card: pure functions, no network.
 
 All sizes are GiB of 2^30 bytes, per GPU; on a CPU host they are those of the engine's container.
 """
@@ -32,11 +32,11 @@ class Expected:
     Attributes:
         accelerator: ``nvidia`` or ``cpu``.
         resident: What the idle engine holds.
-        step: What the largest images need on top; 0 where the plan does not tell.
+        step: What the largest images need in addition; 0 if the plan does not contain it.
         card: What CUDA gives a process on one GPU; on a CPU host the host's memory.
         kv_cache: What the KV cache holds.
         kv_cache_tokens: Tokens in it.
-        sequences: Requests that the engine computes at once.
+        sequences: Requests that the engine computes concurrently.
         images: Images that one request may hold.
         max_pixels: Pixels of the largest image; 0 for as many as the model takes.
         flags: All flags of the release.
@@ -115,16 +115,16 @@ def cache_tokens(metrics: str) -> int:
         return int(reported)
     blocks, size = labels.get("num_gpu_blocks", ""), labels.get("block_size", "")
     if not (blocks.isdecimal() and size.isdecimal()):
-        raise Failure("metrics_missing", f"vllm:cache_config_info says num_gpu_blocks={blocks!r}, block_size={size!r}")
+        raise Failure("metrics_missing", f"vllm:cache_config_info has num_gpu_blocks={blocks!r}, block_size={size!r}")
     return int(blocks) * int(size)
 
 
-# --- What was seen --------------------------------------------------------------------------------------------------
+# --- Measurements ---------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Measured:
-    """What the sampler saw.
+    """The readings of the sampler.
 
     Attributes:
         samples: All readings.
@@ -135,7 +135,7 @@ class Measured:
         after: After the last round.
         limit: What the memory must stay below, and what that is in words.
         limit_is: What the limit is.
-        cache_tokens: Tokens of the KV cache by the engine's own account; 0 where it did not tell.
+        cache_tokens: Tokens of the KV cache that the engine reports; 0 if it reports none.
     """
 
     samples: Sequence[Sample] = ()
@@ -184,7 +184,7 @@ def thinned(samples: Sequence[Sample], name: str, most: int = MOST_POINTS) -> Se
     return tuple(kept)
 
 
-# --- The verdict on it ----------------------------------------------------------------------------------------------
+# --- Checks ---------------------------------------------------------------------------------------------------------
 
 
 def checks_of(expected: Expected, measured: Measured, tolerance: float) -> list[Check]:
@@ -206,7 +206,7 @@ def _judged(code: str, value: float, limit: float, good: str, bad: Failure) -> C
 
 
 def _unread(code: str, measured: Measured, levels: Mapping[str, float], moment: str) -> Check | None:
-    """The check that stands for a moment that nobody saw."""
+    """The failed check for a moment without readings."""
     if levels:
         return None
     failure = measured.failure or Failure("client_error", f"no memory was read {moment}")
@@ -214,7 +214,7 @@ def _unread(code: str, measured: Measured, levels: Mapping[str, float], moment: 
 
 
 def _ready(expected: Expected, measured: Measured, tolerance: float) -> Check:
-    """The idle engine: what the plan says, and at most what one step needs more, which its allocator keeps."""
+    """The idle engine: at most the plan and what one step needs in addition, which the allocator keeps."""
     levels = measured.level(measured.ready)
     if unread := _unread("vram_ready", measured, levels, "before the load"):
         return unread
@@ -263,13 +263,13 @@ def growth_of(measured: Measured) -> dict[str, float]:
 
 
 def cache_check(expected: Expected, tokens: int) -> tuple[str, int]:
-    """What to say of the engine's KV cache.
+    """Message about the engine's KV cache, and its tokens.
 
     Raises:
         Failure: `plan_missed` if it is not the planned one.
     """
     if not expected.planned:
-        return f"the KV cache holds {tokens} tokens; there is no plan to hold that against", tokens
+        return f"the KV cache holds {tokens} tokens; there is no plan to compare it with", tokens
     share = tokens / expected.kv_cache_tokens - 1 if expected.kv_cache_tokens else float("inf")
     about = f"the KV cache holds {tokens} tokens, planned are {expected.kv_cache_tokens} ({100 * share:+.1f} %)"
     if abs(tokens - expected.kv_cache_tokens) > KV_CACHE_TOLERANCE * expected.kv_cache_tokens:

@@ -81,7 +81,7 @@ def row_json(row: Mapping[str, Any]) -> str:
 
 @dataclass
 class Source:
-    """Where memory is read: a function, what it reads, and the limit."""
+    """Where memory is read: a function, its name, and the limit."""
 
     read: Read
     name: Literal["nvml", "container", "processes"]
@@ -93,7 +93,7 @@ class Source:
 def run(
     target: Target, release: str, expected: Expected, settings: Settings, pynvml: ModuleType | None
 ) -> tuple[VramResult, dict[str, Any] | None]:
-    """Check a server's memory; never raises for what a server, a driver or Docker does.
+    """Check a server's memory; errors of the server, a driver or Docker become failed checks.
 
     Returns:
         The result, and a row for the planner's calibration; None if there is nothing to calibrate.
@@ -105,7 +105,7 @@ def run(
     with contextlib.ExitStack() as stack:
         container = stack.enter_context(Container(settings.container, settings.docker_host))
         session = Session(target)
-        # The engine's own count stands in for Docker's where there is no container.
+        # Without a container the engine's own counters replace those of Docker.
         counted = Counters.read(session, settings.metrics_url) if settings.bare else Counters()
         before = engine_of_gpus(settings.gpus) if settings.bare else state_now(container)
         source = source_of(stack, container, before, expected, pynvml)
@@ -132,7 +132,7 @@ def engine_of_gpus(gpus: Sequence[str]) -> State:
 
 
 def state_now(container: Container) -> State | Failure:
-    """The container as Docker tells it, or why it does not."""
+    """The container as Docker reports it, or the reason why it cannot."""
     try:
         return container.state()
     except ContainerError as error:
@@ -140,7 +140,7 @@ def state_now(container: Container) -> State | Failure:
 
 
 def state_after(container: Container, before: State | Failure, checks: Sequence[Check]) -> State | Failure:
-    """The container after the load. Docker learns of a death later than a client does, so it gets time for that."""
+    """The container after the load. Docker notices an exit later than a client does, so this waits for it."""
     return _settled(partial(state_now, container), lambda now: now == before and isinstance(now, State), checks)
 
 
@@ -150,7 +150,7 @@ def counted_after(session: Session, url: str, checks: Sequence[Check]) -> Counte
 
 
 def _settled(read: Callable[[], _T], alive: Callable[[_T], bool], checks: Sequence[Check]) -> _T:
-    """What is read; of an engine that failed, again while it looks alive, until its death must have come out."""
+    """The value; after a failure of the engine it is read again until the engine is gone or the time is over."""
     lost = any(check.runbook in ("connection_lost", "endpoint_unreachable", "server_error") for check in checks)
     end = time.monotonic() + (_DEATH_SECONDS if lost else 0.0)
     seen = read()
@@ -167,7 +167,7 @@ def source_of(
     expected: Expected,
     pynvml: ModuleType | None,
 ) -> Source | Failure:
-    """Where memory is read, or why it cannot be."""
+    """Where memory is read, or the reason why it cannot be read."""
     try:
         return _source(stack, container, state, expected, pynvml)
     except RefusalError as error:
@@ -193,7 +193,7 @@ def _source(
         devices = () if isinstance(state, Failure) else _devices(state, expected)
         memory = stack.enter_context(GpuMemory(pynvml, devices))
         smallest = min(gpu["usable_gib"] for gpu in memory.gpus)
-        # A plan for a smaller card than this one is held to that card.
+        # A plan for a smaller card is judged by that card.
         limit_is = "the card" if smallest <= expected.card else "the card of the plan"
         return Source(memory.used_gib, "nvml", min(smallest, expected.card), limit_is, memory.gpus)
     if isinstance(state, Failure):
@@ -217,14 +217,14 @@ def _devices(state: State, expected: Expected) -> tuple[str, ...]:
 
 
 def restarts_of(before: State | Failure, after: State | Failure, code: str = "restarts") -> Check:
-    """Whether the container is still the one that it was, by Docker's count and by the time of its start."""
+    """Whether the container was restarted, by Docker's count and by its start time."""
     if isinstance(before, Failure):
         return failed(code, before, 0, "restarts")
     if isinstance(after, Failure):
         return failed(code, after, 0, "restarts")
     count = after.restarts - before.restarts
     if not after.running:
-        failure = Failure("engine_restarted", "the container does not run any more", count)
+        failure = Failure("engine_restarted", "the container is not running any more", count)
     elif count or after.started != before.started:
         failure = Failure("engine_restarted", f"the container was started again at {after.started}", count)
     else:
@@ -251,7 +251,7 @@ class _Run:
         raise RuntimeError("there is nothing to read")
 
     def checks(self) -> list[Check]:
-        """All of it: who is there, its cache, the load; then what was read meanwhile."""
+        """Check the server, its cache and the load, then the readings that were taken."""
         load = self.settings.load
         self.sampler.start()
         try:
@@ -273,7 +273,7 @@ class _Run:
         return [*asked, *vram_judge.checks_of(self.expected, self.measured, self.settings.tolerance)]
 
     def _blame(self, asked: list[Check]) -> None:
-        """Find the reason for which a moment was not seen: the readings ended, or the load did."""
+        """Find why a moment was not measured: the readings ended, or the load did."""
         if self.measured.failure:
             return
         if self.sampler.failure:
@@ -311,7 +311,7 @@ class _Run:
             measured.warm, measured.after = (rest, None) if number == 0 else (measured.warm, rest)
         if failures:
             sent = (number + 1) * load.concurrency
-            # Of an engine that dies, some requests see the death, and others only that nobody is there any more.
+            # When an engine dies, some requests are cut off and later ones cannot connect; the former are the cause.
             worst = min(failures, key=lambda failure: failure.name == "endpoint_unreachable")
             raise Failure(worst.name, f"{sent - answered} of {sent} requests failed: {worst}", answered)
         return Seen(f"{describe(self.rounds)}: all answered", answered)

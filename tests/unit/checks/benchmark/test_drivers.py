@@ -1,4 +1,4 @@
-"""What each tool is told, and that what it answers comes into the one shape."""
+"""The command of each tool, and its result in the common form."""
 
 from __future__ import annotations
 

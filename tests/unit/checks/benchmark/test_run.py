@@ -1,4 +1,4 @@
-"""The benchmark against servers that lie and tools that fail: each has its name, and the key stands nowhere."""
+"""The benchmark against wrong servers and failing tools: each failure has a name, and the key is nowhere."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def test_a_former_result_may_be_missing_but_not_broken(tmp_path: Path) -> None:
     assert failed(broken) == {"benchmark_baseline": "result_unreadable"}
 
 
-# --- The door -------------------------------------------------------------------------------------------------------
+# --- The module -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The doors: modules smoke_test and verdict, run as Ansible runs them, against real servers and real files."""
+"""Modules smoke_test and verdict, run as Ansible runs them, against real servers and real files."""
 
 from __future__ import annotations
 

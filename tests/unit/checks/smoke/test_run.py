@@ -1,4 +1,4 @@
-"""The smoke test against servers that lie: each lie is caught and named, and nothing ever leaves as an exception."""
+"""The smoke test against wrong servers: each failure has a name, and none is an exception."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The door: module vram_check, run as Ansible runs it, against a real server, files, and Docker's SDK."""
+"""Module vram_check, run as Ansible runs it, against a real server, files, and Docker's SDK."""
 
 from __future__ import annotations
 
@@ -105,7 +105,9 @@ def test_check_mode_sends_and_writes_nothing(
     assert (tmp_path / "vram.json").read_text() == "of another day"
 
 
-def test_without_a_manifest_the_arguments_tell(capsys: pytest.CaptureFixture[str], arguments: dict[str, Any]) -> None:
+def test_without_a_manifest_the_arguments_describe_the_engine(
+    capsys: pytest.CaptureFixture[str], arguments: dict[str, Any]
+) -> None:
     bare = {name: value for name, value in arguments.items() if name != "manifest_path"}
     result = run(capsys, bare | {"accelerator": "cpu", "images": 2, "concurrency": 3})
     assert result["failures"] == []

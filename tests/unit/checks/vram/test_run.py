@@ -1,4 +1,4 @@
-"""The memory check against servers that lie, GPUs that vanish and containers that die: each has its name."""
+"""The memory check against wrong servers, missing GPUs and stopped containers: each failure has a name."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ def test_an_engine_without_a_container_is_read_by_its_gpus_and_its_own_counters(
     # The server of an engine that died still answers for a moment; one that lives goes on to count.
     assert failed(checked("fails_and_leaves", gpus=("1",), **bare))["restarts"] == "metrics_missing"
     assert "restarts" not in failed(checked("error_500", gpus=("1",), **bare))
-    # Whose GPUs they are has to be said.
+    # Without a container the GPUs must be set.
     assert failed(checked(**bare))["restarts"] == "container_unreadable"
 
 
@@ -332,7 +332,7 @@ def test_a_container_that_is_started_again_is_noticed() -> None:
 
 
 def test_a_container_that_somebody_restarted_is_noticed() -> None:
-    """Docker counts only what it restarts by itself; the start's time tells of the others."""
+    """Docker counts only its own restarts; the start time shows the others."""
 
     @dataclass
     class Restarted(FakeContainer):
