@@ -3,19 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
-
-from ansible_collections.inference.vllm.plugins.module_utils.checks import endpoint
-from ansible_collections.inference.vllm.plugins.module_utils.checks import module as check_module
-from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import extended
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import run as smoke_run
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Settings
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict
-from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.judge import expected_of
-
 DOCUMENTATION = r"""
 module: smoke_test
 short_description: Ask a running vLLM service real questions and judge its answers
@@ -124,6 +111,19 @@ refusals:
   type: list
   elements: dict
 """
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.inference.vllm.plugins.module_utils.checks import endpoint
+from ansible_collections.inference.vllm.plugins.module_utils.checks import module as check_module
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import extended
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import run as smoke_run
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Settings
+from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.judge import expected_of
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     **endpoint.ARGUMENTS,

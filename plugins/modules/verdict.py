@@ -3,21 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import (
-    Verdict,
-    VerdictError,
-    combine,
-    exit_code,
-    junit,
-    summary,
-)
-from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
-
 DOCUMENTATION = r"""
 module: verdict
 short_description: Join the results of all checks of a release into one verdict, or read the verdict again
@@ -88,6 +73,21 @@ exit_code:
   returned: always
   type: int
 """
+
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import (
+    Verdict,
+    VerdictError,
+    combine,
+    exit_code,
+    junit,
+    summary,
+)
+from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "release": {"type": "str", "required": True},
