@@ -916,8 +916,9 @@ def test_the_figures_are_there_while_it_runs_and_gone_afterwards(served: FaultyH
     seen: list[dict[str, Any]] = []
 
     def look() -> None:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and not (seen and seen[-1]["phase"] == "fetch"):
+        deadline = time.monotonic() + 60
+        # The figures of the moment when the fetch begins have no byte yet.
+        while time.monotonic() < deadline and not (seen and seen[-1]["phase"] == "fetch" and seen[-1]["done"]):
             time.sleep(0.05)
             if file.exists():
                 seen.append(json.loads(file.read_text()))
