@@ -10,20 +10,28 @@ def settings(host, name):
 
 
 def test_defaults(host):
-    found = settings(host, "defaults")
-    assert found["base_url"] == "http://127.0.0.1:8000/v1"
-    assert found["api_key_file"] == "/opt/vllm/secrets/api_key"
-    assert (found["model"], found["images"]) == ("tiny-qwen3-vl", 4)
-    assert found["container"] == "vllm-vllm-1"
-    assert found["results"]["stability"] == ["smoke.json", "vram.json", "stability.json"]
+    *shared, results = settings(host, "defaults")
+    assert shared == [
+        "http://127.0.0.1:8000/v1",
+        "http://127.0.0.1:8000/metrics",
+        "/opt/vllm/secrets/api_key",
+        "qwen3-vl-32b-instruct",
+        4,
+        "vllm-vllm-1",
+    ]
+    assert results["smoke"] == ["smoke.json"]
+    assert results["stability"] == ["smoke.json", "vram.json", "stability.json"]
 
 
 def test_settings_that_follow_from_those_of_an_inventory(host):
-    assert settings(host, "inventory") == {
-        "base_url": "http://127.0.0.1:8123/v1",
-        "api_key_file": "/srv/vllm/secrets/api_key",
-        "container": "lab-vllm-1",
-    }
+    assert settings(host, "inventory") == [
+        "http://127.0.0.1:8100/v1",
+        "http://127.0.0.1:8100/metrics",
+        "/srv/vllm/secrets/api_key",
+        "tiny-qwen3-vl",
+        4,
+        "lab-vllm-1",
+    ]
 
 
 def test_the_role_itself_changes_nothing(host):
