@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,21 @@ def test_module_is_documented(documented: dict[str, dict[str, object]], name: st
     assert doc["attributes"]["check_mode"]["support"] == "full"
     assert "diff_mode" in doc["attributes"]
     assert all(option.get("description") for option in doc.get("options", {}).values())
+
+
+def test_each_filter_is_documented() -> None:
+    sources = [path.stem for path in (PLUGINS / "filter").glob("*.py")]
+    modules = [import_module(f"ansible_collections.inference.vllm.plugins.filter.{name}") for name in sources]
+    filters = {name for module in modules for name in module.FilterModule().filters()}
+    assert {path.stem for path in (PLUGINS / "filter").glob("*.yml")} == filters
+
+
+def test_each_exception_of_the_sanity_tests_has_a_reason() -> None:
+    (file,) = (ROOT / "tests" / "sanity").glob("ignore-*.txt")
+    for line in file.read_text().splitlines():
+        path, _, reason = line.partition(" # ")
+        assert (ROOT / path.split()[0]).is_file()
+        assert reason
 
 
 @pytest.mark.parametrize("playbook", sorted(path.name for path in (ROOT / "playbooks").glob("*.yml")))
