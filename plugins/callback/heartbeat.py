@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from typing import Any
-
-from ansible.plugins.callback import CallbackBase
-
 DOCUMENTATION = r"""
 name: heartbeat
 type: aggregate
@@ -29,6 +23,12 @@ options:
       - section: callback_heartbeat
         key: interval
 """
+
+import threading
+import time
+from typing import Any
+
+from ansible.plugins.callback import CallbackBase
 
 
 def line(task: str, hosts: list[str], seconds: float) -> str:

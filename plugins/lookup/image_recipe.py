@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from ansible.errors import AnsibleLookupError
-from ansible.plugins.lookup import LookupBase
-
-from ansible_collections.inference.vllm.plugins.module_utils.image.recipe import pinned_version, recipe_hash
-
 DOCUMENTATION = r"""
 name: image_recipe
 short_description: What a recipe for the engine's image builds
@@ -47,6 +39,14 @@ _raw:
   type: list
   elements: dict
 """
+
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleLookupError
+from ansible.plugins.lookup import LookupBase
+
+from ansible_collections.inference.vllm.plugins.module_utils.image.recipe import pinned_version, recipe_hash
 
 
 class LookupModule(LookupBase):

@@ -2,21 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any
-
-from ansible.errors import AnsibleError
-from ansible.module_utils.common.yaml import yaml_load
-from ansible.plugins.lookup import LookupBase
-from ansible.utils.display import Display
-
-from ansible_collections.inference.vllm.plugins.module_utils import catalogue, inventory
-from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
-from ansible_collections.inference.vllm.plugins.module_utils.service import design, flags
-from ansible_collections.inference.vllm.plugins.plugin_utils.catalogue_dirs import catalogue_dirs
-
 DOCUMENTATION = r"""
 name: inventory
 short_description: What is wrong with the variables of the current host
@@ -44,6 +29,21 @@ _list:
   type: list
   elements: str
 """
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleError
+from ansible.module_utils.common.yaml import yaml_load
+from ansible.plugins.lookup import LookupBase
+from ansible.utils.display import Display
+
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue, inventory
+from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
+from ansible_collections.inference.vllm.plugins.module_utils.service import design, flags
+from ansible_collections.inference.vllm.plugins.plugin_utils.catalogue_dirs import catalogue_dirs
 
 #: Variables that name a file on the machine where Ansible runs.
 CONTROLLER_FILES = ("vllm_service_api_key_file",)

@@ -2,15 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ansible.errors import AnsibleLookupError
-from ansible.plugins.lookup import LookupBase
-
-from ansible_collections.inference.vllm.plugins.module_utils import catalogue
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
-from ansible_collections.inference.vllm.plugins.plugin_utils.catalogue_dirs import catalogue_dirs
-
 DOCUMENTATION = r"""
 name: model
 short_description: Read entries of the model catalogue
@@ -44,6 +35,15 @@ _raw:
   type: list
   elements: dict
 """
+
+from typing import Any
+
+from ansible.errors import AnsibleLookupError
+from ansible.plugins.lookup import LookupBase
+
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+from ansible_collections.inference.vllm.plugins.plugin_utils.catalogue_dirs import catalogue_dirs
 
 
 class LookupModule(LookupBase):

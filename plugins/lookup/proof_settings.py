@@ -2,17 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
-
-from ansible.errors import AnsibleError
-from ansible.plugins.lookup import LookupBase
-
-from ansible_collections.inference.vllm.plugins.module_utils.checks.registry import CHECKS
-
 DOCUMENTATION = r"""
 name: proof_settings
 short_description: Digest of the settings and the code of the checks for the current host
@@ -38,6 +27,17 @@ _list:
   type: list
   elements: str
 """
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleError
+from ansible.plugins.lookup import LookupBase
+
+from ansible_collections.inference.vllm.plugins.module_utils.checks.registry import CHECKS
 
 #: Roles whose checks make a proof, and the role with the settings that they share.
 ROLES = (*(check.role for check in CHECKS), "vllm_check")

@@ -3,15 +3,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
-from ansible_collections.inference.vllm.plugins.module_utils.service import api_keys
-
 DOCUMENTATION = r"""
 module: api_key
 short_description: Keep the engine's key in a file, and change it with both keys valid in between
@@ -81,6 +72,14 @@ keys_changed:
   type: bool
 """
 
+import os
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+from ansible_collections.inference.vllm.plugins.module_utils.service import api_keys
 
 #: Permission bits of a key: only its owner, the engine, reads it.
 MODE = 0o400

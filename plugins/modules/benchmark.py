@@ -3,22 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from ansible_collections.inference.vllm.plugins.module_utils.checks import endpoint
-from ansible_collections.inference.vllm.plugins.module_utils.checks import module as check_module
-from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark import drivers as benchmark_drivers
-from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark import figures as benchmark_figures
-from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark import run as benchmark_run
-from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.figures import Goals, Workload
-from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.run import Comparison, Settings
-from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
-from ansible_collections.inference.vllm.plugins.module_utils.checks.results import BenchmarkResult
-from ansible_collections.inference.vllm.plugins.module_utils.contracts import Verdict
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
-
 DOCUMENTATION = r"""
 module: benchmark
 short_description: Measure latency and throughput of a server with vllm bench serve or GuideLLM, and compare
@@ -218,6 +202,22 @@ refusals:
   type: list
   elements: dict
 """
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.inference.vllm.plugins.module_utils.checks import endpoint
+from ansible_collections.inference.vllm.plugins.module_utils.checks import module as check_module
+from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark import drivers as benchmark_drivers
+from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark import figures as benchmark_figures
+from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark import run as benchmark_run
+from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.figures import Goals, Workload
+from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.run import Comparison, Settings
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import BenchmarkResult
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     **endpoint.ARGUMENTS,

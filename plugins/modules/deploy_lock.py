@@ -3,14 +3,6 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.service.lock import Owner, hold, release
-
 DOCUMENTATION = r"""
 module: deploy_lock
 short_description: Keep other runs of Ansible off a host
@@ -87,6 +79,14 @@ fresh_until:
   type: float
   returned: success
 """
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.service.lock import Owner, hold, release
 
 
 def main() -> None:

@@ -3,24 +3,6 @@
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.host.docker_daemon import (
-    NOTHING,
-    RELOAD,
-    RESTART,
-    ConfigFile,
-    action,
-    changed_keys,
-    reason_in,
-    runs_otherwise,
-)
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
-
 DOCUMENTATION = r"""
 module: docker_daemon_apply
 short_description: Make Docker run with its daemon.json, or go back to the former one
@@ -115,6 +97,24 @@ refusals:
   type: list
   elements: dict
 """
+
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.host.docker_daemon import (
+    NOTHING,
+    RELOAD,
+    RESTART,
+    ConfigFile,
+    action,
+    changed_keys,
+    reason_in,
+    runs_otherwise,
+)
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
 #: Seconds in which Docker says that it has read its file again; it takes milliseconds.
 RELOAD_TIMEOUT = 15

@@ -3,21 +3,6 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.host.docker_daemon import (
-    ConfigFile,
-    action,
-    as_text,
-    changed_keys,
-    merge,
-    without,
-)
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
-
 DOCUMENTATION = r"""
 module: docker_daemon_config
 short_description: Merge keys into Docker's daemon.json
@@ -100,6 +85,21 @@ refusals:
   type: list
   elements: dict
 """
+
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.host.docker_daemon import (
+    ConfigFile,
+    action,
+    as_text,
+    changed_keys,
+    merge,
+    without,
+)
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
 
 def validate(module: AnsibleModule, text: str) -> str:

@@ -3,20 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.host.docker_daemon import (
-    ConfigFile,
-    changed_keys,
-    merge,
-    runs_otherwise,
-    without,
-)
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
-
 DOCUMENTATION = r"""
 module: docker_engine_info
 short_description: Look at a host's Docker engine, whose it is, and what it runs with
@@ -106,6 +92,20 @@ proxy_file:
   returned: success
   type: bool
 """
+
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.host.docker_daemon import (
+    ConfigFile,
+    changed_keys,
+    merge,
+    runs_otherwise,
+    without,
+)
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 
 #: Where packages and archives put the engine.
 PROGRAMS = ("/usr/bin/dockerd", "/usr/sbin/dockerd", "/usr/local/bin/dockerd")

@@ -3,28 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
-import shutil
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.image import packages as extra_packages
-from ansible_collections.inference.vllm.plugins.module_utils.image.settings import (
-    Wanted,
-    ask,
-    record,
-    recorded,
-    reference,
-    refusals,
-    vllm_version,
-)
-from ansible_collections.inference.vllm.plugins.module_utils.image.signature import Signer
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import join
-
 DOCUMENTATION = r"""
 module: engine_image_request
 short_description: Accept or refuse the settings of the engine's image
@@ -170,6 +148,28 @@ refusals:
   type: list
   elements: dict
 """
+
+import hashlib
+import platform
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.image import packages as extra_packages
+from ansible_collections.inference.vllm.plugins.module_utils.image.settings import (
+    Wanted,
+    ask,
+    record,
+    recorded,
+    reference,
+    refusals,
+    vllm_version,
+)
+from ansible_collections.inference.vllm.plugins.module_utils.image.signature import Signer
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import join
 
 CPUINFO = Path("/proc/cpuinfo")
 

@@ -3,14 +3,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.files import FOLDER_MODE, write_atomic
-from ansible_collections.inference.vllm.plugins.module_utils.image.signature import Signer, command, judge
-
 DOCUMENTATION = r"""
 module: engine_image_signature
 short_description: See that an image in a registry is signed
@@ -87,6 +79,14 @@ refusals:
   type: list
   elements: dict
 """
+
+import json
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.files import FOLDER_MODE, write_atomic
+from ansible_collections.inference.vllm.plugins.module_utils.image.signature import Signer, command, judge
 
 
 def main() -> None:

@@ -3,14 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.image.recipe import pinned_version
-from ansible_collections.inference.vllm.plugins.module_utils.image.wheels import CPU, PYPI, Offer, ask_pip, find
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
-
 DOCUMENTATION = r"""
 module: engine_image_torch
 short_description: Choose where torch for the CPU image comes from
@@ -48,7 +40,7 @@ attributes:
     description: Changes nothing, so there is no difference to show.
     support: none
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -79,6 +71,14 @@ refusals:
   type: list
   elements: dict
 """
+
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.image.recipe import pinned_version
+from ansible_collections.inference.vllm.plugins.module_utils.image.wheels import CPU, PYPI, Offer, ask_pip, find
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 
 
 def main() -> None:

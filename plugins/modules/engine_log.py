@@ -3,13 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.checks.engine_log import last_lines, plain, reasons
-from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
-
 DOCUMENTATION = r"""
 module: engine_log
 short_description: Keep an engine's log, and find in it why the engine ended
@@ -66,6 +59,13 @@ text:
   returned: always
   type: str
 """
+
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.checks.engine_log import last_lines, plain, reasons
+from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
 
 #: Lines of a container's log that are kept; one start is about 400.
 _KEPT = 10_000

@@ -3,16 +3,6 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.gateway.runtime import GROUP, STATES, Runtime, Server
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
-
 DOCUMENTATION = r"""
 module: gateway_backend
 short_description: Take an engine out of the gateway, and put it back
@@ -83,6 +73,16 @@ seconds:
   returned: always
   type: float
 """
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.gateway.runtime import GROUP, STATES, Runtime, Server
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
 
 def reached(state: str, server: Server) -> bool:

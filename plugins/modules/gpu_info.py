@@ -3,10 +3,6 @@
 
 from __future__ import annotations
 
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import read, this_machine
-
 DOCUMENTATION = r"""
 module: gpu_info
 short_description: Read the NVIDIA GPUs of a host and their driver
@@ -176,6 +172,10 @@ host:
       description: Reason for each null, by the value's path.
       type: dict
 """
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import read, this_machine
 
 
 def main() -> None:

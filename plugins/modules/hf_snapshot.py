@@ -3,20 +3,6 @@
 
 from __future__ import annotations
 
-import stat
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError, join
-from ansible_collections.inference.vllm.plugins.module_utils.weights.hub import Retry
-from ansible_collections.inference.vllm.plugins.module_utils.weights.peers import Fleet
-from ansible_collections.inference.vllm.plugins.module_utils.weights.plan import Lock, parse_lock, refuse
-from ansible_collections.inference.vllm.plugins.module_utils.weights.snapshot import Outcome, Want, ensure, write_lock
-from ansible_collections.inference.vllm.plugins.module_utils.weights.store import read_lock
-
 DOCUMENTATION = r"""
 module: hf_snapshot
 short_description: Fetch a model from a Hugging Face hub and verify every byte
@@ -333,6 +319,20 @@ error:
       description: What to do.
       type: str
 """
+
+import stat
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError, join
+from ansible_collections.inference.vllm.plugins.module_utils.weights.hub import Retry
+from ansible_collections.inference.vllm.plugins.module_utils.weights.peers import Fleet
+from ansible_collections.inference.vllm.plugins.module_utils.weights.plan import Lock, parse_lock, refuse
+from ansible_collections.inference.vllm.plugins.module_utils.weights.snapshot import Outcome, Want, ensure, write_lock
+from ansible_collections.inference.vllm.plugins.module_utils.weights.store import read_lock
 
 LEAST = {
     "max_workers": 1,

@@ -3,12 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
 DOCUMENTATION = r"""
 module: read_files
 short_description: Read the text of several files at once
@@ -56,6 +50,12 @@ files:
       description: Its text, with U+FFFD for bytes that are not UTF-8. Null where the file does not exist.
       type: str
 """
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
 
 
 def read(paths: Iterable[str]) -> list[dict[str, Any]]:

@@ -3,20 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
-from ansible_collections.inference.vllm.plugins.module_utils.service.releases import (
-    MANIFEST,
-    Store,
-    design,
-    manifest_text,
-    parse_modes,
-)
-
 DOCUMENTATION = r"""
 module: release
 short_description: Write, choose and remove releases of a service
@@ -113,6 +99,20 @@ removed:
   type: list
   elements: str
 """
+
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+from ansible_collections.inference.vllm.plugins.module_utils.service.releases import (
+    MANIFEST,
+    Store,
+    design,
+    manifest_text,
+    parse_modes,
+)
 
 
 def prepared(module: AnsibleModule, store: Store) -> dict[str, Any]:

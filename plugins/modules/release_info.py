@@ -3,14 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
-from ansible_collections.inference.vllm.plugins.module_utils.service import history as release_history
-
 DOCUMENTATION = r"""
 module: release_info
 short_description: Tell the releases of a host, and which one to step back to
@@ -96,6 +88,14 @@ path:
   returned: when O(choose) is set
   type: str
 """
+
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+from ansible_collections.inference.vllm.plugins.module_utils.service import history as release_history
 
 
 def main() -> None:

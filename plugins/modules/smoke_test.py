@@ -3,20 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
-
-from ansible_collections.inference.vllm.plugins.module_utils.checks import endpoint, limits
-from ansible_collections.inference.vllm.plugins.module_utils.checks import module as check_module
-from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
-from ansible_collections.inference.vllm.plugins.module_utils.checks.registry import HostCheck
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import extended
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import run as smoke_run
-from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Settings
-from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.judge import expected_of
-from ansible_collections.inference.vllm.plugins.module_utils.contracts import Verdict
-
 DOCUMENTATION = r"""
 module: smoke_test
 short_description: Send real questions to a running vLLM service and check its answers
@@ -136,6 +122,20 @@ refusals:
   type: list
   elements: dict
 """
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.inference.vllm.plugins.module_utils.checks import endpoint, limits
+from ansible_collections.inference.vllm.plugins.module_utils.checks import module as check_module
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
+from ansible_collections.inference.vllm.plugins.module_utils.checks.registry import HostCheck
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import extended
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import run as smoke_run
+from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Settings
+from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.judge import expected_of
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Verdict
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     **endpoint.ARGUMENTS,

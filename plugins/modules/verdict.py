@@ -3,17 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.checks.combine import combine
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import exit_code, junit, summary
-from ansible_collections.inference.vllm.plugins.module_utils.contracts import Verdict
-from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError, join
-
 DOCUMENTATION = r"""
 module: verdict
 short_description: Combine the results of all checks of a release into one verdict, or read the verdict
@@ -84,6 +73,17 @@ exit_code:
   returned: always
   type: int
 """
+
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.checks.combine import combine
+from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import exit_code, junit, summary
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError, join
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "release": {"type": "str", "required": True},

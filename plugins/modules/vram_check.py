@@ -3,19 +3,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-from typing import Any
-
-from ansible_collections.inference.vllm.plugins.module_utils.checks import endpoint
-from ansible_collections.inference.vllm.plugins.module_utils.checks import module as check_module
-from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
-from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import run as vram_run
-from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.judge import Expected, expected_of, unplanned
-from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.load import Load
-from ansible_collections.inference.vllm.plugins.module_utils.contracts import Verdict
-from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import this_machine
-
 DOCUMENTATION = r"""
 module: vram_check
 short_description: Measure a server's memory under the heaviest load that it permits, and judge it
@@ -150,6 +137,19 @@ refusals:
   type: list
   elements: dict
 """
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.inference.vllm.plugins.module_utils.checks import endpoint
+from ansible_collections.inference.vllm.plugins.module_utils.checks import module as check_module
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
+from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import run as vram_run
+from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.judge import Expected, expected_of, unplanned
+from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.load import Load
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import this_machine
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     **endpoint.ARGUMENTS,

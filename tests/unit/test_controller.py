@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from ansible_collections.inference.vllm.plugins.module_utils.collection import ROOT, Collection
+from ansible_collections.inference.vllm.plugins.module_utils.collection import ROOT, Collection, read
 from ansible_collections.inference.vllm.plugins.module_utils.controller import no_hosts, refusals
 
 THIS = Collection("inference.vllm", "1.2.3", {"a.b": ">=3.0.0", "c.d": ">=10.0.0"}, ">=2.19.0", installed=True)
@@ -56,3 +58,21 @@ def test_a_limit_that_leaves_no_host_is_refused_with_the_hosts_of_the_group() ->
     refusal = no_hosts("gpu", GROUPS, ["w1"])
     assert refusal is not None
     assert "--limit leaves none of the hosts of group gpu, which are g1, g2" in refusal.message
+
+
+@pytest.mark.parametrize(
+    ("file", "python", "ansible"),
+    [
+        ("README.md", r"Python (3\.\d+) or newer", r"ansible-core (\d+\.\d+) or newer"),
+        ("CONTRIBUTING.md", r"Python (3\.\d+) or newer", None),
+        ("docs/collection.md", r"\| Python \| (3\.\d+) or newer", r"\| ansible-core \| (\d+\.\d+) or newer"),
+        ("docs/reference/support.md", r"Python (3\.\d+) or newer", r"ansible-core (\d+\.\d+)\.0 or newer"),
+        ("bin/bootstrap", r"Python (3\.\d+) or newer", None),
+    ],
+)
+def test_all_pages_name_the_same_versions(file: str, python: str, ansible: str | None) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    ((major, minor),) = set(re.findall(r"sys.version_info < \((\d+), (\d+)\)", (ROOT / "bin/bootstrap").read_text()))
+    assert set(re.findall(python, text)) == {f"{major}.{minor}"}
+    if ansible:
+        assert [f">={version}.0" for version in set(re.findall(ansible, text))] == [read().requires_ansible]

@@ -478,12 +478,19 @@ class _Run:
                 self._hubs.ask(lambda hub: self._download(hub, state.commit, spec, part))
             return True
 
+        def fetch(spec: FileSpec) -> None:
+            if self._stop.is_set():
+                raise StoppedError
+            try:
+                self._fetch_file(target, spec, state, partial(fill, spec))
+            except BaseException:
+                # At once: otherwise this thread begins the next file before the main thread sees the failure.
+                self._stop.set()
+                raise
+
         with ThreadPoolExecutor(want.workers) as pool:
             try:
-                futures: list[Future[bool]] = [
-                    pool.submit(self._fetch_file, target, spec, state, partial(fill, spec))
-                    for spec in sorted(missing, key=lambda spec: -spec.size)
-                ]
+                futures = [pool.submit(fetch, spec) for spec in sorted(missing, key=lambda spec: -spec.size)]
                 wait(futures, return_when=FIRST_EXCEPTION)
             finally:  # also when this thread is interrupted
                 self._stop.set()

@@ -112,7 +112,8 @@ def test_the_tarball_has_what_git_knows_and_no_more(installed: User) -> None:
     assert names <= known
     assert {name for name in known if name.split("/")[0] in PARTS} <= names
     tops = {name.split("/")[0] for name in names}
-    assert {"README.md", "CHANGELOG.rst", "bindep.txt", "requirements.yml"} <= tops
+    assert {"README.md", "CHANGELOG.rst", "CONTRIBUTING.md", "LICENSE", "SECURITY.md"} <= tops
+    assert {"bindep.txt", "requirements.yml"} <= tops
     assert tops.isdisjoint({"ansible.cfg", "bench", "bin", "collections", "deploy.yml", "galaxy.yml", "inventories"})
     assert tops.isdisjoint({"execution-environment.yml", "Makefile", "molecule", "pyproject.toml", "tests"})
 

@@ -277,6 +277,12 @@ def test_a_next_run_does_not_fetch_again_what_is_there(served: FaultyHub, want: 
     assert outcome.bytes_fetched == SIZE - 500_000
 
 
+def test_after_a_failure_no_other_file_is_begun(served: FaultyHub, want: Want) -> None:
+    served.faults = [Fault("status", f"*/{BIG}", FOR_EVER, status=404)]
+    assert refused(replace(want, workers=1)).code == "repository_not_found"
+    assert served.files_asked() == [BIG]
+
+
 def test_damage_in_a_part_is_found_and_begun_again(served: FaultyHub, want: Want) -> None:
     served.faults = [Fault("cut", f"*/{BIG}", 1, at=500_000), Fault("status", f"*/{BIG}", FOR_EVER, status=404)]
     served.faults[1].times = 0
@@ -910,8 +916,9 @@ def test_the_figures_are_there_while_it_runs_and_gone_afterwards(served: FaultyH
     seen: list[dict[str, Any]] = []
 
     def look() -> None:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline and not (seen and seen[-1]["phase"] == "fetch"):
+        deadline = time.monotonic() + 60
+        # The figures of the moment when the fetch begins have no byte yet.
+        while time.monotonic() < deadline and not (seen and seen[-1]["phase"] == "fetch" and seen[-1]["done"]):
             time.sleep(0.05)
             if file.exists():
                 seen.append(json.loads(file.read_text()))
