@@ -93,7 +93,7 @@ def test_status_names_container_release_and_failures(tmp_path: Path) -> None:
     assert f"container vllm-vllm-1: Up 3 hours (healthy), release {now}" in lines
     assert f"{bad} failed: colour_red" in lines
     assert status_text("gpu1", [], []) == ["gpu1: nothing is deployed"]
-    assert "no container of the service is there" in status_text("gpu1", [Past(now, True, "proven").as_dict()], [])
+    assert "the service has no container" in status_text("gpu1", [Past(now, True, "proven").as_dict()], [])
 
 
 def test_module_chooses_or_fails_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +114,7 @@ def test_module_chooses_or_fails_by_name(tmp_path: Path, capsys: pytest.CaptureF
 
 RESTORE_FAILED = (
     "[restore_failed] Release old did not start again: no such image: engine:old\n"
-    "Fix: correct what this names, then start a proven release: ansible-playbook playbooks/rollback.yml"
+    "Fix: correct the cause, then start a proven release: ansible-playbook playbooks/rollback.yml"
 )
 
 
