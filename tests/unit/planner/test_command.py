@@ -105,7 +105,7 @@ def test_table_of_a_plan_that_fits_shows_the_flags(run: Any) -> None:
     assert "  --enforce-eager\n" in out + "\n"
     assert "  --mm-encoder-tp-mode data" in out
     assert "  --tensor-parallel-size 2" in out
-    assert "Requests of that length at once: 1; more wait in the queue." in out
+    assert "Concurrent requests of that length: 1; more wait in the queue." in out
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_as_many_requests_at_once_as_the_cache_holds(requests: int, length: int,
     (reason,) = plan.refusals
     assert reason.code == "context_too_long"
     assert f"{requests} x {length} tokens need " in reason.message
-    assert "13 requests of this length fit at once, more wait in the queue." in reason.message
+    assert "13 requests of this length fit concurrently, more wait in the queue." in reason.message
     assert reason.fix.startswith("Set --concurrent-requests to at most 13, --max-model-len to at most ")
     assert plan.alternatives[0]["why"] == f"smaller images do not leave room for {requests} x {length} tokens"
     # The closest plan serves the length, with the others in the queue.
@@ -131,7 +131,7 @@ def test_the_judge_says_how_many_requests_fit_at_once_with_the_given_settings() 
     assert reason.code == "kv_cache_too_small"
     assert "30 requests of 4096 tokens need 7.50 GiB" in reason.message
     at_most, length = (int(number) for number in re.findall(r"at most (\d+)", reason.fix)[::-1])
-    assert f"{at_most} of this length fit at once, more wait in the queue" in reason.message
+    assert f"{at_most} of this length fit concurrently, more wait in the queue" in reason.message
     assert judge(eager, replace(given, concurrent_requests=at_most)).fits
     assert judge(eager, replace(given, concurrent_requests=30, max_model_len=length)).fits
 
@@ -158,7 +158,7 @@ def test_a_cache_without_a_useful_length_is_taken_when_the_length_is_named() -> 
     plan = solve(small, Requirements())
     (reason,) = plan.refusals
     assert reason.code == "context_too_short"
-    assert reason.message.startswith("--max-model-len: auto asks for at least 2560 tokens, a prompt with one image; ")
+    assert reason.message.startswith("--max-model-len: auto needs at least 2560 tokens, a prompt with one image; ")
     at_most = int(reason.fix.split("at most ")[1].split(",")[0])
     assert 0 < at_most < 2560
     assert solve(small, Requirements(max_model_len=at_most)).fits

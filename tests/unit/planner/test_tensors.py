@@ -152,7 +152,7 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "code", "named"),
     [
-        ({"architectures": ["LlavaForConditionalGeneration"]}, "unsupported_architecture", "vision_config"),
+        ({"architectures": ["LlavaForConditionalGeneration"]}, "unsupported_architecture", "Qwen3VLForConditionalGeneration"),
         ({"architectures": []}, "unsupported_architecture", "none named"),
         ({"vision_config": {}}, "incomplete_config", "depth, hidden_size"),
         ({"text_config": {"hidden_size": -1}}, "incomplete_config", "hidden_size"),
