@@ -643,7 +643,7 @@ def test_nothing_is_removed_while_the_release_in_use_cannot_be_read(
         (tmp_path / "release/manifest.json").write_text(text)
     outcome = ensure(replace(want, keep=1, in_use=tmp_path / "current/manifest.json"))
     assert outcome.pruned == ()
-    assert "Nothing old is removed" in outcome.warnings[-1]
+    assert "Old commits are kept" in outcome.warnings[-1]
     assert on_disk(want) == set(commits)
 
 
@@ -765,7 +765,7 @@ def test_a_damaged_record_is_written_again(want: Want) -> None:
     record.write_text('{"repo":')
     outcome = ensure(want)
     assert outcome.recorded
-    assert "no JSON" in outcome.warnings[0]
+    assert "is not JSON" in outcome.warnings[0]
     assert record.read_text() == right
 
 

@@ -346,7 +346,7 @@ def test_a_number_that_cannot_be_meant_is_refused_by_name(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"), [(None, "does not exist"), ("{", "no JSON"), ("[]", "must be a mapping")]
+    ("content", "problem"), [(None, "does not exist"), ("{", "is not JSON"), ("[]", "must be a mapping")]
 )
 def test_a_lock_file_that_is_none_is_refused(tmp_path: Path, content: str | None, problem: str) -> None:
     path = tmp_path / "lock.json"
