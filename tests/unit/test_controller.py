@@ -55,4 +55,4 @@ def test_an_empty_inventory_is_refused() -> None:
 def test_a_limit_that_leaves_no_host_is_refused_with_the_hosts_of_the_group() -> None:
     refusal = no_hosts("gpu", GROUPS, ["w1"])
     assert refusal is not None
-    assert "--limit leaves none of the hosts of group gpu, which are g1, g2" in refusal.message
+    assert "--limit excludes all hosts of group gpu: g1, g2" in refusal.message

@@ -127,7 +127,7 @@ def test_names_that_are_no_flags_of_the_plan_are_left_alone(name: str) -> None:
 def test_a_variable_that_only_begins_like_a_roles_is_a_warning(name: str, role: str) -> None:
     refusals, (warning,) = judged(name)
     assert refusals == []
-    assert warning.startswith(f"{name} begins like a variable of role {role}, but no role reads it.")
+    assert warning.startswith(f"{name} has the prefix of role {role}, but no role reads it.")
 
 
 def test_a_warning_names_what_is_very_near() -> None:
@@ -271,7 +271,7 @@ def test_the_lookup_refuses_what_the_service_would_refuse_and_warns_of_what_may_
         *("flag_refused", "flag_of_plan", "flag_type", "refused_environment", "bad_number", "bad_size"),
         *("out_of_range", "unknown_variable"),
     }
-    assert "gateway_ip begins like a variable of role gateway" in result.stderr
+    assert "gateway_ip has the prefix of role gateway" in result.stderr
     assert "gateway_ip" not in result.stdout
 
 
