@@ -1,4 +1,4 @@
-"""Digest of what a proof asks: the settings of the checks, and the code that makes them."""
+"""Digest of the settings and the code of a proof's checks."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ LADDERS = {
 
 
 @pytest.mark.parametrize("name", LADDERS)
-def test_a_family_says_what_may_replace_its_models(name: str) -> None:
+def test_a_family_has_the_alternatives_of_its_models(name: str) -> None:
     assert list(catalogue.load(name).alternatives) == [f"qwen3-vl-{other}" for other in LADDERS[name]]
 
 
@@ -325,7 +325,7 @@ PREFLIGHT = {"vllm_bind_address": "127.0.0.1", "preflight_allow_public_address":
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [
         ("mine", "[invalid_catalogue_entry] {path}: revision is 5"),
         ("qwen3-vl-32b-instruct-fp8", None),
@@ -335,15 +335,15 @@ PREFLIGHT = {"vllm_bind_address": "127.0.0.1", "preflight_allow_public_address":
         ("qwen3-vl-32b", "[unknown_model] vllm_model: 'qwen3-vl-32b' is not in the catalogue, which has: mine, other,"),
     ],
 )
-def test_preflight_names_what_is_wrong_with_the_model(tmp_path: Path, model: str, said: str | None) -> None:
+def test_preflight_names_what_is_wrong_with_the_model(tmp_path: Path, model: str, message: str | None) -> None:
     path = write_own_entry(tmp_path, revision=5)
     write_own_entry(tmp_path, "other", alternatives=["mine"])
     given = PREFLIGHT | {"vllm_model": model, "vllm_catalogue_dirs": [str(tmp_path)]}
     done = template("query('inference.vllm.inventory', 'roles')", json.dumps(given))
     assert done.returncode == 0, done.stdout + done.stderr
     refusals = json.loads(done.stdout.partition("=>")[2])["msg"]
-    assert len(refusals) == (said is not None)
-    assert said is None or refusals[0].startswith(said.format(path=path))
+    assert len(refusals) == (message is not None)
+    assert message is None or refusals[0].startswith(message.format(path=path))
 
 
 def playbook(name: str, *variables: str) -> subprocess.CompletedProcess[str]:

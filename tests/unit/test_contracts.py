@@ -147,7 +147,11 @@ def without(contract: Contract, name: str) -> dict[str, Any]:
         (PlanFile, changed(cpu_plan(), memory_gib={"host": "16"}), "memory_gib.host is '16', but must be a number"),
         (PlanFile, changed(cpu_plan(), environment={"A": 1}), "environment.A is 1, but must be text"),
         (PlanFile, without(cpu_plan(), "flags"), "missing fields: flags"),
-        (PlanFile, {"gpus": [{"name": "X"}], "flags": {}}, "schema_version is 0, but its content does not match: KeyError"),
+        (
+            PlanFile,
+            {"gpus": [{"name": "X"}], "flags": {}},
+            "schema_version is 0, but its content does not match: KeyError",
+        ),
         (LockFile, changed(lock("tiny-qwen3-vl"), files={}), "files is {}, but must be a list"),
         (ManifestFile, changed(manifest(cpu_plan()), plan=None), "plan is None, but must be a mapping"),
         (

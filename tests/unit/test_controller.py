@@ -24,7 +24,7 @@ def test_an_older_ansible_is_refused(version: str) -> None:
     assert "pip install 'ansible-core>=2.19.0'" in refusal.fix
 
 
-def test_missing_and_old_collections_are_refused_at_once() -> None:
+def test_missing_and_old_collections_are_refused_together() -> None:
     (refusal,) = refusals(THIS, "2.21.5", {"c.d": "9.5.0"}.get)
     assert refusal.code == "collections_missing"
     assert "a.b >=3.0.0 (not installed), c.d >=10.0.0 (9.5.0)" in refusal.message

@@ -202,7 +202,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize(
-    ("value", "code", "said"),
+    ("value", "code", "message"),
     [
         ([{"nme": "a", "key": "s3cret"}], "bad_element", "missing required arguments: name"),
         ([{"name": "a", "kei": "s3cret"}], "bad_element", "Supported parameters include: key, name"),
@@ -210,11 +210,11 @@ KEYS = {
         ({"name": "a", "key": "s3cret"}, "wrong_type", "x is a dict, but must be a list"),
     ],
 )
-def test_elements_are_refused_without_what_they_hold(value: object, code: str, said: str) -> None:
+def test_elements_are_refused_without_what_they_hold(value: object, code: str, message: str) -> None:
     refusal = inventory.value_refusal("x", value, KEYS)
     assert refusal is not None
     assert refusal.code == code
-    assert said in refusal.message
+    assert message in refusal.message
     assert "s3cret" not in str(refusal)
 
 

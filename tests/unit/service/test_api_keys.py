@@ -30,8 +30,8 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
         before = texts(tmp_path)
         with patch_module_args(given), pytest.raises(SystemExit):
             api_key.main()
-        said = capsys.readouterr().out
-        result = dict(json.loads(said))
+        output = capsys.readouterr().out
+        result = dict(json.loads(output))
         result.pop("invocation", None)
         for secret in {*before, *texts(tmp_path), key} - {""}:
             assert secret not in json.dumps(result)
@@ -106,7 +106,7 @@ def test_a_key_file_is_judged_on_the_controller_before_anything_changes(tmp_path
     for name, text in contents.items():
         (tmp_path / name).write_text(text)
     file = {name: str(tmp_path / name) for name in [*contents, "missing"]} | {"none": ""}
-    said = paths(
+    output = paths(
         {
             name: {
                 "role": "vllm_service",
@@ -123,7 +123,7 @@ def test_a_key_file_is_judged_on_the_controller_before_anything_changes(tmp_path
         "empty": "it is empty",
         "missing": "it is no file",
     }
-    assert {name: text for name, text in said.items() if text} == {
+    assert {name: text for name, text in output.items() if text} == {
         name: f"[bad_api_key_file] vllm_service_api_key_file is {file[name]}, and {reason}. Fix: write a key on one"
         " line into that file on the controller, as `openssl rand -hex 32` makes one; or leave the variable empty."
         for name, reason in reasons.items()

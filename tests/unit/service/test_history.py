@@ -140,11 +140,11 @@ RESTORE_FAILED = (
         ),
     ],
 )
-def test_a_failure_says_what_serves_now(current: str, healthy: list[str], reason: str, text: str) -> None:
+def test_a_failure_names_the_serving_release(current: str, healthy: list[str], reason: str, text: str) -> None:
     assert serving_text("new", current, healthy, reason) == text
 
 
-def test_the_role_restores_the_current_release_and_says_what_came_of_it() -> None:
+def test_the_role_restores_the_current_release_and_reports_the_result() -> None:
     def case(link: str | None, healthy: list[str], **restored: str) -> dict[str, object]:
         stat = {"exists": True, "lnk_source": f"/srv/releases/{link}"} if link else {"exists": False}
         registered = {
@@ -173,8 +173,8 @@ def test_the_role_restores_the_current_release_and_says_what_came_of_it() -> Non
         "same": [],
         "first": [("/srv/releases/new", "stopped")],
     }
-    said = {name: steps[-1][1]["__vllm_service_serving"] for name, steps in found.items()}
-    assert said == {
+    messages = {name: steps[-1][1]["__vllm_service_serving"] for name, steps in found.items()}
+    assert messages == {
         "again": serving_text("new", "old", ["old"]),
         "broken": serving_text("new", "old", [], "no such image: engine:old"),
         "same": serving_text("new", "new", ["new"]),

@@ -193,7 +193,7 @@ def test_a_known_branch_stands_in_while_the_hub_is_away(want: Want) -> None:
 
 
 @pytest.mark.parametrize("status", [403, 404])
-def test_a_hub_that_says_no_is_not_away(served: FaultyHub, want: Want, status: int) -> None:
+def test_a_hub_that_refuses_is_not_unreachable(served: FaultyHub, want: Want, status: int) -> None:
     ensure(want)
     served.faults = [Fault("status", API, FOR_EVER, status=status)]
     assert refused(want).code in ("forbidden", "repository_not_found")
