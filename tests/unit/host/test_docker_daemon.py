@@ -455,7 +455,7 @@ def test_where_there_was_no_file_there_is_none_again(run: Any, folder: Path, doc
 def test_docker_that_does_not_start_again_is_reported(run: Any, path: Path, docker: Path) -> None:
     path.write_text('{"bip": "worse"}')
     run(config={"mtu": 1400})
-    assert "Docker is down" in apply(run)["msg"]
+    assert "Docker does not run" in apply(run)["msg"]
 
 
 def test_without_systemd_somebody_elses_engine_is_not_fought(run: Any, path: Path, docker: Path) -> None:
