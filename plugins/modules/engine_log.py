@@ -74,15 +74,15 @@ _KEPT = 10_000
 def summary(log: str, lines: int, path: str) -> str:
     """The reasons, the last lines and the path of a log, as a text."""
     if not log.strip():
-        return "There is no log of it."
-    why = reasons(log) or ["No line of it tells one."]
+        return "It has no log."
+    why = reasons(log) or ["None found."]
     return "\n".join(
         [
-            "What its log gives as the reason, the first cause first:",
+            "Reasons in its log, the first cause first:",
             *(f"  {line}" for line in why),
-            "Its last lines:",
+            "Last lines of its log:",
             *(f"  {line}" for line in last_lines(log, lines)),
-            f"The whole log: {path}",
+            f"Complete log: {path}",
         ]
     )
 

@@ -345,7 +345,7 @@ LEAST = {
 
 
 def read_token(path: str | None, given: str | None = None) -> str | None:
-    """The token that was given, or that in a file that nobody else can read.
+    """The configured token, or the one in a file that only its owner can read.
 
     Raises:
         RefusalError: The file or the token is not fit. The text never holds the token.

@@ -264,10 +264,10 @@ def test_the_lock_of_an_entry(tmp_path: Path) -> None:
         return catalogue.lock_file(name, folders).resolve()
 
     assert lock("tiny-qwen3-vl", []) == lock("tiny-qwen3-vl", own) == built_in
-    # A new one goes into the first own folder, and without one beside the entry.
+    # A new lock is in the user's first folder, or in the entry's folder if there is none.
     assert lock("qwen3-32b-awq", own) == first / "locks" / "qwen3-32b-awq.json"
     assert lock("qwen3-32b-awq", []) == built_in.with_name("qwen3-32b-awq.json")
-    # The lock of an own entry is beside it; the built-in lock of the same name is of another model.
+    # The lock of a user's entry is in its folder; the built-in lock of the same name is of another model.
     write_own_entry(second, "tiny-qwen3-vl")
     assert lock("tiny-qwen3-vl", own) == second / "locks" / "tiny-qwen3-vl.json"
     (first / "locks").mkdir()

@@ -46,7 +46,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXT, inner, max_size=2),
     max_leaves=4,
 )
-# What the types say beside the types that hypothesis knows by itself.
+# Strategies for types that hypothesis does not support.
 st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))
 st.register_type_strategy(Mapping, lambda kind: st.dictionaries(TEXT, _of(get_args(kind)[1]), max_size=3))
 

@@ -70,7 +70,7 @@ class Wanted:
     extra_packages: tuple[str, ...] = ()
     extra_wheels: str = ""
     extra_files: frozenset[str] = frozenset()
-    signer: image_signature.Signer = image_signature.NOBODY
+    signer: image_signature.Signer = image_signature.NO_SIGNER
     signature_tool: str = "cosign"
     signature_tool_found: bool = True
     machine: str = "x86_64"

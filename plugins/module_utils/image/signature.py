@@ -56,7 +56,7 @@ class Signer:
 
 
 #: No signature is asked for.
-NOBODY = Signer()
+NO_SIGNER = Signer()
 
 
 def command(tool: str, signer: Signer, reference: str) -> tuple[list[str], dict[str, str]]:

@@ -92,7 +92,7 @@ def test_the_log_is_stored_and_summarised(docker: Path, tmp_path: Path, capsys: 
     assert "--project-name=vllm-x logs" in docker.with_name("docker.called").read_text()
     assert result["changed"] is False
     assert result["text"].splitlines()[1] == "  torch.AcceleratorError: CUDA error: out of memory"
-    assert result["text"].splitlines()[-1] == f"The whole log: {path}"
+    assert result["text"].splitlines()[-1] == f"Complete log: {path}"
     assert path.read_bytes() == log("graphs_do_not_fit").encode()
     assert (stat.S_IMODE(path.stat().st_mode), stat.S_IMODE(path.parent.stat().st_mode)) == (0o640, 0o750)
 
@@ -118,11 +118,11 @@ def test_without_a_log_it_says_so_and_does_not_fail(
     given = {"project": "vllm", "path": str(tmp_path / "engine.log")}
     assert run_module(engine_log, capsys, given)["text"].startswith("Its log cannot be read: cat: ")
     docker.with_name("docker.log").write_text("\n")
-    assert run_module(engine_log, capsys, given)["text"] == "There is no log of it."
+    assert run_module(engine_log, capsys, given)["text"] == "It has no log."
     monkeypatch.setenv("PATH", str(tmp_path))
     assert run_module(engine_log, capsys, given)["text"].startswith("Its log cannot be kept: ")
     assert not (tmp_path / "engine.log").exists()
 
 
 def test_a_log_without_a_reason_is_reported() -> None:
-    assert "No line of it tells one." in engine_log.summary(log("healthy"), 3, "/opt/vllm/engine.log")
+    assert "None found." in engine_log.summary(log("healthy"), 3, "/opt/vllm/engine.log")

@@ -784,7 +784,7 @@ def test_the_same_holds_over_http_2(tls_gateway: Gateway, engine: Engine, tmp_pa
     big = tmp_path / "big"
     with big.open("wb") as file:
         file.truncate(60 * 2**20)
-    # This client does not always read the answer before it has sent all; the log tells what it was.
+    # This client does not always read the answer before it has sent all; the log has it.
     without_length = ("--request", "POST", "--upload-file", "-")
     for status, body in ((413, ("--data-binary", f"@{big}")), (411, without_length)):
         assert curl(CHAT, *body) in (f"2 {status}", "0 000")

@@ -1,4 +1,4 @@
-"""All facts of a machine: which source answers, what the host tells, what is wrong; and the module."""
+"""All facts of a machine: the source, the facts of the host, the problems; and the module."""
 
 from __future__ import annotations
 

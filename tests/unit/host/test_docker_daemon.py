@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def path(folder: Path) -> Path:
-    """The file, as somebody else wrote it."""
+    """The file with foreign content."""
     folder.mkdir()
     (folder / "daemon.json").write_text(json.dumps(FOREIGN))
     return folder / "daemon.json"

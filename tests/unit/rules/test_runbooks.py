@@ -1,4 +1,4 @@
-"""Every failure that names a runbook has one, and what a runbook tells an operator to type exists."""
+"""Every failure that names a runbook has one, and the commands in runbooks exist."""
 
 from __future__ import annotations
 

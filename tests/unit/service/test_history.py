@@ -24,7 +24,7 @@ from support.role_paths import paths
 
 
 def write(home: Path, word: str, age: int, ok: bool | None = True) -> str:
-    """A release whose file holds a word, so many seconds old; its last verdict was good, bad, or there was none."""
+    """A release with one file, of this age in seconds; its last verdict was good, bad, or missing."""
     store = Store(home)
     manifest = {"model": {"name": "tiny", "commit": "0" * 40}, "image": {"reference": f"engine:{word}"}}
     release = design("tiny", {"compose.yaml": word}, {}, manifest)
@@ -130,13 +130,13 @@ RESTORE_FAILED = (
             "new",
             ["new"],
             "",
-            "Release new serves now. The release that failed is the current one: there is no other to go back to.",
+            "Release new serves now. The release that failed is the current one, so there is no other to restore.",
         ),
         (
             "new",
             [""],
             "",
-            "Nothing serves now. The release that failed is the current one: there is no other to go back to.",
+            "Nothing serves now. The release that failed is the current one, so there is no other to restore.",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Several files read at once; one that is missing is no failure, one that cannot be read is."""
+"""Several files in one task; a missing file is no failure, an unreadable one is."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class Hosts:
     servers: list[FaultyPeer]
 
     def deploy(self, *numbers: int) -> list[Outcome]:
-        """Run on some hosts at once, on all by default."""
+        """Run on several hosts concurrently, on all by default."""
         chosen = numbers or range(len(self.wants))
         with ThreadPoolExecutor(len(self.wants)) as pool:
             runs: list[Future[Outcome]] = [pool.submit(ensure, self.wants[number]) for number in chosen]

@@ -545,7 +545,7 @@ def test_a_new_commit_takes_equal_files_from_the_old_one(served: FaultyHub, want
     served.asked.clear()
     outcome = ensure(want)
     assert_complete(want, outcome, changed)
-    # Small files have no SHA-256 on the hub, so nobody can tell that they are equal.
+    # Small files have no SHA-256 on the hub, so equality cannot be determined.
     assert {name for name in served.files_asked() if name.endswith(".safetensors")} == set()
 
 
@@ -611,7 +611,7 @@ def test_no_commit_is_removed_unless_asked(want: Want, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("skew", [-(10**9), 0, 10**9])
 def test_old_commits_are_removed_but_never_the_one_in_use(want: Want, tmp_path: Path, skew: int) -> None:
-    """Whatever the clock of the host said when they were made."""
+    """Independent of the times of their creation."""
     commits = deploy_commits(want, tmp_path, 4)
     manifest = release_with(tmp_path / "current", commits[0])
     for index, commit in enumerate(commits):

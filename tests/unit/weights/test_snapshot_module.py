@@ -166,9 +166,9 @@ def test_the_command_in_the_documentation(served: FaultyHub, tmp_path: Path) -> 
         "root=/opt/vllm/models": f"root={tmp_path / 'models'} endpoint={served.url}",
         "/opt/vllm/venv/bin/python": sys.executable,
     }
-    for told, here in changes.items():
-        assert sum(told in word for word in words) == 1
-        words = [word.replace(told, here) for word in words]
+    for old, new in changes.items():
+        assert sum(old in word for word in words) == 1
+        words = [word.replace(old, new) for word in words]
     assert words.pop() == "--check"
     command_line = [str(Path(sys.executable).with_name(ansible)), *words]
 
