@@ -61,7 +61,7 @@ LISTINGS = ("syntax", "listhosts", "listtasks", "listtags")
 
 
 class LookupModule(LookupBase):
-    """Asks `controller` with what Ansible knows of itself and of the inventory."""
+    """Checks the controller and the inventory with `controller`."""
 
     def run(self, terms: list[str], variables: dict[str, Any] | None = None, **kwargs: Any) -> list[str]:
         """Return one name for keyword ``hosts``; raises AnsibleLookupError with the refusals as its text."""

@@ -50,7 +50,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.image.recipe import
 
 
 class LookupModule(LookupBase):
-    """Door to the recipe."""
+    """Reads recipes of the engine's image."""
 
     def run(self, terms: list[str], variables: dict[str, Any] | None = None, **kwargs: Any) -> list[dict[str, str]]:
         """Read one recipe per term; raises AnsibleLookupError where there is none."""

@@ -6,9 +6,9 @@ DOCUMENTATION = r"""
 name: model
 short_description: Read entries of the model catalogue
 description:
-  - Returns what the catalogue knows about a model variant, with the shapes of its layers.
+  - Returns the catalogue entry of a model variant, with the shapes of its layers.
   - Searches the folders of the variable C(vllm_catalogue_dirs) first, then C(catalogue/) of this collection.
-  - An unknown name fails and says which names are nearest.
+  - Fails for an unknown name, and suggests the closest names.
 options:
   _terms:
     description: Names of entries, without C(.yaml).
@@ -24,7 +24,7 @@ EXAMPLES = r"""
   ansible.builtin.debug:
     msg: "{{ lookup('inference.vllm.model', vllm_model).repository }}"
 
-- name: Read a model and all that may replace it
+- name: Read a model's alternatives
   ansible.builtin.debug:
     msg: "{{ query('inference.vllm.model', *lookup('inference.vllm.model', vllm_model).alternatives) }}"
 """

@@ -8,8 +8,8 @@ short_description: Path of the lock file of a model's weights
 description:
   - A lock is C(locks/<model>.json) in a folder of the catalogue. It is searched in the folders of the variable
     C(vllm_catalogue_dirs), then in C(catalogue/) of this collection, up to the folder that has the model's entry.
-  - Where there is none, the path is that of a new lock. It is beside the user's own entry. For an entry of this
-    collection it is in the first folder of C(vllm_catalogue_dirs), or beside the entry where that is empty.
+  - If there is none, the path is that of a new lock. It is in the folder of the user's own entry. For an entry of this
+    collection it is in the first folder of C(vllm_catalogue_dirs), or in the entry's folder if there is none.
 options:
   _terms:
     description: Names of entries, without C(.yaml).

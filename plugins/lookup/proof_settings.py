@@ -1,4 +1,4 @@
-"""Digest of the settings and the code of the checks that make a proof."""
+"""Digest of the settings and the code of a proof's checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files between the steps of a deployment, as types: one writer and one reader each, and a schema version.
+"""Types of the files that the steps of a deployment exchange, with their writers, readers and schema version.
 
 =================  ==========================================  ==============================================
 File               Written by                                  Read by
@@ -12,8 +12,8 @@ File               Written by                                  Read by
 
 The result files of the checks extend :class:`Verdict`; they are in ``checks/results.py``.
 
-A file of an older schema is read where :attr:`Contract.UPGRADES` says how, and refused by name where it does not. A
-file of a newer schema is always refused. ``docs/schemas/`` has the JSON Schemas, which are made from these types.
+A file with an older schema is read if :attr:`Contract.UPGRADES` has a function for it, and refused otherwise. A file
+with a newer schema is always refused. The JSON Schemas in ``docs/schemas/`` are generated from these types.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union, get_ar
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
 if TYPE_CHECKING:
-    # Hosts may have Python 3.10, whose module typing does not have it.
+    # Not in module typing of Python 3.10, which hosts may have.
     from typing import Self
 
 VERSION_KEY = "schema_version"
@@ -37,20 +37,20 @@ Scalar = str | int | float | bool | None
 
 Severity = Literal["error", "warning"]
 ImageSource = Literal["pull", "load", "build"]
-#: Takes the data of one schema version to the next one.
+#: Converts data from one schema version to the next.
 Upgrade = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 class Contract:
-    """What the types of files have in common.
+    """Base class of the types of files.
 
-    A field that has its default None is left out of the file, unless it is marked with ``_WRITTEN``.
+    A field with its default None is omitted from the file, unless it is marked with ``_WRITTEN``.
 
     Attributes:
         SCHEMA: Version that is written.
-        REMEDY: What to do about a file that cannot be read.
-        UPGRADES: For each older version that can be read, the function that leads to the next one. Files without a
-            version have version 0.
+        REMEDY: Fix for a file that cannot be read.
+        UPGRADES: Function to the next version, by older version that can be read. Files without a version have
+            version 0.
         DERIVED: Properties that the file holds as well, for readers without this code. They follow from the fields, so
             a file in which they differ is refused.
     """
@@ -90,7 +90,7 @@ class Contract:
 
     @classmethod
     def from_json(cls, text: str | None, origin: str) -> Self:
-        """Read the text of a file, None where there is no such file.
+        """Read the text of a file; None if the file does not exist.
 
         Raises:
             RefusalError: ``missing_input``, or as :meth:`from_dict`.
@@ -100,7 +100,7 @@ class Contract:
         try:
             data = json.loads(text)
         except ValueError as error:
-            raise cls._refused("broken_input", f"{origin} holds no JSON: {error}") from error
+            raise cls._refused("broken_input", f"{origin} is not JSON: {error}") from error
         return cls.from_dict(data, origin)
 
     @classmethod
@@ -114,16 +114,16 @@ _WRITTEN = {"written": True}
 
 @dataclass(frozen=True)
 class PlannedGpu:
-    """One GPU that the plan is about.
+    """One GPU of the planned host.
 
     Attributes:
-        index: Its number on the host, in the driver's order; None where no driver listed it.
-        uuid: Its UUID, ``GPU-...``; None where no driver listed it.
+        index: Its index on the host, in the driver's order; None if no driver listed it.
+        uuid: Its UUID, ``GPU-...``; None if no driver listed it.
         name: Its name in the GPU table.
-        total_gib: Memory that CUDA gives a process, in GiB (2^30 bytes).
+        total_gib: Memory available to a CUDA process, in GiB (2^30 bytes).
         compute_capability: Such as 8.9.
-        fp8: How FP8 weights in blocks are computed: ``native`` or ``marlin``.
-        peer_to_peer: Whether GPUs of this kind read each other's memory.
+        fp8: Kernels for FP8 weights in blocks: ``native`` or ``marlin``.
+        peer_to_peer: Whether GPUs of this kind can access each other's memory.
         selected: Whether the engine of this plan runs on it.
     """
 
@@ -143,7 +143,7 @@ class PlannedEngine:
 
     Attributes:
         version: ``major.minor.patch``.
-        calibrated: Whether boots of this version were measured.
+        calibrated: Whether boots of this version have been measured.
     """
 
     version: str
@@ -167,25 +167,25 @@ def _plan_from_0(data: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class PlanFile(Contract):
-    """``plan.json``: what the planner decided for one model on one host.
+    """``plan.json``: the plan for one model on one host.
 
     Attributes:
-        accelerator: What the engine computes on.
+        accelerator: Accelerator of the engine.
         model: Name of the entry in the catalogue.
         gpus: One row for each GPU; empty on a CPU.
-        starts: Whether vLLM's own check at the start passes.
-        survives: Whether memory is left when the largest permitted images arrive together.
-        kv_cache_tokens: Tokens that the KV cache holds.
+        starts: Whether vLLM's start-up check passes.
+        survives: Whether memory suffices when the largest permitted images arrive together.
+        kv_cache_tokens: Capacity of the KV cache in tokens.
         max_model_len: Tokens of the longest request.
-        flags: Flags of vLLM, by name without the dashes.
+        flags: Flags of vLLM, by name without leading dashes.
         environment: Environment variables of the engine.
-        refusals: Reasons against the plan; empty where it may be used.
+        refusals: Reasons against the plan; empty if it can be used.
         engine: Version of vLLM that was planned for; None on a CPU.
-        per_gpu_gib: Where the memory of one GPU goes, in GiB by term; None on a CPU.
-        memory_gib: Where the memory of the host goes, in GiB by term; None on GPUs.
-        concurrency: Requests of the longest length that the KV cache holds at once.
+        per_gpu_gib: Memory of one GPU by use, in GiB; None on a CPU.
+        memory_gib: Memory of the host by use, in GiB; None on GPUs.
+        concurrency: Number of requests of the longest length that fit into the KV cache.
         alternatives: Other models or settings that were tried, each with ``fits`` and ``why``.
-        closest: Where the requirements cannot be met, the plan for this model that comes closest.
+        closest: If the requirements cannot be met, the closest plan for this model.
     """
 
     REMEDY: ClassVar[str] = "Run playbooks/plan.yml with -e plan_write=true, or deploy.yml: both write it again."
@@ -210,12 +210,12 @@ class PlanFile(Contract):
 
     @property
     def selected(self) -> tuple[PlannedGpu, ...]:
-        """The GPUs that the engine runs on, in order."""
+        """The GPUs of the engine, in order."""
         return tuple(gpu for gpu in self.gpus if gpu.selected)
 
     @property
     def spare(self) -> tuple[PlannedGpu, ...]:
-        """The other GPUs of the host that are known by UUID."""
+        """The other GPUs of the host that have a UUID."""
         return tuple(gpu for gpu in self.gpus if not gpu.selected and gpu.uuid)
 
 
@@ -224,14 +224,14 @@ class ImageFile(Contract):
     """``image.json``: the engine's image as it is on the host.
 
     Attributes:
-        reference: What a container is started from.
-        id: The Docker engine's own identifier, ``sha256:...``; empty where it is not known.
+        reference: Reference to start a container from.
+        id: The Docker engine's identifier, ``sha256:...``; empty if unknown.
         digest: Digest in a registry, ``sha256:...``; empty for an image that was loaded or built.
-        source: Where it came from.
+        source: Source of the image.
         vllm_version: Version of vLLM in it, ``major.minor.patch``.
-        base: Reference of the image below, where extra packages were added.
-        base_id: Identifier of that image.
-        packages: The extra packages, each ``name==version``, separated by spaces.
+        base: Reference of the base image, if extra packages were added.
+        base_id: Identifier of the base image.
+        packages: The extra packages, each ``name==version``, separated by blanks.
     """
 
     REMEDY: ClassVar[str] = "Run playbooks/serve.yml or deploy.yml: role engine_image writes it again."
@@ -252,7 +252,7 @@ class LockedFile:
     """One file of a model.
 
     Attributes:
-        path: Name inside the repository, with ``/``.
+        path: Path inside the repository, with ``/``.
         size: In bytes.
         sha256: Of the content, 64 hexadecimal digits.
     """
@@ -268,9 +268,9 @@ class LockFile(Contract):
 
     Attributes:
         repo: ``owner/name`` on the hub.
-        revision: Branch, tag or commit that was asked for.
-        commit: The commit that it was, 40 hexadecimal digits.
-        files: All files, by name.
+        revision: Requested branch, tag or commit.
+        commit: Resolved commit, 40 hexadecimal digits.
+        files: All files, by path.
     """
 
     REMEDY: ClassVar[str] = "Write the lock again with playbooks/lock_weights.yml, or restore it from version control."
@@ -289,8 +289,8 @@ class ReleasedModel:
     Attributes:
         name: Name of the entry in the catalogue.
         repo: ``owner/name`` on the hub.
-        revision: Branch, tag or commit that was asked for.
-        commit: The commit that it was.
+        revision: Requested branch, tag or commit.
+        commit: Resolved commit.
     """
 
     name: str
@@ -314,22 +314,22 @@ class ReleasedFile:
 
 @dataclass(frozen=True)
 class ManifestFile(Contract):
-    """``manifest.json``: what a release is. Module release adds the last three fields.
+    """``manifest.json``: the description of a release. Module release adds the last three fields.
 
     Attributes:
-        accelerator: What the engine computes on.
+        accelerator: Accelerator of the engine.
         model: The model.
         image: The engine's image.
         plan: The plan that the flags come from.
-        flags: All flags of vLLM, by name without the dashes.
+        flags: All flags of vLLM, by name without leading dashes.
         environment: Environment variables of the container.
-        rendered_by: Name and version of the collection that made the release.
-        id: Identifier of the release, which is the name of its folder.
+        rendered_by: Name and version of the collection that built the release.
+        id: Identifier of the release and name of its folder.
         files: The other files of the release, by name.
         checksum: SHA-256 of the manifest without this field.
     """
 
-    REMEDY: ClassVar[str] = "Deploy again with deploy.yml: it writes a release anew."
+    REMEDY: ClassVar[str] = "Deploy again with deploy.yml, which writes a new release."
     UPGRADES: ClassVar[Mapping[int, Upgrade]] = {0: dict}
 
     accelerator: Literal["nvidia", "cpu"]
@@ -428,7 +428,7 @@ CONTRACTS: Mapping[str, type[Contract]] = {
 
 
 class _UnreadableError(Exception):
-    """Data does not hold what its contract says; the text names the field."""
+    """Data does not match its contract; the text names the field."""
 
     def __init__(self, message: str, code: str = "broken_input") -> None:
         super().__init__(message)
@@ -458,7 +458,7 @@ def _has_null(each: Field[Any]) -> bool:
 
 
 def _read(kind: type[Readable], data: object, where: str = "") -> Readable:
-    """A contract from plain data, brought to the schema version that is read today."""
+    """A contract from plain data, converted to the current schema version."""
     body = dict(_mapping(data, where))
     version = _checked(_WHOLE, body.pop(VERSION_KEY, 0), _joined(where, VERSION_KEY))
     if version > kind.SCHEMA:
@@ -471,8 +471,8 @@ def _read(kind: type[Readable], data: object, where: str = "") -> Readable:
         try:
             body = dict(kind.UPGRADES[number](body))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            problem = f"{_joined(where, VERSION_KEY)} is {number}, which does not fit: {type(error).__name__} {error}"
-            raise _UnreadableError(problem) from error
+            problem = f"{_joined(where, VERSION_KEY)} is {number}, but its content does not match"
+            raise _UnreadableError(f"{problem}: {type(error).__name__} {error}") from error
     derived = {name: body.pop(name) for name in kind.DERIVED if name in body}
     contract = _decode_fields(kind, body, where)
     for name in kind.DERIVED:
@@ -493,7 +493,7 @@ def _decode_fields(kind: type[Value], data: Mapping[str, Any], where: str) -> Va
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
-    """A value of the type that an annotation names."""
+    """A value of the annotated type."""
     origin, of = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return _decode_union(of, value, where)
@@ -514,7 +514,7 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
         return value
     if get_origin(kind) is Literal:
         choices = get_args(kind)
-        return _checked((f"one of {', '.join(map(str, choices))}", lambda given: given in choices), value, where)
+        return _checked((f"one of {', '.join(map(str, choices))}", lambda item: item in choices), value, where)
     checked = _checked(_SCALARS[kind], value, where)
     return float(checked) if kind is float else checked
 
@@ -527,11 +527,11 @@ def _decode_union(kinds: Sequence[Any], value: Any, where: str) -> Any:
     if len(others) == 1:
         return _decode(others[0], value, where)
     rules = [_SCALARS[kind] for kind in others]
-    words = " or ".join(wanted for wanted, _ in rules)
+    words = " or ".join(required for required, _ in rules)
     return _checked((words, lambda given: any(fits(given) for _, fits in rules)), value, where)
 
 
-#: What a value must be, in words, and whether it is.
+#: The required form of a value in words, and the check of it.
 _Rule = tuple[str, Callable[[Any], bool]]
 _LIST: _Rule = ("a list", lambda value: isinstance(value, (list, tuple)))
 _MAPPING: _Rule = ("a mapping", lambda value: isinstance(value, Mapping))

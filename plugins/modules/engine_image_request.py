@@ -9,7 +9,7 @@ short_description: Accept or refuse the settings of the engine's image
 description:
   - Refuses an image without a digest, a version of vLLM with known holes, an image that this host cannot run, packages
     that are not pinned, and a signature that could not be checked.
-  - Tells whether the engine has the image, and whether M(inference.vllm.engine_image_record) wrote down this one.
+  - Returns whether the engine has the image, and whether M(inference.vllm.engine_image_record) recorded it.
   - Changes nothing and asks no registry.
 options:
   source:
@@ -61,7 +61,7 @@ options:
     type: str
     default: ""
   vllm_version:
-    description: vLLM's version where the tag does not tell it.
+    description: vLLM's version, if the tag does not contain it.
     type: str
     default: ""
   unsafe_allow_old_version:

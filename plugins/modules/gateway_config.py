@@ -1,11 +1,11 @@
 #!/usr/bin/python
-"""Module: write what the gateway runs with, if HAProxy takes it."""
+"""Module: write the gateway's configuration, if HAProxy accepts it."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: gateway_config
-short_description: Write what the gateway runs with, if HAProxy takes it
+short_description: Write the gateway's configuration, if HAProxy accepts it
 description:
   - Writes C(haproxy.cfg), the digests of the keys, the engine's key and the certificate into a new folder below
     O(path), has it checked by O(check), and only then points O(path)C(/current) to it. What is refused changes nothing.

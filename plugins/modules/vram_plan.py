@@ -211,7 +211,7 @@ def _plan(module: AnsibleModule) -> tuple[PlanFile, str]:
 
 
 def _engine_version(image: dict[str, Any]) -> str:
-    """Version of vLLM in the image, by the rule of role engine_image; raises RefusalError where nothing tells it."""
+    """Version of vLLM in the image, by the rule of role engine_image; raises RefusalError if it is unknown."""
     if image["source"] == "build":
         return versions.DEPLOYED
     wanted = Wanted(**{**image, "tag": image["tag"] or versions.DEPLOYED})

@@ -54,7 +54,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXT, inner, max_size=2),
     max_leaves=4,
 )
-# What the types say beside the types that hypothesis knows by itself.
+# Strategies for types that hypothesis does not support.
 st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))
 st.register_type_strategy(Mapping, lambda kind: st.dictionaries(TEXT, _of(get_args(kind)[1]), max_size=3))
 
@@ -173,7 +173,11 @@ def without(contract: Contract, name: str) -> dict[str, Any]:
         (PlanFile, changed(cpu_plan(), memory_gib={"host": "16"}), "memory_gib.host is '16', but must be a number"),
         (PlanFile, changed(cpu_plan(), environment={"A": 1}), "environment.A is 1, but must be text"),
         (PlanFile, without(cpu_plan(), "flags"), "missing fields: flags"),
-        (PlanFile, {"gpus": [{"name": "X"}], "flags": {}}, "schema_version is 0, which does not fit: KeyError"),
+        (
+            PlanFile,
+            {"gpus": [{"name": "X"}], "flags": {}},
+            "schema_version is 0, but its content does not match: KeyError",
+        ),
         (Verdict, changed(Verdict("r1"), ok=True), "ok is True, but must be False"),
         (
             Verdict,

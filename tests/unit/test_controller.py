@@ -26,7 +26,7 @@ def test_an_older_ansible_is_refused(version: str) -> None:
     assert "pip install 'ansible-core>=2.19.0'" in refusal.fix
 
 
-def test_missing_and_old_collections_are_refused_at_once() -> None:
+def test_missing_and_old_collections_are_refused_together() -> None:
     (refusal,) = refusals(THIS, "2.21.5", {"c.d": "9.5.0"}.get)
     assert refusal.code == "collections_missing"
     assert "a.b >=3.0.0 (not installed), c.d >=10.0.0 (9.5.0)" in refusal.message
@@ -57,7 +57,7 @@ def test_an_empty_inventory_is_refused() -> None:
 def test_a_limit_that_leaves_no_host_is_refused_with_the_hosts_of_the_group() -> None:
     refusal = no_hosts("gpu", GROUPS, ["w1"])
     assert refusal is not None
-    assert "--limit leaves none of the hosts of group gpu, which are g1, g2" in refusal.message
+    assert "--limit excludes all hosts of group gpu: g1, g2" in refusal.message
 
 
 @pytest.mark.parametrize(

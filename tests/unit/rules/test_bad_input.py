@@ -123,7 +123,7 @@ def test_wrong_model_name(proof: Proof, step: str) -> None:
 
 
 @pytest.mark.parametrize("step", MODULES)
-def test_certificate_that_nobody_trusts(proof: Proof, step: str, tmp_path: Path) -> None:
+def test_untrusted_certificate(proof: Proof, step: str, tmp_path: Path) -> None:
     both = tmp_path / "tls.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     command += ["-keyout", str(tmp_path / "key"), "-out", str(both), "-days", "2", "-subj", "/CN=elsewhere"]

@@ -74,7 +74,7 @@ def test_each_exception_of_the_sanity_tests_has_a_reason() -> None:
 
 
 @pytest.mark.parametrize("playbook", sorted(path.name for path in (ROOT / "playbooks").glob("*.yml")))
-def test_operators_are_told_of_each_playbook(playbook: str) -> None:
+def test_each_playbook_is_documented(playbook: str) -> None:
     head = (ROOT / "docs" / "operations.md").read_text().partition("\n## ")[0]
     table = [line for line in head.splitlines() if line.startswith("| `")]
     (row,) = [line for line in table if re.search(rf"[`/]{re.escape(playbook)}`", line)]

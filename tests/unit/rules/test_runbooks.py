@@ -1,4 +1,4 @@
-"""Every failure that names a runbook has one, and what a runbook tells an operator to type exists."""
+"""Every failure that names a runbook has one, and the commands in runbooks exist."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_failure_of_a_result_has_one(results: dict[str, str | None]) -> No
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_says_what_the_operator_sees_and_what_that_means(name: str) -> None:
+def test_it_has_the_message_and_its_meaning(name: str) -> None:
     runbook = runbooks.parse(text_of(name))
     assert runbook.name == name
     assert runbook.message.startswith((f"{name}: ", f"[{name}] "))

@@ -82,7 +82,7 @@ class Hosts:
     servers: list[FaultyPeer]
 
     def deploy(self, *numbers: int) -> list[Outcome]:
-        """Run on some hosts at once, on all by default."""
+        """Run on several hosts concurrently, on all by default."""
         chosen = numbers or range(len(self.wants))
         with ThreadPoolExecutor(len(self.wants)) as pool:
             runs: list[Future[Outcome]] = [pool.submit(ensure, self.wants[number]) for number in chosen]
@@ -171,7 +171,7 @@ def test_a_host_that_joins_later_needs_no_hub(hub: FaultyHub, hosts: MakeHosts) 
     assert [outcome.changed for outcome in outcomes] == [True, False, False]
 
 
-def test_without_a_lock_the_hub_says_what_the_files_must_be(hub: FaultyHub, hosts: MakeHosts) -> None:
+def test_without_a_lock_the_hub_defines_the_files(hub: FaultyHub, hosts: MakeHosts) -> None:
     fleet = hosts(3)
     # One after the other: hosts of one test are one process, and so share huggingface_hub's session.
     outcomes = [ensure(replace(want, lock=None)) for want in fleet.wants]
@@ -217,7 +217,7 @@ def test_hosts_that_no_hub_answers_do_not_wait_for_each_other_for_ever(hosts: Ma
 # --- hosts that misbehave ---
 
 
-def test_a_dead_host_holds_nobody_up(hub: FaultyHub, hosts: MakeHosts) -> None:
+def test_a_dead_host_delays_no_other(hub: FaultyHub, hosts: MakeHosts) -> None:
     fleet = hosts(4)
     fleet.servers[0].shutdown()
     fleet.servers[0].server_close()
@@ -461,7 +461,7 @@ def test_a_file_that_is_moved_while_it_is_sent(hosts: MakeHosts, lock: Lock, mon
         assert answer.read() == FILES[BIG]
 
 
-def test_it_ends_by_itself_when_nobody_asks(program: Path, tmp_path: Path) -> None:
+def test_it_ends_without_requests(program: Path, tmp_path: Path) -> None:
     given = settings(tmp_path, idle=0.5)
     assert run(program, "start", **given).returncode == 0
     wait_for(lambda: not answers(given["port"]))
