@@ -1,38 +1,30 @@
 #!/usr/bin/python
-"""Module: keep other runs of Ansible off a host."""
+"""Module: acquire and release the deploy lock of a host."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.service.lock import Owner, hold, release
-
 DOCUMENTATION = r"""
 module: deploy_lock
-short_description: Keep other runs of Ansible off a host
+short_description: Acquire and release the deploy lock of a host
 version_added: 0.1.0
 description:
-  - Takes a lock for the run of C(ansible-playbook) that it is part of, or fails and says which run holds it.
-  - A run that ended without giving its lock back does not stand in the way of others on the same controller.
-  - The action plugin of the same name says who runs; O(owner) is for its use.
+  - Acquires a lock for this run of C(ansible-playbook), or fails and names the run that holds it.
+  - The lock of a run that ended without releasing it does not block other runs of the same controller.
+  - The action plugin of the same name sets O(owner).
 attributes:
   check_mode:
-    description: Fails as it would, and takes nothing.
+    description: Fails if another run holds the lock, and writes nothing.
     support: full
   diff_mode:
-    description: A lock is no change of a host.
+    description: A lock does not change the host.
     support: none
 options:
   path:
-    description: File of the lock, in a folder that only root may write to and that is empty after a boot.
+    description: File of the lock, in a folder that only root can write to and that is empty after a boot.
     type: path
     required: true
   state:
-    description: V(held) takes or renews it, V(released) gives it back.
+    description: V(held) acquires or renews the lock, V(released) releases it.
     type: str
     choices: [held, released]
     default: held
@@ -41,21 +33,21 @@ options:
     type: int
     default: 0
   max_age:
-    description: Seconds after which a lock that was not renewed counts for nothing.
+    description: Seconds after the last renewal at which a lock expires.
     type: int
     default: 14400
   break_lock:
-    description: Take the lock from whoever holds it.
+    description: Acquire the lock even if another run holds it.
     type: bool
     default: false
   fresh_until:
     description:
       - Time until which the lock of this run needs no renewal, in seconds since 1970, as an earlier task returned it.
-      - Before it, the action plugin does not ask the host.
+      - Until then the action plugin does not contact the host.
     type: float
     default: 0
   owner:
-    description: The run that this is part of; set by the action plugin.
+    description: This run; set by the action plugin.
     type: dict
   instead_of:
     description: Key of a run that has ended; set by the action plugin.
@@ -79,14 +71,22 @@ EXAMPLES = r"""
 
 RETURN = r"""
 held_by:
-  description: Who holds the lock instead of this run, and since when; null where this run holds it.
+  description: The run that holds the lock, and the time of its last renewal; null if this run holds it.
   type: dict
   returned: always
 fresh_until:
-  description: Time until which the lock needs no renewal, in seconds since 1970; V(0) where it was given back.
+  description: Time until which the lock needs no renewal, in seconds since 1970; V(0) after a release.
   type: float
   returned: success
 """
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.service.lock import Owner, hold, release
 
 
 def main() -> None:
@@ -120,8 +120,8 @@ def main() -> None:
         max_age=params["max_age"],
         write=not module.check_mode,
     )
-    told = None if held is None else {"owner": asdict(held.owner), "text": str(held.owner), "since": held.since()}
-    module.exit_json(changed=False, failed=False, held_by=told)
+    holder = None if held is None else {"owner": asdict(held.owner), "text": str(held.owner), "since": held.since()}
+    module.exit_json(changed=False, failed=False, held_by=holder)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +32,8 @@ NOTHING = [{"name": "Nothing", "ansible.builtin.meta": "noop"}]
 STUBS = ("preflight", "vram_plan", "model_weights", "engine_image", "benchmark", "deploy_report", "watchdog")
 CHECKS = {"smoke_test": "smoke", "vram_check": "vram", "stability": "stability"}
 SPARE_PORT = 8001
+#: Playbooks and their variables, in order.
+Runs = tuple[tuple[str, Mapping[str, object]], ...]
 
 
 def collection(folder: Path) -> None:
@@ -43,12 +45,12 @@ def collection(folder: Path) -> None:
     for role in (ROOT / "roles").iterdir():
         if role.name not in {*STUBS, *CHECKS, "gateway"}:
             (root / "roles" / role.name).symlink_to(role)
-    for role in STUBS:
+    for stub in STUBS:
         for entry in ("main", "check", "compare", "absent", "prune"):
-            _write(root / f"roles/{role}/tasks/{entry}.yml", NOTHING)
-    for role, check in CHECKS.items():
-        _write(root / f"roles/{role}/tasks/main.yml", [_check_task(check)])
-        _write(root / f"roles/{role}/meta/main.yml", {"dependencies": [{"role": "inference.vllm.vllm_check"}]})
+            _write(root / f"roles/{stub}/tasks/{entry}.yml", NOTHING)
+    for checker, check in CHECKS.items():
+        _write(root / f"roles/{checker}/tasks/main.yml", [_check_task(check)])
+        _write(root / f"roles/{checker}/meta/main.yml", {"dependencies": [{"role": "inference.vllm.vllm_check"}]})
     real = ROOT / "roles" / "gateway"
     for part in ("defaults", "vars", "meta"):
         (root / f"roles/gateway/{part}").parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +140,7 @@ class Host:
             "SNAPSHOTS": str(snapshots or ""),
             "PYTHONPATH": str(ROOT / "tests"),
         }
-        command = [Path(sys.executable).with_name("ansible-playbook"), ROOT / f"playbooks/{name}.yml"]
+        command: list[str | Path] = [Path(sys.executable).with_name("ansible-playbook"), ROOT / f"playbooks/{name}.yml"]
         command += ["-i", self.folder / "hosts.yml", "-e", json.dumps(variables)]
         with admin_socket(self.folder):
             done = subprocess.run(
@@ -174,14 +176,14 @@ class Host:
         _write(self.folder / "hosts.yml", {"vllm": {"hosts": {"gpu1": values}}})
 
 
-def deployed(host: Host, runs: tuple[tuple[str, dict[str, object]], ...], states: dict[str, Path]) -> Path:
+def deployed(host: Host, runs: Runs, states: dict[str, Path]) -> Path:
     """A copy of a host after some runs; each is made once."""
     key = json.dumps(runs)
     if key not in states:
         if runs:
             host.load(deployed(host, runs[:-1], states))
             name, variables = runs[-1]
-            assert host.play(name, **variables) == 0, host.log
+            assert host.play(name, None, **variables) == 0, host.log
         states[key] = host.save(host.folder.with_name(f"state{len(states)}"))
     return states[key]
 

@@ -1,7 +1,8 @@
 """What is left of a run that was cut off, and what the next one makes of it.
 
-Each flow runs once, with the real playbooks, on a host in a folder (sandbox.py). For each task that changed the host, the
-run is cut off behind it: the run is killed, Docker is restarted, or the host is booted. Then the next run reconciles.
+Each flow runs once, with the real playbooks, on a host in a folder (sandbox.py). For each task that changed the host,
+the run is cut off behind it: the run is killed, Docker is restarted, or the host is booted. Then the next run
+reconciles.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +19,12 @@ import pytest
 from ansible_collections.inference.vllm.plugins.module_utils.service import lock
 from ansible_collections.inference.vllm.plugins.module_utils.state import host as state_host
 from ansible_collections.inference.vllm.plugins.module_utils.state import judge
-from cuts.sandbox import SPARE_PORT, Host, admin_socket, deployed, new_host
+from cuts.sandbox import SPARE_PORT, Host, Runs, admin_socket, deployed, new_host
 from support.paths import ROOT
 
 PAGE = ROOT / "docs" / "reference" / "interruptions.md"
-NEW = {"vllm_service_environment": {"FOO": "2"}}
-SPARE = {"vllm_spare_port": SPARE_PORT}
+NEW: Mapping[str, object] = {"vllm_service_environment": {"FOO": "2"}}
+SPARED: Mapping[str, object] = {**NEW, "vllm_spare_port": SPARE_PORT}
 EVENTS = ("killed", "Docker restarted", "host booted")
 
 
@@ -42,8 +43,8 @@ class Flow:
 
     name: str
     play: str
-    variables: dict[str, object]
-    before: tuple[tuple[str, dict[str, object]], ...] = (("serve", {}), ("verify", {}))
+    variables: Mapping[str, object]
+    before: Runs = (("serve", {}), ("verify", {}))
     fails: bool = False
     bad_start: bool = False
 
@@ -54,10 +55,10 @@ FLOWS = (
     Flow("first deploy: bad proof", "verify", {"bad_checks": "vram"}, before=(("serve", {}),), fails=True),
     Flow("deploy without a change", "serve", {}),
     Flow("upgrade", "upgrade", NEW),
-    Flow("upgrade, bad proof", "upgrade", NEW | {"bad_checks": "vram"}, fails=True),
+    Flow("upgrade, bad proof", "upgrade", {**NEW, "bad_checks": "vram"}, fails=True),
     Flow("upgrade, bad start", "upgrade", NEW, fails=True, bad_start=True),
-    Flow("upgrade with a spare engine", "upgrade", NEW | SPARE),
-    Flow("upgrade with a spare engine, bad proof", "upgrade", NEW | SPARE | {"bad_checks": "stability"}, fails=True),
+    Flow("upgrade with a spare engine", "upgrade", SPARED),
+    Flow("upgrade with a spare engine, bad proof", "upgrade", {**SPARED, "bad_checks": "stability"}, fails=True),
     Flow("rollback", "rollback", {}, before=(("serve", {}), ("verify", {}), ("upgrade", NEW))),
     Flow("restart", "restart", {}),
     Flow("change of the engine's key", "rotate_api_key", {"rotate_engine_key": True}),
@@ -164,7 +165,7 @@ def unproven_clients(seen: judge.Seen) -> list[str]:
     routed = {"engine": seen.engines, "spare": seen.spares}
     ready = [name for name, backend in seen.backends.items() if backend.state == "ready"]
     serves = [container.release for name in ready for container in routed[name] if container.serves]
-    return [release for release in serves if release not in seen.proven and not (ready == ["spare"])]
+    return [release for release in serves if release not in seen.proven and ready != ["spare"]]
 
 
 def rows(cuts: list[Cut]) -> Iterator[tuple[Cut, str, judge.Seen, judge.Seen, list[judge.Action], set[str], str]]:

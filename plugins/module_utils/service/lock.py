@@ -1,8 +1,8 @@
-"""A lock on a host, held by one run of Ansible: two deployments at once would undo each other.
+"""A lock on a host, held by one run of Ansible, so that two deployments do not overwrite each other.
 
-The lock is a small file. It outlives the run that wrote it, so each run says who it is: its process on its controller.
-A run on the same controller can see that the process is gone and takes over; one on another controller cannot, and
-waits until the lock has not been renewed for a while, or until an operator breaks it.
+The lock is a small file that names its owner: a process on a controller. The file remains when its owner ends. A run on
+the same controller detects that the process has ended and takes the lock over. A run on another controller cannot
+detect this: it waits until the lock expires, or until an operator breaks it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Owner:
     Attributes:
         user: Who started it, on the controller.
         controller: Name of the controller.
-        boot: Identifier of that machine's boot; empty where it has none.
+        boot: Boot identifier of the controller; empty if it has none.
         pid: Process of ``ansible-playbook``.
-        started: When the process started, in the kernel's own count; empty where it is not known.
-        play: What it does.
+        started: Start time of the process, in clock ticks of the kernel; empty if unknown.
+        play: Name of the play.
     """
 
     user: str
@@ -46,34 +46,34 @@ class Owner:
 
     @property
     def key(self) -> str:
-        """What tells this run from any other."""
+        """Identifier of the run."""
         text = json.dumps([self.controller, self.boot, self.pid, self.started])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
-        """As a message names it."""
+        """The owner as text for messages."""
         return f"{self.user}@{self.controller}, process {self.pid}, {self.play or 'a run of Ansible'}"
 
 
 @dataclass(frozen=True)
 class Held:
-    """A lock that another run holds: who, and when it was last renewed (seconds since 1970)."""
+    """A lock that another run holds: its owner and the time of the last renewal, in seconds since 1970."""
 
     owner: Owner
     renewed: float
 
     def since(self) -> str:
-        """When it was renewed, in UTC."""
+        """Time of the last renewal, in UTC, as text."""
         return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self.renewed))
 
 
 def this_run(pid: int, play: str = "") -> Owner:
-    """The run whose main process has this number."""
+    """The run with this main process."""
     return Owner(getpass.getuser(), socket.gethostname(), _boot(), pid, _started(pid), play)
 
 
 def is_gone(owner: Owner) -> bool:
-    """Whether a run has ended for certain; False where this machine cannot know."""
+    """Whether a run has certainly ended; False if this machine cannot determine it."""
     if not owner.boot or not owner.started or owner.controller != socket.gethostname():
         return False
     return owner.boot != _boot() or _started(owner.pid) != owner.started
@@ -82,15 +82,15 @@ def is_gone(owner: Owner) -> bool:
 def hold(
     path: Path, owner: Owner, now: float, *, instead_of: str = "", max_age: float = 0, write: bool = True
 ) -> Held | None:
-    """Take or renew the lock; None where this run holds it then, else who does.
+    """Acquire or renew the lock. Returns None if this run now holds it, otherwise its holder.
 
     Args:
         path: The lock's file.
         owner: This run.
         now: Seconds since 1970.
-        instead_of: Key of a run whose lock may be taken; ``any`` for whoever holds it.
-        max_age: Seconds after which a lock that was not renewed counts for nothing; 0 for never.
-        write: False only looks.
+        instead_of: Key of a run whose lock may be taken over; ``any`` for every run.
+        max_age: Seconds after the last renewal at which a lock expires; 0 for never.
+        write: False to check without writing.
     """
     if not write and not path.exists():
         return None
@@ -117,21 +117,21 @@ def holder(path: Path) -> Held | None:
 
 
 def release(path: Path, owner: Owner) -> bool:
-    """Give the lock back; False where this run does not hold it."""
+    """Release the lock; False if this run does not hold it."""
     if not path.exists():
         return False
     with _open(path) as file:
         held = _read(file)
         if held is None or held.owner.key != owner.key:
             return False
-        # Emptied and not removed: another run may have the file open, and would lock one that is gone.
+        # Truncated, not removed: another run may have the file open and would lock a deleted file.
         file.truncate(0)
     return True
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[IO[str]]:
-    """The lock's file, to this process alone; made where it is missing, for root only."""
+    """Open the lock's file with an exclusive lock; creates it, readable by root only, if it is missing."""
     number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(number, "r+", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -139,7 +139,7 @@ def _open(path: Path) -> Iterator[IO[str]]:
 
 
 def _read(file: IO[str]) -> Held | None:
-    """Who holds the lock; None where nobody does, or where the file was cut off while it was written."""
+    """The holder of the lock; None if the lock is free or the file is incomplete."""
     with suppress(ValueError, TypeError, KeyError):
         data = json.load(file)
         return Held(Owner(**data["owner"]), float(data["renewed"]))

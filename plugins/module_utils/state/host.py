@@ -151,7 +151,7 @@ class Host:
     def withdraw(self) -> None:
         """Take the engine out of the gateway, if one runs: clients get 503 instead of a release on trial."""
         if self.socket and ENGINE in (self._backends() or {}):
-            Runtime(self.socket).tell(ENGINE, "maint")
+            Runtime(self.socket).set_state(ENGINE, "maint")
 
     def carry_out(self, action: Action, seen: Seen) -> None:
         """Do one repair.
@@ -188,12 +188,12 @@ class Host:
             return
         try:
             runtime = Runtime(self.socket)
-            runtime.tell(ENGINE, "ready")
+            runtime.set_state(ENGINE, "ready")
             # The spare engine stays in service until the engine takes requests.
             if not runtime.wait(ENGINE, lambda server: server.takes_requests, 60):
                 raise RepairError("the gateway does not see the engine as healthy")
             if SPARE in runtime.servers():
-                runtime.tell(SPARE, "maint")
+                runtime.set_state(SPARE, "maint")
         except RefusalError as error:
             raise RepairError(str(error)) from error
 

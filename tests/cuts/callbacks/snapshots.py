@@ -37,11 +37,8 @@ class CallbackModule(CallbackBase):
 
     def digest(self) -> str:
         paths = sorted(path for path in self.host.rglob("*") if path.is_file() or path.is_symlink())
-        parts = [
-            f"{path.relative_to(self.host)} {path.readlink() if path.is_symlink() else path.read_text(errors='replace')}"
-            for path in paths
-            if path.name != "hosts.yml"
-        ]
+        contents = (path.readlink() if path.is_symlink() else path.read_text(errors="replace") for path in paths)
+        parts = [f"{path} {text}" for path, text in zip(paths, contents, strict=True) if path.name != "hosts.yml"]
         return sha256("\n".join(parts).encode()).hexdigest()
 
     def take(self, result: Any) -> None:
@@ -50,7 +47,12 @@ class CallbackModule(CallbackBase):
             self.last = now
             name = re.sub(r"[^A-Za-z0-9]+", "-", result._task.get_name().split(" : ")[-1])
             number = len(list(self.target.iterdir())) + 1
-            shutil.copytree(self.host, self.target / f"{number:03d}-{name}", symlinks=True)
+            shutil.copytree(
+                self.host,
+                self.target / f"{number:03d}-{name}",
+                symlinks=True,
+                ignore=shutil.ignore_patterns("admin.sock"),
+            )
 
     v2_runner_on_ok = take
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check, Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.service.history import (
     Past,
@@ -22,7 +23,7 @@ from support.modules import run_module
 
 
 def write(home: Path, word: str, age: int, ok: bool | None = True) -> str:
-    """A release whose file holds a word, so many seconds old; its last verdict was good, bad, or there was none."""
+    """A release with one file, of this age in seconds; its last verdict was good, bad, or missing."""
     store = Store(home)
     manifest = {"model": {"name": "tiny", "commit": "0" * 40}, "image": {"reference": f"engine:{word}"}}
     release = design("tiny", {"compose.yaml": word}, {}, manifest)
@@ -31,12 +32,9 @@ def write(home: Path, word: str, age: int, ok: bool | None = True) -> str:
     if ok is not None:
         report = home / "reports" / release.id
         report.mkdir(parents=True)
-        checks = [
-            {"code": "colour_red", "ok": ok, "severity": "error"},
-            {"code": "engine_version", "ok": False, "severity": "warning"},
-        ]
-        verdict = {"ok": ok, "finished": "2026-01-01T00:00:00Z", "checks": checks}
-        (report / "verdict.json").write_text(json.dumps(verdict))
+        checks = (Check("colour_red", ok), Check("engine_version", False, "warning"))
+        verdict = Verdict(release.id, checks, finished="2026-01-01T00:00:00Z")
+        (report / "verdict.json").write_text(verdict.to_json())
         if ok:
             (report / "proof.json").write_text(json.dumps({"release": release.id}))
     return release.id
@@ -93,7 +91,7 @@ def test_status_names_container_release_and_failures(tmp_path: Path) -> None:
     assert f"container vllm-vllm-1: Up 3 hours (healthy), release {now}" in lines
     assert f"{bad} failed: colour_red" in lines
     assert status_text("gpu1", [], []) == ["gpu1: nothing is deployed"]
-    assert "no container of the service is there" in status_text("gpu1", [Past(now, True, "proven").as_dict()], [])
+    assert "the service has no container" in status_text("gpu1", [Past(now, True, "proven").as_dict()], [])
 
 
 def test_module_chooses_or_fails_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
