@@ -58,6 +58,15 @@ def collection(folder: Path) -> None:
     (root / "roles/gateway/tasks").mkdir()
     (root / "roles/gateway/tasks/shift.yml").symlink_to(real / "tasks/shift.yml")
     _write(
+        root / "roles/gateway/tasks/absent.yml",
+        [
+            {
+                "name": "Gateway | Remove it",
+                "ansible.builtin.file": {"path": "{{ gateway_run_dir }}/gateway.json", "state": "absent"},
+            }
+        ],
+    )
+    _write(
         root / "roles/gateway/tasks/main.yml",
         [
             {
@@ -76,7 +85,7 @@ def _check_task(check: str) -> dict[str, Any]:
         "name": f"{check} | Check",
         "ansible.builtin.command": f"{CHECK_ROLE} {check} {{{{ vllm_home }}}} {release} {results}",
         "changed_when": True,
-        "environment": {"BAD_CHECKS": "{{ bad_checks | default('') }}"},
+        "environment": {"BAD_CHECKS": "{{ bad_checks | default('') }}", "PYTHONPATH": str(ROOT / "collections")},
     }
 
 

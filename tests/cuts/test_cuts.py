@@ -62,7 +62,7 @@ FLOWS = (
     Flow("rollback", "rollback", {}, before=(("serve", {}), ("verify", {}), ("upgrade", NEW))),
     Flow("restart", "restart", {}),
     Flow("change of the engine's key", "rotate_api_key", {"rotate_engine_key": True}),
-    Flow("teardown", "teardown", {}),
+    Flow("teardown", "teardown", {"teardown_stop_docker": False}),
 )
 
 
