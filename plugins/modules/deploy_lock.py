@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Module: keep other runs of Ansible off a host."""
+"""Module: acquire and release the deploy lock of a host."""
 
 from __future__ import annotations
 
@@ -21,30 +21,29 @@ from ansible_collections.inference.vllm.plugins.module_utils.service.lock import
 
 DOCUMENTATION = r"""
 module: deploy_lock
-short_description: Keep other runs of Ansible off a host
+short_description: Acquire and release the deploy lock of a host
 version_added: 0.1.0
 description:
-  - Takes a lock for the run of C(ansible-playbook) that it is part of, or fails and says which run holds it.
-  - The lock is a lease. The action plugin of the same name leaves a process on the controller that renews it until the
-    run ends.
-  - A run that ended without giving its lock back does not stand in the way of others on the same controller.
-  - The action plugin of the same name says who runs; O(owner) is for its use.
+  - Acquires a lock for this run of C(ansible-playbook), or fails and names the run that holds it.
+  - The action plugin of the same name starts a process on the controller that renews the lock until the run ends.
+  - The lock of a run that ended without releasing it does not block other runs of the same controller.
+  - The action plugin also sets O(owner), O(boot) and O(instead_of).
 attributes:
   check_mode:
-    description: Fails as it would, and takes nothing.
+    description: Fails if another run holds the lock, and writes nothing.
     support: full
   diff_mode:
-    description: A lock is no change of a host.
+    description: A lock does not change the host.
     support: none
 options:
   path:
-    description: File of the lock, in a folder that only root may write to and that is empty after a boot.
+    description: File of the lock, in a folder that only root can write to and that is empty after a boot.
     type: path
     required: true
   state:
     description:
-      - V(held) takes or renews it, V(released) gives it back.
-      - V(renewed) renews what this run still holds; for the action plugin.
+      - V(held) acquires or renews the lock, V(released) releases it.
+      - V(renewed) renews the lock if this run still holds it. The action plugin uses it.
     type: str
     choices: [held, released, renewed]
     default: held
@@ -54,26 +53,26 @@ options:
     default: 0
   max_age:
     description:
-      - Length of the lease in seconds, by the clock of the host that counts from its boot. A lock that this run takes and
-        does not renew for so long counts for nothing. V(0) for a lock that only this run or a boot releases.
+      - Seconds after the last renewal at which the lock of this run expires, by the monotonic clock of the host.
+      - V(0) for a lock that does not expire.
     type: int
     default: 300
   break_lock:
-    description: Take the lock from whoever holds it.
+    description: Acquire the lock even if another run holds it.
     type: bool
     default: false
   fresh_until:
     description:
       - Time until which the lock of this run needs no renewal, by the controller's monotonic clock, as an earlier task
         returned it.
-      - Before it, the action plugin does not ask the host.
+      - Until then the action plugin does not contact the host.
     type: float
     default: 0
   owner:
-    description: The run that this is part of; set by the action plugin.
+    description: This run; set by the action plugin.
     type: dict
   boot:
-    description: Boot of the host in which this run renewed the lock; set by the action plugin.
+    description: Boot identifier of the host at the last renewal; set by the action plugin.
     type: str
     default: ""
   instead_of:
@@ -98,20 +97,20 @@ EXAMPLES = r"""
 
 RETURN = r"""
 held_by:
-  description: Who holds the lock instead of this run, and since when; null where this run holds it.
+  description: The run that holds the lock, and since when; null if this run holds it.
   type: dict
   returned: always
 fresh_until:
   description: >-
-    Time until which the lock needs no renewal, by the controller's monotonic clock; V(0) where this run does not hold it.
+    Time until which the lock needs no renewal, by the controller's monotonic clock; V(0) if this run does not hold it.
   type: float
   returned: success
 boot:
-  description: The present boot of the host.
+  description: Boot identifier of the host.
   type: str
   returned: always
 lost:
-  description: Whether this run does not hold the lock any more.
+  description: Whether this run no longer holds the lock.
   type: bool
   returned: with O(state=renewed)
 """
@@ -153,11 +152,11 @@ def main() -> None:
         max_age=params["max_age"],
         write=not module.check_mode,
     )
-    module.exit_json(**{**done, "held_by": None if held is None else _told(held, now)})
+    module.exit_json(**{**done, "held_by": None if held is None else _holder(held, now)})
 
 
-def _told(held: Held, now: Moment) -> dict[str, object]:
-    """What the action plugin needs to know of another run."""
+def _holder(held: Held, now: Moment) -> dict[str, object]:
+    """Description of another run for the action plugin."""
     age = max(now.seconds - held.renewed, 0)
     since = f"since {held.since()}, renewed {age:.0f} s ago"
     return {"owner": asdict(held.owner), "text": str(held.owner), "since": since, "max_age": held.max_age}

@@ -1,12 +1,12 @@
-"""A lock on a host, held by one run of Ansible: two deployments at once would undo each other.
+"""A lock on a host, held by one run of Ansible, so that two deployments do not overwrite each other.
 
-The lock is a small file with a lease: the run that holds it renews it every minute, and a lease that was not renewed
-for :data:`MAX_AGE_S` seconds counts for nothing. Its age is measured by the clock of the host that counts from the
-boot, which nobody sets; a lease of an earlier boot counts for nothing either. The file names the run by its process on
-its controller. A run on the same controller can see that the process has ended and takes over at once; one on another
-controller waits until the lease has ended, or until an operator breaks it.
+The lock is a small file with a lease: the run that holds it renews it every minute, and it expires :data:`MAX_AGE_S`
+seconds after the last renewal. Its age is measured by the monotonic clock of the host, which is never set; a lock of an
+earlier boot of the host has expired. The file names its owner: a process on a controller. A run on the same controller
+detects that the process has ended and takes the lock over. A run on another controller cannot detect this: it waits
+until the lock expires, or until an operator breaks it.
 
-Role watchdog copies this file to the host: only the standard library may be imported.
+Role watchdog copies this file to the host, so it imports the standard library only.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-#: Length of a lease in seconds: several renewals may fail before another run gets in.
+#: Length of a lease in seconds. Several renewals may fail before it expires.
 MAX_AGE_S = 300
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _MACHINE_ID = Path("/etc/machine-id")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
 _START_FIELD = 19  # "starttime" of /proc/<pid>/stat, counted from the field behind the name in parentheses
-_ENDED_STATES = ("Z", "X")  # a zombie has ended, though its parent has not asked for it
-_SIZE = 4096  # the file is always rewritten in one write of this size, so that it is never half old and half new
+_ENDED_STATES = ("Z", "X")  # a zombie has ended, although its parent has not reaped it
+_SIZE = 4096  # one write of a fixed size replaces the whole content
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Owner:
     Attributes:
         user: Who started it, on the controller.
         controller: Name of the controller.
-        boot: Identifier of that machine's boot; empty where it has none.
+        boot: Boot identifier of the controller; empty if it has none.
         pid: Process of ``ansible-playbook``.
-        started: When the process started, in the kernel's own count; empty where it is not known.
-        play: What it does.
-        namespace: PID namespace in which ``pid`` counts; empty where it is not known.
-        machine: Identifier of the controller's installation; empty where it has none, as in many containers.
+        started: Start time of the process, in clock ticks of the kernel; empty if unknown.
+        play: Name of the play.
+        namespace: PID namespace of ``pid``; empty if unknown.
+        machine: Machine identifier of the controller; empty if it has none, as in many containers.
     """
 
     user: str
@@ -60,12 +60,12 @@ class Owner:
 
     @property
     def key(self) -> str:
-        """What tells this run from any other."""
+        """Identifier of the run."""
         text = json.dumps([self.controller, self.machine, self.namespace, self.boot, self.pid, self.started])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
-        """As a message names it."""
+        """The owner as text for messages."""
         return f"{self.user}@{self.controller}, process {self.pid}, {self.play or 'a run of Ansible'}"
 
 
@@ -74,7 +74,7 @@ class Moment:
     """A moment on a machine.
 
     Attributes:
-        boot: Identifier of the machine's boot.
+        boot: Boot identifier of the machine.
         seconds: Seconds since the boot, without the time in which the machine was suspended.
         wall: Seconds since 1970, for messages only.
     """
@@ -89,27 +89,27 @@ class Held:
     """A lock that another run holds.
 
     Attributes:
-        owner: Who holds it.
-        boot: Boot of the host in which it was renewed.
-        renewed: Seconds between that boot and the last renewal.
-        taken: When it was taken, in seconds since 1970; for messages only.
-        max_age: Length of the lease in seconds; 0 for one without an end.
+        owner: Its owner.
+        boot: Boot identifier of the host at the last renewal.
+        renewed: Seconds from that boot to the last renewal.
+        acquired: Time of the acquisition, in seconds since 1970, for messages only.
+        max_age: Length of the lease in seconds; 0 for a lock that does not expire.
     """
 
     owner: Owner
     boot: str
     renewed: float
-    taken: float
+    acquired: float
     max_age: float
 
     def since(self) -> str:
-        """When it was taken, in UTC."""
-        return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self.taken))
+        """Time of the acquisition, in UTC, as text."""
+        return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(self.acquired))
 
-    def counts(self, now: Moment) -> bool:
-        """Whether the lease has not ended."""
+    def has_expired(self, now: Moment) -> bool:
+        """Whether the lease has ended. A renewal in the future is of another clock, so it does not count."""
         age = now.seconds - self.renewed
-        return self.boot == now.boot and age >= 0 and (self.max_age <= 0 or age <= self.max_age)
+        return self.boot != now.boot or age < 0 or 0 < self.max_age < age
 
 
 def this_moment() -> Moment:
@@ -118,18 +118,25 @@ def this_moment() -> Moment:
 
 
 def this_run(pid: int, play: str = "") -> Owner:
-    """The run whose main process has this number."""
+    """The run with this main process."""
     controller, machine, namespace = _place()
     return Owner(
-        getpass.getuser(), controller, _text(_BOOT_ID), pid, _process(pid)[1], play, namespace=namespace, machine=machine
+        getpass.getuser(),
+        controller,
+        _text(_BOOT_ID),
+        pid,
+        _process(pid)[1],
+        play,
+        namespace=namespace,
+        machine=machine,
     )
 
 
 def is_gone(owner: Owner) -> bool:
-    """Whether a run has ended for certain; False where this machine cannot know."""
+    """Whether a run has certainly ended; False if this machine cannot determine it."""
     if not owner.boot or not owner.started or not owner.namespace:
         return False
-    # A process number counts only in its own namespace, and host names are not unique.
+    # A process number is valid in its own namespace only, and host names are not unique.
     if (owner.controller, owner.machine, owner.namespace) != _place():
         return False
     if owner.boot != _text(_BOOT_ID):
@@ -141,41 +148,39 @@ def is_gone(owner: Owner) -> bool:
 def hold(
     path: Path, owner: Owner, now: Moment, *, instead_of: str = "", max_age: float = MAX_AGE_S, write: bool = True
 ) -> Held | None:
-    """Take or renew the lock; None where this run holds it then, else who does.
+    """Acquire or renew the lock. Returns None if this run now holds it, otherwise its holder.
 
     Args:
         path: The lock's file.
         owner: This run.
-        now: The moment on the machine of the file.
-        instead_of: Key of a run whose lock may be taken; ``any`` for whoever holds it.
-        max_age: Length of the lease in seconds, after which it counts for nothing unless renewed; 0 for never.
-        write: False only looks.
+        now: The present moment on the host.
+        instead_of: Key of a run whose lock may be taken over; ``any`` for every run.
+        max_age: Seconds after which the lock of this run expires unless it is renewed; 0 for never.
+        write: False to check without writing.
     """
     if not write and not path.exists():
         return None
     with _open(path) as file:
         held = _read(file)
-        own = held is not None and held.owner.key == owner.key
-        if held and not own and held.owner.key != instead_of and instead_of != "any" and _is_valid(held, now):
+        if held and held.owner.key not in {owner.key, instead_of} and instead_of != "any" and _is_valid(held, now):
             return held
         if write:
-            taken = held.taken if held is not None and own else now.wall
-            _write(file, Held(owner, now.boot, now.seconds, taken, max_age))
+            _write(file, owner, now, max_age, held)
     return None
 
 
 def renew(path: Path, owner: Owner, now: Moment, *, boot: str, max_age: float = MAX_AGE_S) -> bool:
-    """Renew the lock of this run; False where this run has lost it.
+    """Renew the lock of this run; False if this run has lost it.
 
-    A lock that was given back, removed or taken by another run is not taken again. A boot of the host since the last
-    renewal is an exception: it removes the lock, and the run goes on.
+    A lock that was released, removed or taken over is not acquired again, with one exception: if the host has been
+    rebooted since the last renewal, which removes the lock, and no other run holds it.
 
     Args:
         path: The lock's file.
         owner: This run.
-        now: The moment on the machine of the file.
-        boot: The machine's boot when this run took or renewed the lock.
-        max_age: Length of the lease in seconds; 0 for one without an end.
+        now: The present moment on the host.
+        boot: Boot identifier of the host at the last renewal.
+        max_age: Seconds after which the lock expires; 0 for never.
     """
     rebooted = now.boot != boot
     if not rebooted and not path.exists():
@@ -183,33 +188,35 @@ def renew(path: Path, owner: Owner, now: Moment, *, boot: str, max_age: float = 
     with _open(path) as file:
         held = _read(file)
         own = held is not None and held.owner.key == owner.key
-        if not own and not (rebooted and (held is None or not _is_valid(held, now))):
+        free = held is None or not _is_valid(held, now)
+        if not own and not (rebooted and free):
             return False
-        _write(file, Held(owner, now.boot, now.seconds, held.taken if held and own else now.wall, max_age))
+        # A later task of the run may have acquired the lock for its play.
+        _write(file, held.owner if held and own else owner, now, max_age, held)
     return True
 
 
 def release(path: Path, owner: Owner) -> bool:
-    """Give the lock back; False where this run does not hold it."""
+    """Release the lock; False if this run does not hold it."""
     if not path.exists():
         return False
     with _open(path) as file:
         held = _read(file)
         if held is None or held.owner.key != owner.key:
             return False
-        # Emptied and not removed: another run may have the file open, and would lock one that is gone.
+        # Truncated, not removed: another run may have the file open and would lock a deleted file.
         os.ftruncate(file, 0)
     return True
 
 
 def _is_valid(held: Held, now: Moment) -> bool:
-    """Whether a lock keeps others off: its lease has not ended, and its run has not ended on this very machine."""
-    return held.counts(now) and not is_gone(held.owner)
+    """Whether a lock excludes other runs: it has not expired, and its process has not ended on this machine."""
+    return not held.has_expired(now) and not is_gone(held.owner)
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[int]:
-    """The lock's file, to this process alone; made where it is missing, for root only."""
+    """Open the lock's file with an exclusive lock; creates it, readable by root only, if it is missing."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -219,24 +226,26 @@ def _open(path: Path) -> Iterator[int]:
 
 
 def _read(file: int) -> Held | None:
-    """Who holds the lock; None where nobody does, or where the file is not one of a lock."""
+    """The holder of the lock; None if the lock is free or the file is incomplete."""
     with suppress(ValueError, TypeError, KeyError):
         data = json.loads(os.pread(file, _SIZE, 0))
-        times = (float(data[name]) for name in ("renewed", "taken", "max_age"))
+        times = (float(data[name]) for name in ("renewed", "acquired", "max_age"))
         return Held(Owner(**data["owner"]), str(data["boot"]), *times)
     return None
 
 
-def _write(file: int, held: Held) -> None:
+def _write(file: int, owner: Owner, now: Moment, max_age: float, former: Held | None) -> None:
+    acquired = former.acquired if former and former.owner.key == owner.key else now.wall
+    held = Held(owner, now.boot, now.seconds, acquired, max_age)
     os.pwrite(file, json.dumps(asdict(held)).encode().ljust(_SIZE), 0)
     os.fsync(file)
 
 
 def _place() -> tuple[str, str, str]:
-    """Name, installation and PID namespace of this machine."""
+    """Host name, machine identifier and PID namespace of this process."""
     namespace = ""
     with suppress(OSError):
-        namespace = os.readlink(_PID_NAMESPACE)
+        namespace = str(_PID_NAMESPACE.readlink())
     return socket.gethostname(), _text(_MACHINE_ID), namespace
 
 
@@ -247,16 +256,16 @@ def _text(path: Path) -> str:
 
 
 def _process(pid: int) -> tuple[str, str]:
-    """State and start of a process; empty where they cannot be read."""
+    """State and start time of a process; empty if they cannot be read."""
     with suppress(OSError, IndexError):
-        # The name may hold blanks and parentheses: fields begin behind the last one.
+        # The name may contain spaces and parentheses: the fields begin after the last one.
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return fields[0], fields[_START_FIELD]
     return "", ""
 
 
 def _exists(pid: int) -> bool:
-    """Whether there is a process with this number, also where /proc hides those of other users."""
+    """Whether the process exists, even if /proc hides processes of other users."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

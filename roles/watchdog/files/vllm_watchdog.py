@@ -3,8 +3,8 @@
 Docker restarts a container that exits, but not one that hangs, and it restarts a crashing container forever. systemd
 runs ``vllm_watchdog.py CONFIG.json``. Events go to standard output and, as one JSON object per line, to a file.
 
-All times are of the clock that counts from the boot of the host, without the time in which it was suspended. Nobody
-sets this clock. What an earlier process remembers is valid within the same boot only.
+All times are of the monotonic clock, which is never set and does not count the time in which the host is suspended. The
+memory of an earlier process is valid within the same boot of the host only.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ class Watchdog:
     def step(self, now: Moment) -> None:
         """Check once and act. The watchdog does not act while an Ansible run holds the deploy lock."""
         if _unless_it_fails(lambda: self._lock(now, write=False)) is not None:
-            # What was seen before says nothing about the time after the run.
+            # Observations from before the run do not describe the engine after it.
             self.memory = replace(self.memory, stalled_since=None)
             return
         container = self._container()
@@ -314,7 +314,7 @@ def _this_watchdog() -> deploy_lock.Owner:
 
 
 def _unless_it_fails(work: Callable[[], _Result]) -> _Result | None:
-    """Result of work that the watchdog can do without; None if it failed."""
+    """Result of work that is not essential; None if it failed."""
     try:
         return work()
     except (docker.errors.DockerException, OSError) as error:
@@ -323,7 +323,7 @@ def _unless_it_fails(work: Callable[[], _Result]) -> _Result | None:
 
 
 def _say(text: str) -> None:
-    """Print for the journal, if somebody reads it."""
+    """Print a message for the journal, if the stream is open."""
     with suppress(OSError):
         print(text, flush=True)
 

@@ -151,6 +151,15 @@ def test_run_renews_what_it_holds(path: Path) -> None:
     assert renew(path, FIRST, at(900.0), boot="boot")
 
 
+def test_renewal_keeps_the_last_play_of_the_run(path: Path) -> None:
+    hold(path, FIRST, at(0.0))
+    hold(path, replace(FIRST, play="Verify"), at(1.0))
+    assert renew(path, FIRST, at(2.0), boot="boot")
+    held = hold(path, SECOND, at(3.0))
+    assert held is not None
+    assert held.owner.play == "Verify"
+
+
 def test_run_does_not_renew_what_it_lost(path: Path) -> None:
     assert not renew(path, FIRST, at(0.0), boot="boot")
     assert not path.exists()

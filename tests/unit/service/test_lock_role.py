@@ -140,7 +140,14 @@ class Lock:
     def run(self, text: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
         play = self.folder / "play.yml"
         play.write_text(text, encoding="utf-8")
-        command = [str(Path(sys.executable).with_name("ansible-playbook")), str(play), "-i", "localhost,", "-c", "local"]
+        command = [
+            str(Path(sys.executable).with_name("ansible-playbook")),
+            str(play),
+            "-i",
+            "localhost,",
+            "-c",
+            "local",
+        ]
         command += ["-e", f"vllm_lock_file={self.path}", "-e", f"noted={self.noted}", *options]
         return subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,

@@ -283,7 +283,7 @@ def test_memory_of_an_earlier_boot_does_not_count(tmp_path: Path) -> None:
     [("healthy", 5, []), ("unhealthy", 12, ["restart"] * 2), ("unhealthy", 50, ["restart"] * 3 + ["stop"])],
 )
 def test_wall_clock_does_not_decide(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, health: str, looks: int, did: list[str], clock_step: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, health: str, looks: int, did: list[str], clock_step: float
 ) -> None:
     """The program itself, with a clock that is set between two looks: in a slow step, and at an engine that hangs."""
     config = {**watchdog(tmp_path).config, "docker_host": "", "interval": 5, "limits": asdict(LIMITS)}
