@@ -402,11 +402,13 @@ def test_lock_that_is_being_written_is_not_free(tmp_path: Path) -> None:
     dog = watchdog(tmp_path, container)
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "roles/watchdog/files")}
     with subprocess.Popen([sys.executable, "-c", program, str(lock)], env=environment) as writer:
-        for _ in range(500):
-            assert lock.stat().st_size  # never cut off, whoever looks
-            dog.step(at(1.0))
-        assert writer.poll() is None
-        writer.kill()
+        try:
+            for _ in range(500):
+                assert lock.stat().st_size  # never cut off, even for a reader that does not wait
+                dog.step(at(1.0))
+            assert writer.poll() is None
+        finally:
+            writer.kill()
     assert container.did == []
 
 
