@@ -396,13 +396,18 @@ def test_lock_that_is_being_written_is_not_free(tmp_path: Path) -> None:
     hold(lock, RUN, at(0.0))
     program = (
         "import sys; from pathlib import Path; from deploy_lock import *\n"
-        f"while True: hold(Path(sys.argv[1]), {RUN!r}, Moment('boot', 0.0))"
+        "def write(): hold(Path(sys.argv[1]), " + repr(RUN) + ", Moment('boot', 0.0))\n"
+        "write(); print('ready', flush=True)\n"
+        "while True: write()"
     )
     container = _Container("unhealthy")
     dog = watchdog(tmp_path, container)
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "roles/watchdog/files")}
-    with subprocess.Popen([sys.executable, "-c", program, str(lock)], env=environment) as writer:
+    command = [sys.executable, "-c", program, str(lock)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as writer:
         try:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"ready\n"
             for _ in range(500):
                 assert lock.stat().st_size  # never cut off, even for a reader that does not wait
                 dog.step(at(1.0))
