@@ -60,7 +60,7 @@ def forking(log: Path) -> Iterator[Forks]:
             env=env,
         )
     with process:
-        if not any(said.strip() == prefork.READY for said in iter(cast(IO[str], process.stdout).readline, "")):
+        if not any(line.strip() == prefork.READY for line in iter(cast(IO[str], process.stdout).readline, "")):
             raise RuntimeError(f"vLLM could not be imported: {log.read_text()[-2000:]}")
         print(f"vLLM imported in {time.monotonic() - start:.0f} s", flush=True)
         # Leaving the block closes its standard input, which ends the process.

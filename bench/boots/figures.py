@@ -73,10 +73,10 @@ def kept(result: Mapping[str, Any]) -> dict[str, Any]:
         name: f"{sum(answer['survived'] for answer in answers)} of {len(answers)}"
         for name, answers in result.get("stages", {}).items()
     }
-    told = {key: result.get(key) for key in ("name", "model", "settings", "card_gib", "environment", "ready_s")}
-    told |= {"max_model_len": result.get("max_model_len"), "alive": result.get("alive", False)}
+    figures = {key: result.get(key) for key in ("name", "model", "settings", "card_gib", "environment", "ready_s")}
+    figures |= {"max_model_len": result.get("max_model_len"), "alive": result.get("alive", False)}
     verify = result.get("verify")
-    return told | {"bench": bench, "stages": stages} | ({"verify": _verdict(verify)} if verify else {})
+    return figures | {"bench": bench, "stages": stages} | ({"verify": _verdict(verify)} if verify else {})
 
 
 def _verdict(verify: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,8 +105,8 @@ def table(file: Mapping[str, Any]) -> list[str]:
         *rows,
         ["engine afterwards", *("running" if b["alive"] else "crashed" for b in timed)],
     ]
-    told = against_baseline(timed) + against_defaults(timed) + judged(file["boots"])
-    return ["| " + " | ".join(line) + " |" for line in lines] + told
+    notes = against_baseline(timed) + against_defaults(timed) + judged(file["boots"])
+    return ["| " + " | ".join(line) + " |" for line in lines] + notes
 
 
 #: Figures that are compared with a baseline: name in ``vllm bench serve`` and description.
@@ -157,9 +157,9 @@ def judged(boots: Sequence[Mapping[str, Any]]) -> list[str]:
     for boot in boots:
         if verify := boot.get("verify"):
             bad = ", ".join(f"`{check['code']}`" for check in verify["not_ok"] if check["severity"] == "error")
-            said = f"failed: {bad}" if bad else "proven"
-            told = f"{verify['checks']} checks in {verify['seconds']:.0f} s, exit code {verify['rc']}; {said}"
-            lines.append(f"* `{boot['name']}`: {told}.")
+            outcome = f"failed: {bad}" if bad else "proven"
+            summary = f"{verify['checks']} checks in {verify['seconds']:.0f} s, exit code {verify['rc']}; {outcome}"
+            lines.append(f"* `{boot['name']}`: {summary}.")
     return ["", *lines] if lines else []
 
 

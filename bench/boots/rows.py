@@ -32,8 +32,8 @@ def main() -> None:
     options = parser.parse_args()
     for path in options.results:
         for text in path.read_text(encoding="utf-8").splitlines():
-            told = row(json.loads(text), options.engine, options.gpu, options.compute_capability, options.date)
-            print(json.dumps(told))
+            result = row(json.loads(text), options.engine, options.gpu, options.compute_capability, options.date)
+            print(json.dumps(result))
 
 
 def row(result: Mapping[str, Any], engine: str, card: str, capability: float, date: str) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Say how far module hf_snapshot is while it runs on the host.
+"""Show the progress of module hf_snapshot while it runs on the host.
 
-A module cannot print before it ends. This starts it as an asynchronous job and reads, every few seconds, the figures
-that it leaves in a file. The job outlives a connection that breaks; a poll that fails is tried again. A poll is one
-`cat`, which costs a fiftieth of a module; Ansible's own one fetches the result when it is there.
+A module cannot print before it ends. This plugin starts it as an asynchronous job and reads its progress file every
+few seconds. The job survives a broken connection, and a failed poll is repeated. A poll is one `cat`, which takes a
+fiftieth of the time of a module. Ansible's own module fetches the result.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ansible.utils.vars import merge_hash
 
 from ansible_collections.inference.vllm.plugins.module_utils.weights.progress import FILE_NAME, describe
 
-# The module ends by itself when nothing moves; this only keeps a job that is lost from staying for ever.
+# The module ends without this limit if there is no progress; the limit removes orphaned jobs.
 JOB_SECONDS = 7 * 24 * 3600
-FIRST_PAUSE = 0.1  # doubled up to the interval, so that a run with nothing to do is not held up
+FIRST_PAUSE = 0.1  # doubled up to the interval, so that a run without downloads is not delayed
 LOST_POLLS = 60
 JOB_KEYS = ("ansible_job_id", "results_file", "started", "finished", "stdout", "stderr", "stdout_lines", "stderr_lines")
 
@@ -29,7 +29,7 @@ display = Display()
 
 
 class ActionModule(ActionBase):
-    """Runs the module, and speaks while it lasts."""
+    """Runs the module and prints its progress."""
 
     _supports_check_mode = True
     _supports_async = True
@@ -41,7 +41,7 @@ class ActionModule(ActionBase):
         try:
             interval = float(self._task.args.get("progress_interval", 5))
         except (TypeError, ValueError):
-            interval = 0.0  # the module says what is wrong with it
+            interval = 0.0  # the module reports the error
         silent = interval <= 0 or self._task.check_mode or self._task.args.get("lock_only", False)
         if silent or self._task.async_val:
             wrap = bool(self._task.async_val)
@@ -49,15 +49,15 @@ class ActionModule(ActionBase):
         return dict(merge_hash(result, self._watch(interval, variables)))
 
     def _watch(self, interval: float, variables: dict[str, Any]) -> dict[str, Any]:
-        """Start the job, tell how far it is, and return its result."""
+        """Start the job, print its progress, and return its result."""
         self._task.async_val = JOB_SECONDS
         try:
             job = self._execute_module(task_vars=variables, wrap_async=True)
         finally:
-            self._task.async_val = 0  # else Ansible would wait for it too
+            self._task.async_val = 0  # otherwise Ansible would also wait for it
         if "ansible_job_id" not in job:
             return dict(job)
-        host, pause, lost, told = variables.get("inventory_hostname", ""), FIRST_PAUSE, 0, time.monotonic()
+        host, pause, lost, printed = variables.get("inventory_hostname", ""), FIRST_PAUSE, 0, time.monotonic()
         while True:
             time.sleep(pause)
             pause = min(2 * pause, interval)
@@ -65,20 +65,20 @@ class ActionModule(ActionBase):
                 if self._ended(job["results_file"]):
                     state = self._result(job["ansible_job_id"], variables)
                     break
-                if time.monotonic() - told >= interval:
-                    told = time.monotonic()
-                    self._tell(host)
+                if time.monotonic() - printed >= interval:
+                    printed = time.monotonic()
+                    self._print_progress(host)
                 lost = 0
             except AnsibleConnectionFailure as error:
                 lost += 1
                 if lost > LOST_POLLS:
                     raise
-                display.warning(f"{host}: {error}. The download goes on there; asking again.")
+                display.warning(f"{host}: {error}. The download continues on the host; polling again.")
         self._low_level_execute_command(f"rm -f {shlex.quote(job['results_file'])}")
         return {key: value for key, value in state.items() if key not in JOB_KEYS}
 
     def _ended(self, file: str) -> bool:
-        """Whether the job's file holds a result; a file that is gone is left to Ansible to explain."""
+        """Whether the job's file has a result, or is missing, which Ansible reports."""
         read = self._low_level_execute_command(f"cat {shlex.quote(file)}")
         try:
             state = json.loads(read["stdout"])
@@ -87,7 +87,7 @@ class ActionModule(ActionBase):
         return "started" not in state or bool(state.get("finished"))
 
     def _result(self, job: str, variables: dict[str, Any]) -> dict[str, Any]:
-        """What the job returned."""
+        """The result of the job."""
         task = self._task.copy()
         task.args = {"jid": job, "mode": "status"}
         action = self._shared_loader_obj.action_loader.get(
@@ -101,13 +101,13 @@ class ActionModule(ActionBase):
         )
         return dict(action.run(task_vars=variables))
 
-    def _tell(self, host: str) -> None:
-        """Print the figures that the module left on the host, if it did."""
+    def _print_progress(self, host: str) -> None:
+        """Print the figures of the progress file, if it exists."""
         arguments = self._task.args
         file = f"{str(arguments['root']).rstrip('/')}/{arguments['repository']}/{FILE_NAME}"
         read = self._low_level_execute_command(f"cat {shlex.quote(file)}")
         try:
             text = describe(json.loads(read["stdout"]))
         except (KeyError, TypeError, ValueError):
-            return  # not begun yet, just ended, or waiting for another run
+            return  # not started yet, just ended, or waiting for another run
         display.display(f"  ... {host}: {arguments['repository']}  {text}", color="dark gray")

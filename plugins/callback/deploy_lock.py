@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from ansible import constants as C
-from ansible.plugins.callback import CallbackBase
-
-from ansible_collections.inference.vllm.plugins.module_utils.service.keeper import release_all
-
 DOCUMENTATION = r"""
 name: deploy_lock
 type: aggregate
@@ -23,6 +15,14 @@ description:
 requirements:
   - enable in configuration
 """
+
+from pathlib import Path
+from typing import Any
+
+from ansible import constants as C
+from ansible.plugins.callback import CallbackBase
+
+from ansible_collections.inference.vllm.plugins.module_utils.service.keeper import release_all
 
 #: Maximum wait in seconds. The lock of a host that does not answer expires.
 WAIT_S = 15

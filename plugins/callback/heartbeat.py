@@ -1,21 +1,15 @@
-"""Say every few seconds which task is still running, so that long work is never silent."""
+"""Print every few seconds which task is still running."""
 
 from __future__ import annotations
-
-import threading
-import time
-from typing import Any
-
-from ansible.plugins.callback import CallbackBase
 
 DOCUMENTATION = r"""
 name: heartbeat
 type: aggregate
-short_description: Say every few seconds which task is still running
+short_description: Print every few seconds which task is still running
 version_added: 0.1.0
 description:
   - Prints one line whenever a task has run for another O(interval) seconds.
-  - A long download or build shows life that way.
+  - This shows that a long download or build is still running.
 requirements:
   - enable in configuration
 options:
@@ -30,9 +24,15 @@ options:
         key: interval
 """
 
+import threading
+import time
+from typing import Any
+
+from ansible.plugins.callback import CallbackBase
+
 
 def line(task: str, hosts: list[str], seconds: float) -> str:
-    """The line printed for a task that has run for so many seconds on those hosts."""
+    """The line for a task that has run for ``seconds`` on these hosts."""
     where = ", ".join(sorted(hosts)) if hosts else "-"
     return f"  ... {seconds:.0f} s  {task}  ({where})"
 

@@ -8,9 +8,9 @@ class ModuleDocFragment:
 
     DOCUMENTATION = r"""
 notes:
-  - Whatever goes wrong, of server, driver, tool or Docker, ends as a named failure.
-  - C(failed) says what the verdict says, unless O(fail_on_verdict=false).
-  - A report tells about a run and is no state of the host, so the module never reports C(changed).
+  - Every error of server, driver, tool or Docker is reported as a named failure.
+  - C(failed) follows the verdict, unless O(fail_on_verdict=false).
+  - A report describes a run and does not change the host, so the module never reports C(changed).
 options:
   base_url:
     description: Address of the API up to and including C(/v1).

@@ -13,7 +13,7 @@ def choice(
     table: Mapping[str, Any], host: Mapping[str, Any], gpus: Sequence[Mapping[str, Any]], wishes: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What to do to a host; see driver_choice.Choice for the keys."""
-    return driver_choice.choose(table, driver_choice.Host(**host), gpus, driver_choice.Wishes(**wishes)).as_dict()
+    return driver_choice.choose(table, driver_choice.Host(**host), gpus, driver_choice.Requirements(**wishes)).as_dict()
 
 
 def version(listing: str, branch: int, wanted: str = "") -> dict[str, str]:
@@ -34,19 +34,19 @@ def disagreements(running: Mapping[str, Any], version: str) -> str:
     return join(driver_choice.disagreements(running, version))
 
 
-def _said(result: Mapping[str, Any]) -> str:
-    """All that a task that failed printed."""
+def _output(result: Mapping[str, Any]) -> str:
+    """All output of a failed task."""
     return "\n".join(str(result.get(part, "")) for part in ("stdout", "stderr", "msg"))
 
 
 def repository_refused(result: Mapping[str, Any], url: str, key: str, role: str = "nvidia_driver") -> str:
-    """What is wrong with a repository that a task could not add or ask, as text."""
-    return str(driver_choice.repository_refusal(_said(result), url, key, role))
+    """The refusal for a repository that a task could not add or query, as text."""
+    return str(driver_choice.repository_refusal(_output(result), url, key, role))
 
 
 def install_refused(result: Mapping[str, Any]) -> str:
-    """Why packages could not be installed, as text: a module that does not build, else what the task said."""
-    refusal = driver_choice.build_refusal(_said(result))
+    """Why packages could not be installed, as text: a module that does not build, else the task's message."""
+    refusal = driver_choice.build_refusal(_output(result))
     return str(refusal or result.get("msg", ""))
 
 

@@ -22,16 +22,16 @@ from ansible_collections.inference.vllm.plugins.module_utils.service.history imp
 def service_design(
     model: Mapping[str, Any], files: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What a release of the service holds, or why there can be none.
+    """The content of a release of the service, or the reasons against it.
 
     Args:
         model: Entry of the catalogue.
-        files: What module read_files found, in this order: plan.json, image.json, the model's lock.json.
+        files: Results of module read_files, in this order: plan.json, image.json, the model's lock.json.
         settings: The role's variables by name.
 
     Returns:
-        What :func:`design` returns, and ``refusals``: every reason against the input as a text. Where there is one,
-        nothing else is there.
+        The result of :func:`design`, and ``refusals``: every reason against the input as a text. If there is one, the
+        result has no other keys.
     """
     try:
         plan, image, lock = files
@@ -49,12 +49,12 @@ def service_design(
 
 
 def spare_design(manifest: Mapping[str, Any], address: str, port: int) -> dict[str, Any]:
-    """How a release runs beside the engine that serves; see :func:`spare`.
+    """Settings of a spare engine; see :func:`spare`.
 
     Args:
-        manifest: What module read_files found of the release's manifest.json.
-        address: Where the spare engine is published.
-        port: At which port.
+        manifest: Result of module read_files for the release's manifest.json.
+        address: Address at which the spare engine is published.
+        port: Port at which it is published.
     """
     try:
         plan = ManifestFile.from_json(manifest["text"], manifest["path"]).plan
@@ -64,7 +64,7 @@ def spare_design(manifest: Mapping[str, Any], address: str, port: int) -> dict[s
 
 
 def as_plain(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The same data without the types by which Ansible remembers where a value came from; YAML cannot write those."""
+    """The data without Ansible's types that track the origin of a value, which YAML cannot write."""
     return dict(json.loads(json.dumps(data)))
 
 

@@ -2,16 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ansible import context
-from ansible.errors import AnsibleLookupError
-from ansible.plugins.lookup import LookupBase
-from ansible.release import __version__ as ansible_version
-
-from ansible_collections.inference.vllm.plugins.module_utils import collection, controller
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import join
-
 DOCUMENTATION = r"""
 name: hosts
 short_description: Hosts of a play, or why it cannot run
@@ -36,7 +26,7 @@ options:
     type: bool
     default: false
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -57,11 +47,21 @@ _raw:
   elements: str
 """
 
+from typing import Any
+
+from ansible import context
+from ansible.errors import AnsibleLookupError
+from ansible.plugins.lookup import LookupBase
+from ansible.release import __version__ as ansible_version
+
+from ansible_collections.inference.vllm.plugins.module_utils import collection, controller
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import join
+
 LISTINGS = ("syntax", "listhosts", "listtasks", "listtags")
 
 
 class LookupModule(LookupBase):
-    """Asks `controller` with what Ansible knows of itself and of the inventory."""
+    """Checks the controller and the inventory with `controller`."""
 
     def run(self, terms: list[str], variables: dict[str, Any] | None = None, **kwargs: Any) -> list[str]:
         """Return one name for keyword ``hosts``; raises AnsibleLookupError with the refusals as its text."""

@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from ansible.errors import AnsibleLookupError
-from ansible.plugins.lookup import LookupBase
-
-from ansible_collections.inference.vllm.plugins.module_utils.image.recipe import pinned_version, recipe_hash
-
 DOCUMENTATION = r"""
 name: image_recipe
 short_description: What a recipe for the engine's image builds
@@ -48,9 +40,17 @@ _raw:
   elements: dict
 """
 
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleLookupError
+from ansible.plugins.lookup import LookupBase
+
+from ansible_collections.inference.vllm.plugins.module_utils.image.recipe import pinned_version, recipe_hash
+
 
 class LookupModule(LookupBase):
-    """Door to the recipe."""
+    """Reads recipes of the engine's image."""
 
     def run(self, terms: list[str], variables: dict[str, Any] | None = None, **kwargs: Any) -> list[dict[str, str]]:
         """Read one recipe per term; raises AnsibleLookupError where there is none."""

@@ -1,31 +1,16 @@
-"""Look at all variables of a host at once, and say what is wrong with them."""
+"""Lookup that checks all variables of a host and returns the refusals."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import Any
-
-from ansible.errors import AnsibleError
-from ansible.module_utils.common.yaml import yaml_load
-from ansible.plugins.lookup import LookupBase
-from ansible.utils.display import Display
-
-from ansible_collections.inference.vllm.plugins.module_utils import catalogue, inventory
-from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
-from ansible_collections.inference.vllm.plugins.module_utils.service import design, flags
-from ansible_collections.inference.vllm.plugins.plugin_utils.catalogue_dirs import catalogue_dirs
-
 DOCUMENTATION = r"""
 name: inventory
-short_description: What is wrong with the variables of the current host
+short_description: Refusals of the variables of the current host
 version_added: 0.1.0
 description:
   - Compares every variable that the inventory or the command line sets with the argument specs of all roles.
   - Names misspelt variables, wrong types, values that are not allowed, flags and environment that the service refuses,
     models that the catalogue does not have, and files that are named but missing on the machine where Ansible runs.
-  - Warns of a variable that begins like a role's variables and is none; it may belong to another project.
+  - Warns of a variable that has the prefix of a role but is not one of its variables; it may belong to another project.
 options:
   _terms:
     description: Folder that holds the roles.
@@ -44,6 +29,21 @@ _list:
   type: list
   elements: str
 """
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleError
+from ansible.module_utils.common.yaml import yaml_load
+from ansible.plugins.lookup import LookupBase
+from ansible.utils.display import Display
+
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue, inventory
+from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
+from ansible_collections.inference.vllm.plugins.module_utils.service import design, flags
+from ansible_collections.inference.vllm.plugins.plugin_utils.catalogue_dirs import catalogue_dirs
 
 #: Variables that name a file on the machine where Ansible runs.
 CONTROLLER_FILES = ("vllm_service_api_key_file",)
@@ -75,7 +75,7 @@ def role_options(specs: Iterable[Path]) -> dict[str, dict[str, Any]]:
 
 
 class LookupModule(LookupBase):
-    """Reads the argument specs, resolves the variables, asks `inventory` and says what it found."""
+    """Reads the argument specs, resolves the variables, and checks them with `inventory`."""
 
     def run(self, terms: list[str], variables: dict[str, Any] | None = None, **_: Any) -> list[str]:
         """Return the refusals of the current host as text."""
@@ -102,7 +102,7 @@ class LookupModule(LookupBase):
         return list(dict.fromkeys(map(str, refusals)))
 
     def _model_refusals(self, name: str, variables: dict[str, Any]) -> list[Refusal]:
-        """What is wrong with the model, with the entries that may replace it, or with the folders that have them."""
+        """Refusals of the model, of its alternatives, or of the folders of the catalogue."""
         try:
             own = catalogue_dirs(self, variables)
             entry = catalogue.load(name, own)

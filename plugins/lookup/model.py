@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ansible.errors import AnsibleLookupError
-from ansible.plugins.lookup import LookupBase
-
-from ansible_collections.inference.vllm.plugins.module_utils import catalogue
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
-from ansible_collections.inference.vllm.plugins.plugin_utils.catalogue_dirs import catalogue_dirs
-
 DOCUMENTATION = r"""
 name: model
 short_description: Read entries of the model catalogue
 description:
-  - Returns what the catalogue knows about a model variant, with the shapes of its layers.
+  - Returns the catalogue entry of a model variant, with the shapes of its layers.
   - Searches the folders of the variable C(vllm_catalogue_dirs) first, then C(catalogue/) of this collection.
-  - An unknown name fails and says which names are nearest.
+  - Fails for an unknown name, and suggests the closest names.
 options:
   _terms:
     description: Names of entries, without C(.yaml).
@@ -33,7 +24,7 @@ EXAMPLES = r"""
   ansible.builtin.debug:
     msg: "{{ lookup('inference.vllm.model', vllm_model).repository }}"
 
-- name: Read a model and all that may replace it
+- name: Read a model's alternatives
   ansible.builtin.debug:
     msg: "{{ query('inference.vllm.model', *lookup('inference.vllm.model', vllm_model).alternatives) }}"
 """
@@ -44,6 +35,15 @@ _raw:
   type: list
   elements: dict
 """
+
+from typing import Any
+
+from ansible.errors import AnsibleLookupError
+from ansible.plugins.lookup import LookupBase
+
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+from ansible_collections.inference.vllm.plugins.plugin_utils.catalogue_dirs import catalogue_dirs
 
 
 class LookupModule(LookupBase):

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ansible.errors import AnsibleLookupError
-from ansible.plugins.lookup import LookupBase
-
-from ansible_collections.inference.vllm.plugins.module_utils import catalogue
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
-from ansible_collections.inference.vllm.plugins.plugin_utils.catalogue_dirs import catalogue_dirs
-
 DOCUMENTATION = r"""
 name: model_lock
 short_description: Path of the lock file of a model's weights
 description:
   - A lock is C(locks/<model>.json) in a folder of the catalogue. It is searched in the folders of the variable
     C(vllm_catalogue_dirs), then in C(catalogue/) of this collection, up to the folder that has the model's entry.
-  - Where there is none, the path is that of a new lock. It is beside the user's own entry. For an entry of this
-    collection it is in the first folder of C(vllm_catalogue_dirs), or beside the entry where that is empty.
+  - If there is none, the path is that of a new lock. It is in the folder of the user's own entry. For an entry of this
+    collection it is in the first folder of C(vllm_catalogue_dirs), or in the entry's folder if there is none.
 options:
   _terms:
     description: Names of entries, without C(.yaml).
@@ -41,6 +32,15 @@ _raw:
   type: list
   elements: path
 """
+
+from typing import Any
+
+from ansible.errors import AnsibleLookupError
+from ansible.plugins.lookup import LookupBase
+
+from ansible_collections.inference.vllm.plugins.module_utils import catalogue
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+from ansible_collections.inference.vllm.plugins.plugin_utils.catalogue_dirs import catalogue_dirs
 
 
 class LookupModule(LookupBase):

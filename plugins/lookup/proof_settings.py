@@ -1,6 +1,32 @@
-"""Digest of what a proof asks: the settings of the checks, and the code that makes them."""
+"""Digest of the settings and the code of a proof's checks."""
 
 from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: proof_settings
+short_description: Digest of the settings and the code of the checks for the current host
+version_added: 0.1.0
+description:
+  - Changes when a variable of a check is set in the inventory or on the command line, when a default of a check
+    changes, or when the code of the collection changes. A proof with another digest is not valid any more.
+options:
+  _terms:
+    description: Folder that holds the roles.
+    required: true
+"""
+
+EXAMPLES = r"""
+- name: Show the digest
+  ansible.builtin.debug:
+    msg: "{{ lookup('inference.vllm.proof_settings', '/srv/deploy/roles') }}"
+"""
+
+RETURN = r"""
+_list:
+  description: One digest.
+  type: list
+  elements: str
+"""
 
 import hashlib
 import json
@@ -12,32 +38,6 @@ from ansible.errors import AnsibleError
 from ansible.plugins.lookup import LookupBase
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks.registry import CHECKS
-
-DOCUMENTATION = r"""
-name: proof_settings
-short_description: Digest of what a proof of the current host asks
-version_added: 0.1.0
-description:
-  - Changes when a variable of a check is set otherwise in the inventory or on the command line, when a default of a
-    check changes, or when the code of the collection does. A proof with another digest was another proof.
-options:
-  _terms:
-    description: Folder that holds the roles.
-    required: true
-"""
-
-EXAMPLES = r"""
-- name: Say what is asked
-  ansible.builtin.debug:
-    msg: "{{ lookup('inference.vllm.proof_settings', '/srv/deploy/roles') }}"
-"""
-
-RETURN = r"""
-_list:
-  description: One digest.
-  type: list
-  elements: str
-"""
 
 #: Roles whose checks make a proof, and the role with the settings that they share.
 ROLES = (*(check.role for check in CHECKS), "vllm_check")
@@ -54,7 +54,7 @@ def digest(settings: dict[str, Any], files: Iterable[Path]) -> str:
 
 
 def sources(roles: Path) -> list[Path]:
-    """The files that say what a proof asks."""
+    """The files that define a proof."""
     code = [path for folder in ("modules", "module_utils") for path in (PLUGINS / folder).rglob("*.py")]
     return code + [path for role in (*ROLES, "_verdict") for path in (roles / role).glob("[dvt]*/*.yml")]
 

@@ -2,15 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ansible.errors import AnsibleLookupError
-from ansible.plugins.lookup import LookupBase
-
-from ansible_collections.inference.vllm.plugins.module_utils import inventory
-from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import REQUIREMENTS, variable_name
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import join
-
 DOCUMENTATION = r"""
 name: requirements
 short_description: The variables of role vram_plan as option C(requirements) of module vram_plan
@@ -35,6 +26,15 @@ _raw:
   type: list
   elements: dict
 """
+
+from typing import Any
+
+from ansible.errors import AnsibleLookupError
+from ansible.plugins.lookup import LookupBase
+
+from ansible_collections.inference.vllm.plugins.module_utils import inventory
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import REQUIREMENTS, variable_name
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import join
 
 
 class LookupModule(LookupBase):

@@ -1,10 +1,10 @@
-"""The catalogue: what the project knows about each model variant.
+"""The catalogue: the known model variants.
 
 ``catalogue/<name>.yaml`` is one variant (repository, quantisation, parsers, lowest safe engine); the sizes of its
-layers and its alternatives are in one file per family, ``catalogue/shapes/<family>.yaml``. A user's own folders have
-the same layout and are searched first: an entry of the same name replaces the built-in one. An own entry may use
-built-in shapes. This module reads and checks both. It needs PyYAML only where files are read, so that a host without it
-can still take an entry that the controller has read.
+layers and its alternatives are in one file per family, ``catalogue/shapes/<family>.yaml``. Folders of the user have
+the same layout and are searched first: an entry of the same name replaces the built-in one. A user's entry may use
+built-in shapes. This module reads and checks both. It needs PyYAML only to read files, so that a host without PyYAML
+can use an entry that the controller has read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refu
 
 VARIANTS = ("instruct", "thinking", "text")
 ACCELERATORS = ("nvidia", "cpu")
-#: Parsers of vLLM that the flags of the service accept, too.
+#: Parsers of vLLM, for catalogue entries and the flags of the service.
 TOOL_CALL_PARSERS = ("hermes", "qwen3_coder", "qwen3_xml")
 REASONING_PARSERS = ("qwen3",)
 METHODS = ("none", "fp8", "awq", "compressed-tensors", "nvfp4", "gguf")
@@ -37,8 +37,8 @@ class Quantization:
     Attributes:
         method: One of ``METHODS``; ``none`` is BF16 throughout.
         weight_bits: Bits of one stored weight.
-        block: Rows and columns that share one scale (``fp8``), else None.
-        group_size: Input columns that share one scale (4-bit methods), else None.
+        block: Rows and columns that share one scale (``fp8``), otherwise None.
+        group_size: Input columns that share one scale (4-bit methods), otherwise None.
         scale_bits: Bits of one scale.
         zero_points: Whether each group also stores a packed zero point.
     """
@@ -59,7 +59,7 @@ class Quantization:
 
 @dataclass(frozen=True)
 class Refused:
-    """Why a variant is listed only to be refused."""
+    """Message and fix of a variant that is always refused."""
 
     message: str
     fix: str
@@ -70,25 +70,25 @@ class Entry:
     """One model variant of the catalogue.
 
     Attributes:
-        name: Name of the file without ``.yaml``; what ``vllm_model`` holds.
-        title: One line for people.
+        name: Name of the file without ``.yaml``, the value of ``vllm_model``.
+        title: Description in one line.
         repository: ``owner/name`` on the hub.
         revision: Branch, tag or commit to resolve.
         variant: ``instruct``, ``thinking`` or ``text`` (no vision).
-        served_model_name: Name that clients ask for.
+        served_model_name: Model name in requests.
         tool_call_parser: Value of vLLM's ``--tool-call-parser``, or None.
         reasoning_parser: Value of ``--reasoning-parser``; only a thinking variant has one.
-        images_per_prompt: Images that one request may hold unless the operator says otherwise.
-        min_engine_version: Lowest vLLM that loads it and has no known hole.
+        images_per_prompt: Default limit of images in one request.
+        min_engine_version: Lowest version of vLLM that loads it and has no known vulnerability.
         quantization: How the weights are stored.
-        accelerators: What it runs on: ``nvidia``, ``cpu``.
+        accelerators: Supported accelerators: ``nvidia``, ``cpu``.
         min_compute_capability: Lowest CUDA compute capability, or None on a CPU.
         shapes: Sizes of the layers, from ``catalogue/shapes/``.
-        source: Where the figures come from (a config.json, a boot, memory).
-        flags: Further vLLM flags that belong to the model, by dashed name without the dashes.
-        alternatives: Entries to try next where this one does not fit, best first; by default those of the family that
-            come after this one.
-        refused: Set where the variant exists only to be refused.
+        source: Source of the figures (a config.json, a boot, memory).
+        flags: Other vLLM flags of the model, by name without leading dashes.
+        alternatives: Entries to try if this one does not fit, best first; by default those of the family that come
+            after this one.
+        refused: Set if the variant is always refused.
     """
 
     name: str
@@ -112,7 +112,7 @@ class Entry:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Entry:
-        """Build an entry from plain data, such as ``as_dict`` gives; raises RefusalError where it is not valid."""
+        """Build an entry from the plain data of :meth:`as_dict`; raises RefusalError if it is not valid."""
         problems = check(data)
         if problems:
             raise RefusalError(*problems)
@@ -133,19 +133,19 @@ class Entry:
 
 
 def folder_of_project() -> Path:
-    """The folder ``catalogue/`` of the checkout that this file belongs to."""
+    """The folder ``catalogue/`` of this collection."""
     return Path(__file__).resolve().parents[2] / "catalogue"
 
 
 def folders(own: Iterable[Path] = ()) -> list[Path]:
-    """The folders of entries in the order in which they are searched; raises RefusalError for one that is not there."""
+    """The folders of entries in search order; raises RefusalError for one that does not exist."""
     own = list(own)
     for folder in own:
         if not folder.is_dir():
             raise RefusalError(
                 Refusal(
                     "missing_catalogue_dir",
-                    f"vllm_catalogue_dirs or --catalogue-dir names {str(folder)!r}, which is not a folder here.",
+                    f"vllm_catalogue_dirs or --catalogue-dir: {str(folder)!r} is not a folder on this machine.",
                     "Create it, or correct the path.",
                 )
             )
@@ -158,7 +158,7 @@ def names(own: Iterable[Path] = ()) -> list[str]:
 
 
 def unknown_model(name: object, known: Collection[str], variable: str = "vllm_model") -> Refusal:
-    """The refusal of a model that is not among the known; a repository's own name leads to its entry, too."""
+    """The refusal of an unknown model; the fix also suggests the entry of a repository name."""
     like = closest(str(name).rsplit("/", maxsplit=1)[-1], known)
     return Refusal(
         "unknown_model",
@@ -168,11 +168,11 @@ def unknown_model(name: object, known: Collection[str], variable: str = "vllm_mo
 
 
 def load(name: str, own: Iterable[Path] = ()) -> Entry:
-    """Read one entry with its shapes; raises RefusalError with the nearest names or with what is wrong in the file.
+    """Read one entry with its shapes; raises RefusalError with the closest names, or with the errors in the file.
 
     Args:
         name: Name of the entry.
-        own: Folders of the user, which are searched first.
+        own: Folders of the user; searched first.
     """
     where = folders(own)
     known = names(own)
@@ -183,7 +183,7 @@ def load(name: str, own: Iterable[Path] = ()) -> Entry:
     family = data.get("shapes")
     if isinstance(family, str):
         data["shapes"], ladder = _family(where, family, path)
-        # Only what comes after the entry itself is worse.
+        # The list is sorted: only the models after the entry are alternatives.
         data.setdefault("alternatives", ladder[ladder.index(name) + 1 :] if name in ladder else ladder)
     problems = [f"its name is {data.get('name')!r}, its file {path.name}"] if data.get("name") != name else _check(data)
     if not problems:
@@ -201,10 +201,11 @@ def load_all(own: Iterable[Path] = ()) -> dict[str, Entry]:
 
 
 def lock_file(name: str, own: Iterable[Path] = ()) -> Path:
-    """The lock of an entry's weights, or where a new one belongs; raises RefusalError where there is no such entry.
+    """Path of the lock of an entry's weights, or of a new lock; raises RefusalError if there is no such entry.
 
-    It is the first ``locks/<name>.json`` up to the folder of the entry: behind that, it would be of an entry that is
-    replaced. A new one belongs beside an own entry, and for a built-in entry into the first own folder.
+    This is the first ``locks/<name>.json`` in the folders up to the one of the entry; a lock in a later folder belongs
+    to an entry that is replaced. A new lock is in the folder of a user's entry; for a built-in entry it is in the first
+    folder of the user.
     """
     where = folders(own)
     if name not in names(where[:-1]):
@@ -216,7 +217,7 @@ def lock_file(name: str, own: Iterable[Path] = ()) -> Path:
 
 
 def check(data: Mapping[str, Any]) -> list[Refusal]:
-    """All that is wrong with the plain data of one entry; an empty list where it is valid."""
+    """All errors in the plain data of one entry; empty if it is valid."""
     return [_invalid(f"catalogue entry {data.get('name')}", problem) for problem in _check(data)]
 
 
@@ -233,7 +234,7 @@ def _first(where: Iterable[Path], name: str) -> Path:
 
 
 def _family(where: Sequence[Path], family: str, entry: Path) -> tuple[dict[str, Any], list[Any]]:
-    """The shapes of a family, and the entries that may replace one of it."""
+    """The shapes of a family, and the alternatives of its entries."""
     known = {path.stem for folder in where for path in (folder / "shapes").glob("*.yaml")}
     if family not in known:
         problem = f"shapes is {family!r}; no folder of the catalogue has shapes/{family}.yaml"
@@ -272,7 +273,7 @@ def _problems(data: Mapping[str, Any]) -> list[str]:
     if not _is_texts(accelerators) or not accelerators or set(accelerators) - set(ACCELERATORS):
         found.append(f"accelerators is {accelerators!r}, allowed is a list of {', '.join(ACCELERATORS)}")
     if (data["reasoning_parser"] is not None) != (data["variant"] == "thinking"):
-        # On an Instruct model it moves the whole answer into `reasoning` and leaves `content` null.
+        # With an Instruct model the parser moves the whole answer into `reasoning`, and `content` is null.
         found.append(f"reasoning_parser is {data['reasoning_parser']!r}; a thinking variant needs one, others must not")
     images = data["images_per_prompt"]
     if not _is_size(images, least=0) or (images == 0) != (data["variant"] == "text"):
@@ -325,7 +326,7 @@ def _optional_problems(data: Mapping[str, Any]) -> list[str]:
     return found
 
 
-#: Sizes of the language model and of the vision tower, by the names that config.json has for them.
+#: Sizes of the language model and of the vision tower, by their names in config.json.
 TEXT_SIZES = (
     "vocab_size",
     "max_position_embeddings",
@@ -370,7 +371,7 @@ def _shape_problems(shapes: Any) -> list[str]:
 def _size_problems(
     part: str, sizes: Any, needed: Sequence[str], optional: Sequence[str], *, levels: bool = False
 ) -> list[str]:
-    """What is wrong with the sizes of the language model or of the vision tower, which has levels of DeepStack, too."""
+    """Errors in the sizes of the language model or of the vision tower, which also has levels of DeepStack."""
     sizes = sizes if isinstance(sizes, Mapping) else {}
     bad = [key for key in (*needed, *(key for key in optional if key in sizes)) if not _is_size(sizes.get(key))]
     problems = [f"shapes.{part} has no positive whole number for {', '.join(bad)}"] if bad else []
@@ -399,7 +400,7 @@ def _invalid(where: str, problem: str) -> Refusal:
 def _read_yaml(path: Path) -> dict[str, Any]:
     import yaml  # hosts that receive entries as data have no PyYAML
 
-    # By libyaml where that is there, which is ten times as fast.
+    # libyaml, if it is installed, is ten times faster.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         data = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)  # noqa: S506 - both are safe

@@ -1,4 +1,4 @@
-"""Which known names somebody may have meant, for the fix of a refusal."""
+"""Suggest the closest known names for the fix of a refusal."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from functools import lru_cache
 
 
 def closest(word: str, known: Iterable[str], count: int = 3, cutoff: float = 0.4) -> list[str]:
-    """The known names that are most like a word, without regard to case, best first.
+    """The known names that are most similar to a word, ignoring case, best first.
 
     Args:
-        word: What was written; a name that begins with it comes before one that is merely similar.
-        known: The names that exist.
-        count: Most names to return.
-        cutoff: Similarity from 0 to 1 below which a name is not meant (``difflib.SequenceMatcher.ratio``).
+        word: The unknown word. Names that begin with it come before similar names.
+        known: The known names.
+        count: Maximum number of names to return.
+        cutoff: Least similarity, from 0 to 1 (``difflib.SequenceMatcher.ratio``).
     """
     by_lower = {name.lower(): name for name in known}
     begun = sorted((name for name in by_lower if word and name.startswith(word.lower())), key=len)
@@ -23,13 +23,13 @@ def closest(word: str, known: Iterable[str], count: int = 3, cutoff: float = 0.4
 
 
 def misspelt(name: str, option: str, role: str) -> bool:
-    """Whether a name is meant to be a role's variable: so near that it can hardly be anybody else's.
+    """Whether a name is probably a misspelt variable of a role.
 
-    Near is: one letter off as a whole; the same words in another order or each a letter off; one word missing or one
-    too many between the others; with the prefix of all roles, ``vllm_``, in place of the role's own.
+    It is if one letter differs; if the words are the same in another order or each differs by one letter; if one word
+    is missing or additional between others; or if it has the prefix ``vllm_`` instead of the role's own.
 
     Args:
-        name: What was written.
+        name: The name to check.
         option: A variable of a role.
         role: The role.
     """
@@ -46,14 +46,14 @@ def misspelt(name: str, option: str, role: str) -> bool:
         return False
     if len(ours) <= len(theirs):
         return _all_found(ours, theirs)
-    # A word behind the others makes a name of its own, e.g. gateway_tls_names_of_site.
+    # An additional last word makes another name, e.g. gateway_tls_names_of_site.
     return _all_found(theirs, ours) and _same_word(ours[-1], theirs[-1])
 
 
-#: Letters up to which a name tells too little to compare it letter by letter, e.g. ``uid`` and ``id``.
+#: Words of at most this many letters are too short to compare by letter, e.g. ``uid`` and ``id``.
 _SHORT = 3
 
-#: Words of a role's variable that must be there, besides the role's name, where another one is missing or too many.
+#: Words, apart from the role's name, that must match if another word is missing or additional.
 _WORDS = 2
 
 
@@ -72,7 +72,7 @@ def _same_word(one: str, other: str) -> bool:
 
 
 def _all_found(words: Sequence[str], among: Sequence[str]) -> bool:
-    """Whether each word has one of its own among the others."""
+    """Whether each word has a distinct match among the others."""
     left = list(among)
     for word in words:
         match = next((other for other in left if _same_word(word, other)), None)
@@ -83,7 +83,7 @@ def _all_found(words: Sequence[str], among: Sequence[str]) -> bool:
 
 
 def one_letter_off(one: str, other: str) -> bool:
-    """Whether two words are the same but for one letter: missing, added, another one, or swapped with its neighbour."""
+    """Whether two words differ by one letter: missing, added, replaced, or swapped with its neighbour."""
     if abs(len(one) - len(other)) > 1:
         return False
     start = _common(one, other)
@@ -94,6 +94,6 @@ def one_letter_off(one: str, other: str) -> bool:
 
 
 def _common(one: str, other: str) -> int:
-    """Letters that two words have in common at their begin."""
+    """Length of the common prefix of two words."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -1,4 +1,4 @@
-"""Name, version and requirements of this collection, from its own metadata. Only the controller asks for them."""
+"""Name, version and requirements of this collection, from its metadata. Used on the controller only."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-#: Where this collection lies: the root of a checkout, or where ``ansible-galaxy`` has installed it.
+#: Folder of this collection: the root of a checkout, or where ``ansible-galaxy`` installed it.
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
 class Collection:
-    """What a collection says about itself.
+    """Metadata of a collection.
 
     Attributes:
         name: ``namespace.name``.
         version: Its version, e.g. ``1.2.0``.
-        dependencies: Collections that it uses, with the range of their versions, e.g. ``>=3.0.0``.
+        dependencies: Range of versions by required collection, e.g. ``>=3.0.0``.
         requires_ansible: Range of versions of ansible-core.
-        installed: Whether ``ansible-galaxy`` installed it; a checkout is not.
+        installed: Whether ``ansible-galaxy`` installed it; False for a checkout.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Collection:
 
 
 def read(root: Path = ROOT) -> Collection:
-    """What the collection in a folder says about itself; raises OSError where it has no metadata."""
+    """Read the metadata of the collection in a folder; raises OSError if there is none."""
     data = _info(root)
     return Collection(
         name=f"{data['namespace']}.{data['name']}",
@@ -49,7 +49,7 @@ def read(root: Path = ROOT) -> Collection:
 
 
 def version_of(name: str) -> str | None:
-    """Version of a collection that Ansible finds on this machine; None where it finds none, empty where it has none."""
+    """Version of a collection on this machine; None if Ansible does not find it, empty if it has no version."""
     try:
         package = importlib.import_module(f"ansible_collections.{name}")
         return str(_info(Path(package.__path__[0])).get("version") or "")

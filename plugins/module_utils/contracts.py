@@ -1,4 +1,4 @@
-"""The files between the steps of a deployment, as types: one writer and one reader each, and a schema version.
+"""Types of the files that the steps of a deployment exchange, with their writers, readers and schema version.
 
 =================  ==========================================  ==============================================
 File               Written by                                  Read by
@@ -7,52 +7,66 @@ File               Written by                                  Read by
 ``image.json``     module engine_image_record                  role vllm_service, role engine_image, report
 ``lock.json``      module hf_snapshot                          module hf_snapshot, role vllm_service
 ``manifest.json``  module release                              checks, report, rollback, spare engine
+``verdict.json``   module verdict                              module verdict, report, rollback, proof record
 =================  ==========================================  ==============================================
 
-A file of an older schema is read where :attr:`Contract.UPGRADES` says how, and refused by name where it does not. A
-file of a newer schema is always refused. ``docs/schemas/`` has the JSON Schemas, which are made from these types.
+The result files of the checks extend :class:`Verdict`; they are in ``checks/results.py``.
+
+A file with an older schema is read if :attr:`Contract.UPGRADES` has a function for it, and refused otherwise. A file
+with a newer schema is always refused. The JSON Schemas in ``docs/schemas/`` are generated from these types.
 """
 
 from __future__ import annotations
 
 import json
 import types
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
 if TYPE_CHECKING:
-    # Hosts may have Python 3.10, whose module typing does not have it.
+    # Not in module typing of Python 3.10, which hosts may have.
     from typing import Self
 
 VERSION_KEY = "schema_version"
 Value = TypeVar("Value")
 Readable = TypeVar("Readable", bound="Contract")
+Scalar = str | int | float | bool | None
 
+Severity = Literal["error", "warning"]
 ImageSource = Literal["pull", "load", "build"]
-#: Takes the data of one schema version to the next one.
+#: Converts data from one schema version to the next.
 Upgrade = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 class Contract:
-    """What the types of files have in common. A field that has its default None is left out of the file.
+    """Base class of the types of files.
+
+    A field with its default None is omitted from the file, unless it is marked with ``_WRITTEN``.
 
     Attributes:
         SCHEMA: Version that is written.
-        REMEDY: What to do about a file that cannot be read.
-        UPGRADES: For each older version that can be read, the function that leads to the next one. Files without a
-            version have version 0.
+        REMEDY: Fix for a file that cannot be read.
+        UPGRADES: Function to the next version, by older version that can be read. Files without a version have
+            version 0.
+        DERIVED: Properties that the file holds as well, for readers without this code. They follow from the fields, so
+            a file in which they differ is refused.
     """
 
     SCHEMA: ClassVar[int] = 1
     REMEDY: ClassVar[str]
     UPGRADES: ClassVar[Mapping[int, Upgrade]] = {}
+    DERIVED: ClassVar[tuple[str, ...]] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """The file as plain data for JSON, its schema version first."""
-        return {VERSION_KEY: self.SCHEMA, **_encode_fields(self)}
+        """The file as plain data for JSON: its schema version, what is derived from the fields, the fields."""
+        return {
+            VERSION_KEY: self.SCHEMA,
+            **{name: getattr(self, name) for name in self.DERIVED},
+            **_encode_fields(self),
+        }
 
     def to_json(self) -> str:
         """The text of the file; equal contents give equal texts."""
@@ -76,7 +90,7 @@ class Contract:
 
     @classmethod
     def from_json(cls, text: str | None, origin: str) -> Self:
-        """Read the text of a file, None where there is no such file.
+        """Read the text of a file; None if the file does not exist.
 
         Raises:
             RefusalError: ``missing_input``, or as :meth:`from_dict`.
@@ -86,7 +100,7 @@ class Contract:
         try:
             data = json.loads(text)
         except ValueError as error:
-            raise cls._refused("broken_input", f"{origin} holds no JSON: {error}") from error
+            raise cls._refused("broken_input", f"{origin} is not JSON: {error}") from error
         return cls.from_dict(data, origin)
 
     @classmethod
@@ -94,18 +108,22 @@ class Contract:
         return RefusalError(Refusal(code, f"{problem}.", cls.REMEDY))
 
 
+#: Marks a field with the default None that is null in the file instead of left out.
+_WRITTEN = {"written": True}
+
+
 @dataclass(frozen=True)
 class PlannedGpu:
-    """One GPU that the plan is about.
+    """One GPU of the planned host.
 
     Attributes:
-        index: Its number on the host, in the driver's order; None where no driver listed it.
-        uuid: Its UUID, ``GPU-...``; None where no driver listed it.
+        index: Its index on the host, in the driver's order; None if no driver listed it.
+        uuid: Its UUID, ``GPU-...``; None if no driver listed it.
         name: Its name in the GPU table.
-        total_gib: Memory that CUDA gives a process, in GiB (2^30 bytes).
+        total_gib: Memory available to a CUDA process, in GiB (2^30 bytes).
         compute_capability: Such as 8.9.
-        fp8: How FP8 weights in blocks are computed: ``native`` or ``marlin``.
-        peer_to_peer: Whether GPUs of this kind read each other's memory.
+        fp8: Kernels for FP8 weights in blocks: ``native`` or ``marlin``.
+        peer_to_peer: Whether GPUs of this kind can access each other's memory.
         selected: Whether the engine of this plan runs on it.
     """
 
@@ -125,7 +143,7 @@ class PlannedEngine:
 
     Attributes:
         version: ``major.minor.patch``.
-        calibrated: Whether boots of this version were measured.
+        calibrated: Whether boots of this version have been measured.
     """
 
     version: str
@@ -149,25 +167,25 @@ def _plan_from_0(data: Mapping[str, Any]) -> Mapping[str, Any]:
 
 @dataclass(frozen=True)
 class PlanFile(Contract):
-    """``plan.json``: what the planner decided for one model on one host.
+    """``plan.json``: the plan for one model on one host.
 
     Attributes:
-        accelerator: What the engine computes on.
+        accelerator: Accelerator of the engine.
         model: Name of the entry in the catalogue.
         gpus: One row for each GPU; empty on a CPU.
-        starts: Whether vLLM's own check at the start passes.
-        survives: Whether memory is left when the largest permitted images arrive together.
-        kv_cache_tokens: Tokens that the KV cache holds.
+        starts: Whether vLLM's start-up check passes.
+        survives: Whether memory suffices when the largest permitted images arrive together.
+        kv_cache_tokens: Capacity of the KV cache in tokens.
         max_model_len: Tokens of the longest request.
-        flags: Flags of vLLM, by name without the dashes.
+        flags: Flags of vLLM, by name without leading dashes.
         environment: Environment variables of the engine.
-        refusals: Reasons against the plan; empty where it may be used.
+        refusals: Reasons against the plan; empty if it can be used.
         engine: Version of vLLM that was planned for; None on a CPU.
-        per_gpu_gib: Where the memory of one GPU goes, in GiB by term; None on a CPU.
-        memory_gib: Where the memory of the host goes, in GiB by term; None on GPUs.
-        concurrency: Requests of the longest length that the KV cache holds at once.
+        per_gpu_gib: Memory of one GPU by use, in GiB; None on a CPU.
+        memory_gib: Memory of the host by use, in GiB; None on GPUs.
+        concurrency: Number of requests of the longest length that fit into the KV cache.
         alternatives: Other models or settings that were tried, each with ``fits`` and ``why``.
-        closest: Where the requirements cannot be met, the plan for this model that comes closest.
+        closest: If the requirements cannot be met, the closest plan for this model.
     """
 
     REMEDY: ClassVar[str] = "Run playbooks/plan.yml with -e plan_write=true, or deploy.yml: both write it again."
@@ -192,12 +210,12 @@ class PlanFile(Contract):
 
     @property
     def selected(self) -> tuple[PlannedGpu, ...]:
-        """The GPUs that the engine runs on, in order."""
+        """The GPUs of the engine, in order."""
         return tuple(gpu for gpu in self.gpus if gpu.selected)
 
     @property
     def spare(self) -> tuple[PlannedGpu, ...]:
-        """The other GPUs of the host that are known by UUID."""
+        """The other GPUs of the host that have a UUID."""
         return tuple(gpu for gpu in self.gpus if not gpu.selected and gpu.uuid)
 
 
@@ -206,14 +224,14 @@ class ImageFile(Contract):
     """``image.json``: the engine's image as it is on the host.
 
     Attributes:
-        reference: What a container is started from.
-        id: The Docker engine's own identifier, ``sha256:...``; empty where it is not known.
+        reference: Reference to start a container from.
+        id: The Docker engine's identifier, ``sha256:...``; empty if unknown.
         digest: Digest in a registry, ``sha256:...``; empty for an image that was loaded or built.
-        source: Where it came from.
+        source: Source of the image.
         vllm_version: Version of vLLM in it, ``major.minor.patch``.
-        base: Reference of the image below, where extra packages were added.
-        base_id: Identifier of that image.
-        packages: The extra packages, each ``name==version``, separated by spaces.
+        base: Reference of the base image, if extra packages were added.
+        base_id: Identifier of the base image.
+        packages: The extra packages, each ``name==version``, separated by blanks.
     """
 
     REMEDY: ClassVar[str] = "Run playbooks/serve.yml or deploy.yml: role engine_image writes it again."
@@ -234,7 +252,7 @@ class LockedFile:
     """One file of a model.
 
     Attributes:
-        path: Name inside the repository, with ``/``.
+        path: Path inside the repository, with ``/``.
         size: In bytes.
         sha256: Of the content, 64 hexadecimal digits.
     """
@@ -250,9 +268,9 @@ class LockFile(Contract):
 
     Attributes:
         repo: ``owner/name`` on the hub.
-        revision: Branch, tag or commit that was asked for.
-        commit: The commit that it was, 40 hexadecimal digits.
-        files: All files, by name.
+        revision: Requested branch, tag or commit.
+        commit: Resolved commit, 40 hexadecimal digits.
+        files: All files, by path.
     """
 
     REMEDY: ClassVar[str] = "Write the lock again with playbooks/lock_weights.yml, or restore it from version control."
@@ -271,8 +289,8 @@ class ReleasedModel:
     Attributes:
         name: Name of the entry in the catalogue.
         repo: ``owner/name`` on the hub.
-        revision: Branch, tag or commit that was asked for.
-        commit: The commit that it was.
+        revision: Requested branch, tag or commit.
+        commit: Resolved commit.
     """
 
     name: str
@@ -296,22 +314,22 @@ class ReleasedFile:
 
 @dataclass(frozen=True)
 class ManifestFile(Contract):
-    """``manifest.json``: what a release is. Module release adds the last three fields.
+    """``manifest.json``: the description of a release. Module release adds the last three fields.
 
     Attributes:
-        accelerator: What the engine computes on.
+        accelerator: Accelerator of the engine.
         model: The model.
         image: The engine's image.
         plan: The plan that the flags come from.
-        flags: All flags of vLLM, by name without the dashes.
+        flags: All flags of vLLM, by name without leading dashes.
         environment: Environment variables of the container.
-        rendered_by: Name and version of the collection that made the release.
-        id: Identifier of the release, which is the name of its folder.
+        rendered_by: Name and version of the collection that built the release.
+        id: Identifier of the release and name of its folder.
         files: The other files of the release, by name.
         checksum: SHA-256 of the manifest without this field.
     """
 
-    REMEDY: ClassVar[str] = "Deploy again with deploy.yml: it writes a release anew."
+    REMEDY: ClassVar[str] = "Deploy again with deploy.yml, which writes a new release."
     UPGRADES: ClassVar[Mapping[int, Upgrade]] = {0: dict}
 
     accelerator: Literal["nvidia", "cpu"]
@@ -326,17 +344,91 @@ class ManifestFile(Contract):
     checksum: str | None = None
 
 
-#: Every contract by the name of its file.
+@dataclass(frozen=True)
+class Check:
+    """One property that was checked.
+
+    Attributes:
+        code: What was checked, stable and in snake_case, such as ``reject_wrong_key``.
+        ok: True only if the check ran and found what is required; a check that could not run is not ok.
+        severity: An ``error`` decides the verdict, a ``warning`` is only shown.
+        message: One sentence for people; for a failure it starts with the name of the failure.
+        value: What was found: an answer, a status or a measured value.
+        limit: What the value is compared with.
+        unit: Unit of value and limit, such as ``GiB`` (2^30 bytes) or ``http status``.
+        seconds: Duration of the check.
+        runbook: Name of the failure, which is also the name of its runbook; null if ok.
+    """
+
+    code: str
+    ok: bool
+    severity: Severity = "error"
+    message: str = ""
+    value: Scalar = field(default=None, metadata=_WRITTEN)
+    limit: Scalar = field(default=None, metadata=_WRITTEN)
+    unit: str | None = field(default=None, metadata=_WRITTEN)
+    seconds: float = 0.0
+    runbook: str | None = field(default=None, metadata=_WRITTEN)
+
+    @property
+    def decides(self) -> bool:
+        """Whether the verdict depends on this check."""
+        return self.severity == "error"
+
+
+@dataclass(frozen=True)
+class Verdict(Contract):
+    """``verdict.json``: all checks of one release, and whether the release is good.
+
+    Attributes:
+        release: Identifier of the release that was checked.
+        checks: All checks, in the order in which they ran.
+        engine: What the engine reported about itself: ``version``, ``model``, ``max_model_len``, ``base_url``.
+        gpus: One mapping for each GPU whose memory was read; empty on a CPU host.
+        started: Start of the first check, UTC, ISO 8601; empty if nothing ran.
+        finished: End of the last check, UTC, ISO 8601; empty if nothing ran.
+    """
+
+    REMEDY: ClassVar[str] = "Run playbooks/verify.yml: it runs the checks and writes the file again."
+    UPGRADES: ClassVar[Mapping[int, Upgrade]] = {0: dict}
+    DERIVED: ClassVar[tuple[str, ...]] = ("ok",)
+
+    release: str
+    checks: tuple[Check, ...] = ()
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    gpus: tuple[Mapping[str, Any], ...] = ()
+    started: str = ""
+    finished: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether at least one check with severity error ran, and all of them are ok."""
+        deciding = [check for check in self.checks if check.decides]
+        return bool(deciding) and all(check.ok for check in deciding)
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """The checks with severity error that are not ok."""
+        return tuple(check for check in self.checks if check.decides and not check.ok)
+
+    @property
+    def warnings(self) -> tuple[Check, ...]:
+        """The checks with severity warning that are not ok."""
+        return tuple(check for check in self.checks if not check.decides and not check.ok)
+
+
+#: The contracts of this module by the name of the file; ``checks/registry.py`` has those of the result files.
 CONTRACTS: Mapping[str, type[Contract]] = {
     "plan.json": PlanFile,
     "image.json": ImageFile,
     "lock.json": LockFile,
     "manifest.json": ManifestFile,
+    "verdict.json": Verdict,
 }
 
 
 class _UnreadableError(Exception):
-    """Data does not hold what its contract says; the text names the field."""
+    """Data does not match its contract; the text names the field."""
 
     def __init__(self, message: str, code: str = "broken_input") -> None:
         super().__init__(message)
@@ -357,11 +449,16 @@ def _encode(value: Any) -> Any:
 
 def _encode_fields(value: Any) -> dict[str, Any]:
     pairs = ((each, getattr(value, each.name)) for each in fields(value))
-    return {each.name: _encode(held) for each, held in pairs if held is not None or each.default is MISSING}
+    return {each.name: _encode(held) for each, held in pairs if held is not None or _has_null(each)}
+
+
+def _has_null(each: Field[Any]) -> bool:
+    """Whether a field that is None is null in the file, and not left out."""
+    return each.default is MISSING or _WRITTEN.items() <= each.metadata.items()
 
 
 def _read(kind: type[Readable], data: object, where: str = "") -> Readable:
-    """A contract from plain data, brought to the schema version that is read today."""
+    """A contract from plain data, converted to the current schema version."""
     body = dict(_mapping(data, where))
     version = _checked(_WHOLE, body.pop(VERSION_KEY, 0), _joined(where, VERSION_KEY))
     if version > kind.SCHEMA:
@@ -374,9 +471,15 @@ def _read(kind: type[Readable], data: object, where: str = "") -> Readable:
         try:
             body = dict(kind.UPGRADES[number](body))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            problem = f"{_joined(where, VERSION_KEY)} is {number}, which does not fit: {type(error).__name__} {error}"
-            raise _UnreadableError(problem) from error
-    return _decode_fields(kind, body, where)
+            problem = f"{_joined(where, VERSION_KEY)} is {number}, but its content does not match"
+            raise _UnreadableError(f"{problem}: {type(error).__name__} {error}") from error
+    derived = {name: body.pop(name) for name in kind.DERIVED if name in body}
+    contract = _decode_fields(kind, body, where)
+    for name in kind.DERIVED:
+        if derived.get(name) != getattr(contract, name):
+            stated = f"is {derived[name]!r}" if name in derived else "is missing"
+            raise _UnreadableError(f"{_joined(where, name)} {stated}, but must be {getattr(contract, name)!r}")
+    return contract
 
 
 def _decode_fields(kind: type[Value], data: Mapping[str, Any], where: str) -> Value:
@@ -390,11 +493,10 @@ def _decode_fields(kind: type[Value], data: Mapping[str, Any], where: str) -> Va
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
-    """A value of the type that an annotation names."""
+    """A value of the annotated type."""
     origin, of = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        (other,) = (each for each in of if each is not type(None))
-        return None if value is None else _decode(other, value, where)
+        return _decode_union(of, value, where)
     if origin is tuple:
         rows = _checked(_LIST, value, where)
         return tuple(_decode(of[0], row, f"{where}[{number}]") for number, row in enumerate(rows))
@@ -412,12 +514,24 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
         return value
     if get_origin(kind) is Literal:
         choices = get_args(kind)
-        return _checked((f"one of {', '.join(map(str, choices))}", lambda given: given in choices), value, where)
+        return _checked((f"one of {', '.join(map(str, choices))}", lambda item: item in choices), value, where)
     checked = _checked(_SCALARS[kind], value, where)
     return float(checked) if kind is float else checked
 
 
-#: What a value must be, in words, and whether it is.
+def _decode_union(kinds: Sequence[Any], value: Any, where: str) -> Any:
+    """A value of one of several types: one type or None, or several scalar types."""
+    others = [kind for kind in kinds if kind is not type(None)]
+    if value is None and len(others) < len(kinds):
+        return None
+    if len(others) == 1:
+        return _decode(others[0], value, where)
+    rules = [_SCALARS[kind] for kind in others]
+    words = " or ".join(required for required, _ in rules)
+    return _checked((words, lambda given: any(fits(given) for _, fits in rules)), value, where)
+
+
+#: The required form of a value in words, and the check of it.
 _Rule = tuple[str, Callable[[Any], bool]]
 _LIST: _Rule = ("a list", lambda value: isinstance(value, (list, tuple)))
 _MAPPING: _Rule = ("a mapping", lambda value: isinstance(value, Mapping))

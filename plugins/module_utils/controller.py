@@ -1,6 +1,6 @@
-"""Can the machine where Ansible runs work with this collection, and does a play have hosts?
+"""Checks of the controller and of the hosts of a play.
 
-Pure functions; lookup ``inference.vllm.hosts`` gives them what Ansible knows, before the first play touches a host.
+Pure functions; lookup ``inference.vllm.hosts`` calls them before the first play connects to a host.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refu
 
 
 def refusals(this: Collection, ansible_version: str, version_of: Callable[[str], str | None]) -> list[Refusal]:
-    """Why this collection cannot run on a controller; an empty list where it can.
+    """Why this collection cannot run on a controller; empty if it can.
 
     Args:
-        this: What the collection needs.
+        this: This collection.
         ansible_version: Version of ansible-core.
-        version_of: Version of an installed collection; None for one that is missing, empty where it is not known.
+        version_of: Version of an installed collection; None if it is missing, empty if it is unknown.
     """
     found = []
     if not _within(ansible_version, this.requires_ansible):
@@ -25,7 +25,7 @@ def refusals(this: Collection, ansible_version: str, version_of: Callable[[str],
             Refusal(
                 "ansible_unsupported",
                 f"ansible-core is {ansible_version}; {this} needs {this.requires_ansible}.",
-                f"pip install 'ansible-core{this.requires_ansible}' where Ansible runs.",
+                f"On the controller: pip install 'ansible-core{this.requires_ansible}'",
             )
         )
     missing = []
@@ -34,25 +34,25 @@ def refusals(this: Collection, ansible_version: str, version_of: Callable[[str],
         if version is None or (version and not _within(version, needed)):
             missing.append(f"{name} {needed} ({version or 'not installed'})")
     if missing:
-        message = f"{this} needs other collections where Ansible runs: {', '.join(missing)}."
+        message = f"{this} needs other collections on the controller: {', '.join(missing)}."
         fix = f"ansible-galaxy collection install --upgrade -r {ROOT}/requirements.yml"
         found.append(Refusal("collections_missing", message, fix))
     return found
 
 
 def no_hosts(group: str, groups: Mapping[str, Sequence[str]], left: Sequence[str]) -> Refusal | None:
-    """Why a play has no hosts, or None where it has some.
+    """Why a play has no hosts; None if it has some.
 
     Args:
         group: Group of the hosts, variable ``vllm_group``.
         groups: The hosts of each group of the inventory.
-        left: The hosts that ``--limit`` leaves.
+        left: The hosts within ``--limit``.
     """
     hosts = groups.get(group, ())
     if set(hosts) & set(left):
         return None
     if hosts:
-        message = f"--limit leaves none of the hosts of group {group}, which are {', '.join(hosts)}."
+        message = f"--limit excludes all hosts of group {group}: {', '.join(hosts)}."
         return Refusal("no_hosts", message, f"Limit the run to hosts of group {group}.")
     others = [name for name, members in groups.items() if members and name not in ("all", "ungrouped")]
     return Refusal(

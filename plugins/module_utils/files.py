@@ -1,6 +1,6 @@
-"""Files that are replaced in one step: a reader sees the old content or the new one, never a part of it.
+"""Atomic replacement of files: a reader sees the old content or the new one, never a part of it.
 
-This also holds where the writer is killed, the disk is full, or the power fails.
+This also holds if the writer is killed, the disk is full, or the power fails.
 """
 
 from __future__ import annotations
@@ -11,26 +11,26 @@ import stat
 import tempfile
 from pathlib import Path
 
-#: Folders that a write makes where they are missing, unless the caller wants another mode.
+#: Default permission bits of folders that a write creates.
 FOLDER_MODE = 0o755
 
 
 def write_atomic(
     path: Path, text: str, mode: int = 0o640, *, durable: bool = True, folder_mode: int | None = None
 ) -> None:
-    """Replace a file by a text in UTF-8; what UTF-8 cannot carry becomes a question mark.
+    """Replace a file by a text in UTF-8; characters that UTF-8 cannot encode become question marks.
 
-    The new file belongs to the owner and group of the one that it replaces, as far as the caller may give files away.
+    The new file keeps the owner and group of the old one, if the caller may change them.
 
     Args:
         path: The file. A symbolic link is replaced, not followed.
         text: Its new content.
-        mode: Its permission bits, whatever the umask says.
-        durable: Whether to wait until the disk has it, so that it survives a power failure.
-        folder_mode: Permission bits of the folder above, which is made where it is missing; None makes none.
+        mode: Its permission bits, regardless of the umask.
+        durable: Whether to flush it to the disk, so that it survives a power failure.
+        folder_mode: Permission bits of the parent folder, which is created if it is missing; None creates none.
 
     Raises:
-        OSError: The folder is missing or the disk is full; it names `path`, and the old file is untouched.
+        OSError: The folder is missing or the disk is full. It names `path`; the old file is unchanged.
     """
     try:
         if folder_mode is not None:
@@ -51,12 +51,12 @@ def write_atomic(
         if durable:
             sync_folder(path.parent)
     except OSError as error:
-        # Else it would name the file beside the one that is meant.
+        # The original error names the temporary file.
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_if_changed(path: Path, text: str, mode: int, *, durable: bool = True) -> bool:
-    """As :func:`write_atomic`, where text or mode differ; returns whether they did."""
+    """As :func:`write_atomic`, if text or mode differ; returns whether they did."""
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if path.read_text(encoding="utf-8") == text and stat.S_IMODE(path.stat().st_mode) == mode:
             return False
@@ -65,7 +65,7 @@ def write_if_changed(path: Path, text: str, mode: int, *, durable: bool = True) 
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power failure."""
+    """Flush a folder to the disk, so that its names survive a power failure."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -74,7 +74,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _take_owner(handle: int, path: Path) -> None:
-    """Give an open file the owner and group of a path, if something is there and the caller may."""
+    """Give an open file the owner and group of a path, if the path exists and the caller may."""
     with contextlib.suppress(OSError):
         old = path.lstat()
         os.fchown(handle, old.st_uid, old.st_gid)

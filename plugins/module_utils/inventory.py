@@ -1,4 +1,4 @@
-"""Is what an inventory says something that this project understands? Nothing here touches a host."""
+"""Checks of the variables of an inventory, without access to hosts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.planner.requirement
 )
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
 
-#: Numbers that argument_specs cannot bound: variable -> (least, most), most None where only the host can tell.
+#: Ranges of numbers, which argument_specs cannot express: (least, most) by variable; None for a limit of the host.
 RANGES: Mapping[str, tuple[float, float | None]] = {
     "vllm_port": (1, 65535),
     "vllm_spare_port": (0, 65535),
@@ -57,7 +57,7 @@ SIZES = (
 )
 _SIZE = re.compile(r"[1-9]\d*[bkmg]")
 
-#: Former names of variables and what they are called now; each is refused with its new name for one release.
+#: New name by former name of a variable. A former name is refused for one release, with the new name in the fix.
 RENAMED: Mapping[str, str] = {
     "engine_image_unsafe_allow_old_version": "vllm_unsafe_allow_old_engine",
     "vllm_service_unsafe_allow_old_engine": "vllm_unsafe_allow_old_engine",
@@ -65,10 +65,10 @@ RENAMED: Mapping[str, str] = {
     "vram_plan_engine_version": "engine_image_vllm_version",
 }
 
-#: Flags of vLLM as they may be taken for variables, and the variable that sets each.
+#: Flags of vLLM that may be mistaken for variables, and the variable that sets each.
 SPELT_AS_FLAGS: Mapping[str, str] = {flag.replace("-", "_"): name for flag, name in VARIABLE_OF_FLAG.items()}
 
-#: Texts of the command line that are accepted for true or false.
+#: Texts of the command line that mean true or false.
 TRUE_FALSE = ("true", "false", "yes", "no", "on", "off", "1", "0")
 
 
@@ -91,9 +91,9 @@ def _is_float(value: object) -> bool:
     return True
 
 
-#: What each type of an argument spec accepts; values come as YAML or as text of the command line. Stricter than
-#: Ansible's own validator, which takes true for a number, a text for a list and anything for a text: it converts, and
-#: tasks read the variable as it was given.
+#: Accepted values by type of an argument spec; values are YAML or text of the command line. Stricter than Ansible's
+#: validator, which accepts true as a number, a text as a list and anything as a text: it converts a copy, but tasks
+#: read the original value.
 _ACCEPTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "int": (_is_int, "a whole number"),
     "float": (_is_float, "a number"),
@@ -108,7 +108,7 @@ _ACCEPTS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 def unknown_variables(
     names: Collection[str], options: Collection[str], roles: Collection[str]
 ) -> tuple[list[Refusal], list[str]]:
-    """Variables that no role reads: misspelt ones are refused, others may be somebody else's.
+    """Variables that no role reads: misspelt ones are refused, others may belong to other software.
 
     Args:
         names: Variables that the inventory sets for a host.
@@ -116,7 +116,7 @@ def unknown_variables(
         roles: Names of the roles.
 
     Returns:
-        A refusal for each misspelt name, and a warning for each other one that begins like a role's variables.
+        A refusal for each misspelt name, and a warning for each other name with the prefix of a role.
     """
     prefixes = {role: f"{role}_" for role in roles}
     owners = {option: _role_of(option, prefixes) for option in options}
@@ -135,17 +135,17 @@ def unknown_variables(
         elif role:
             alike = closest(name, [option for option in options if option.startswith(prefixes[role])], cutoff=0.85)
             hint = f" Its closest variables: {', '.join(alike)}." if alike else ""
-            warnings.append(f"{name} begins like a variable of role {role}, but no role reads it.{hint}")
+            warnings.append(f"{name} has the prefix of role {role}, but no role reads it.{hint}")
     return refusals, warnings
 
 
 def _role_of(name: str, prefixes: Mapping[str, str]) -> str:
-    """The role whose variables begin like this name, the one with the longest name; empty for none."""
+    """The role whose prefix the name has, the longest one if there are several; empty for none."""
     return max((role for role, prefix in prefixes.items() if name.startswith(prefix)), key=len, default="")
 
 
 def renamed_variables(names: Collection[str]) -> list[Refusal]:
-    """The variables that are set under a former name, each with its new one."""
+    """Refusals of the variables that are set under a former name."""
     return [
         Refusal("renamed_variable", f"{name} was renamed to {new}.", f"Set {new} instead.")
         for name, new in RENAMED.items()
@@ -154,7 +154,7 @@ def renamed_variables(names: Collection[str]) -> list[Refusal]:
 
 
 def value_refusal(name: str, value: Any, option: Mapping[str, Any]) -> Refusal | None:
-    """Why a variable's value is not accepted, or None.
+    """Why a variable's value is not accepted; None if it is.
 
     Args:
         name: The variable.
@@ -177,13 +177,13 @@ def value_refusal(name: str, value: Any, option: Mapping[str, Any]) -> Refusal |
 
 
 def limit_refusal(name: str, value: Any) -> Refusal | None:
-    """Why a number or a size is outside of what a variable may be, or None; for a variable without limits too."""
+    """Why a number or a size is out of the variable's range; None if it is not, or if there is no range."""
     if name in SIZES and not _SIZE.fullmatch(str(value)):
         message = f"{name} is {value!r}; allowed: a whole number and b, k, m or g, such as 4g."
         return Refusal("bad_size", message, f"Set {name} to such a size.")
     if name not in RANGES or value == AUTO:
         return None
-    # Where "auto" is allowed the type is text.
+    # The type of a variable that allows "auto" is text.
     if not _is_float(value):
         return Refusal("wrong_type", f"{name} is {value!r}, but must be auto or a number.", f"Set {name} to auto.")
     least, most = RANGES[name]
@@ -194,7 +194,7 @@ def limit_refusal(name: str, value: Any) -> Refusal | None:
 
 
 def _element_refusal(name: str, value: Any, option: Mapping[str, Any]) -> Refusal | None:
-    """Why the elements of a list or the keys of a mapping are not what the spec says; Ansible's validator says so."""
+    """Why the elements of a list or the keys of a mapping do not match the spec, by Ansible's validator."""
     from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
     if not {"elements", "options"} & set(option):
@@ -212,7 +212,7 @@ def _secret(option: Mapping[str, Any]) -> bool:
 
 
 def address_refusal(address: str, *, allow_public: bool) -> Refusal | None:
-    """Why `vllm_bind_address` is not accepted, or None: without a gateway only loopback is safe."""
+    """Why `vllm_bind_address` is not accepted, or None. Without a gateway only loopback is safe."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
@@ -223,13 +223,13 @@ def address_refusal(address: str, *, allow_public: bool) -> Refusal | None:
         return None
     return Refusal(
         "public_address",
-        f"vllm_bind_address is {address}, which other machines reach; vLLM answers more than /v1 without a key.",
+        f"vllm_bind_address is {address}, which other machines can reach; outside of /v1, vLLM needs no key.",
         "Use 127.0.0.1 with a gateway in front, or set preflight_allow_public_address: true.",
     )
 
 
 def missing_files(files: Mapping[str, str], exists: Callable[[str], bool]) -> list[Refusal]:
-    """Files that variables name but that are not there, on the machine where Ansible runs."""
+    """Refusals of files that variables name but that do not exist on the controller."""
     return [
         Refusal("missing_file", f"{name} names {path!r}, which is not a file.", f"Create it, or correct {name}.")
         for name, path in files.items()

@@ -1,4 +1,4 @@
-"""The one shape in which every part of the project refuses bad input."""
+"""The form of every refusal of invalid input: code, message, fix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Refusal:
 
     Attributes:
         code: Stable identifier in snake_case, e.g. ``unknown_model``; a runbook carries the same name.
-        message: What is wrong: the variable, its value, and what is allowed.
+        message: The variable, its value, and the allowed values.
         fix: What to change, as an instruction.
     """
 
@@ -30,14 +30,14 @@ class Refusal:
 
 
 class RefusalError(ValueError):
-    """Raised where a function cannot return a list of refusals; carries at least one."""
+    """One or more refusals, from a function that cannot return them."""
 
     def __init__(self, *refusals: Refusal) -> None:
-        """Keep the refusals; their text is the exception's."""
+        """Store the refusals; the message of the exception is their text."""
         super().__init__("\n".join(map(str, refusals)))
         self.refusals = refusals
 
 
 def join(refusals: Iterable[Refusal]) -> str:
-    """All refusals as one message of several lines, for a module's ``msg``."""
+    """All refusals as one text, one per line, for a module's ``msg``."""
     return "\n".join(map(str, refusals))

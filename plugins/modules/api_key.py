@@ -1,39 +1,30 @@
 #!/usr/bin/python
-"""Module: the engine's key on a host, and its rotation."""
+"""Module: the engine's API key on a host, and its rotation."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
-from ansible_collections.inference.vllm.plugins.module_utils.service import api_keys
-
 DOCUMENTATION = r"""
 module: api_key
-short_description: Keep the engine's key in a file, and change it with both keys valid in between
+short_description: Keep the engine's API key in a file, and rotate it with both keys valid for a time
 description:
-  - C(api_key) in O(path) is the key in use. C(former_api_key) beside it is empty, but while a key is being changed.
-  - No key is ever in the output.
+  - C(api_key) in O(path) is the key in use. C(former_api_key) in the same folder is empty, except during a rotation.
+  - The output never contains a key.
 options:
   path:
-    description: Folder of the keys. It is made where it is missing, and closed to all but the user of the task.
+    description: Folder of the keys. It is created if it is missing, with access for the user of the task only.
     type: path
     required: true
   state:
     description:
-      - V(present) writes O(key), or makes a random one where there is none.
-      - V(rotated) writes O(key) or a random one, and keeps the one in use as the former one. Where that was done
-        before, nothing changes.
-      - V(finished) forgets the former key.
+      - V(present) writes O(key), or generates a random key if there is none.
+      - V(rotated) writes O(key) or a random key, and keeps the previous one as the former key. During a rotation it
+        changes nothing.
+      - V(finished) removes the former key.
     type: str
     choices: [present, rotated, finished]
     default: present
   key:
-    description: The key. Empty makes a random one where one is needed.
+    description: The key. If it is empty and a key is needed, a random one is generated.
     type: str
     default: ""
   owner:
@@ -46,7 +37,7 @@ options:
     required: true
 attributes:
   check_mode:
-    description: Says whether a key would change.
+    description: Reports whether a key would change.
     support: full
   diff_mode:
     description: A secret is not shown.
@@ -56,13 +47,13 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Make sure that there is a key
+- name: Ensure that a key exists
   inference.vllm.api_key:
     path: /opt/vllm/secrets
     owner: 2000
     group: 0
 
-- name: Let a new one be valid beside it
+- name: Start a rotation
   inference.vllm.api_key:
     path: /opt/vllm/secrets
     state: rotated
@@ -81,13 +72,21 @@ keys_changed:
   type: bool
 """
 
+import os
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+from ansible_collections.inference.vllm.plugins.module_utils.service import api_keys
 
 #: Permission bits of a key: only its owner, the engine, reads it.
 MODE = 0o400
 
 
 def read(folder: Path) -> api_keys.Keys:
-    """The keys that are there."""
+    """Read the existing keys."""
     texts = {}
     for name in (api_keys.CURRENT, api_keys.FORMER):
         try:
@@ -98,7 +97,7 @@ def read(folder: Path) -> api_keys.Keys:
 
 
 def write(module: AnsibleModule, path: Path, text: str) -> bool:
-    """Bring one file to its text, owner and mode; whether that changed something. Atomic."""
+    """Write one file with its owner and mode, atomically; returns whether anything changed."""
     same = path.exists() and path.read_text(encoding="utf-8").strip() == text
     if not same and not module.check_mode:
         write_atomic(path, text, MODE)
@@ -110,12 +109,12 @@ def write(module: AnsibleModule, path: Path, text: str) -> bool:
 
 
 def close(module: AnsibleModule, folder: Path) -> bool:
-    """Make the folder and keep others out; whether that changed something."""
-    made = not folder.exists()
-    if made and module.check_mode:
+    """Create the folder with access for its owner only; returns whether anything changed."""
+    missing = not folder.exists()
+    if missing and module.check_mode:
         return True
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    changed = module.set_owner_if_different(str(folder), os.geteuid(), made)
+    changed = module.set_owner_if_different(str(folder), os.geteuid(), missing)
     changed = module.set_group_if_different(str(folder), os.getegid(), changed)
     return bool(module.set_mode_if_different(str(folder), "0700", changed))
 
@@ -132,19 +131,19 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    folder, state, given = (module.params[name] for name in ("path", "state", "key"))
+    folder, state, requested = (module.params[name] for name in ("path", "state", "key"))
     folder = Path(folder)
     try:
         before = read(folder)
         after = {
-            "present": lambda: api_keys.present(before, given),
-            "rotated": lambda: api_keys.rotated(before, given),
+            "present": lambda: api_keys.present(before, requested),
+            "rotated": lambda: api_keys.rotated(before, requested),
             "finished": lambda: api_keys.finished(before),
         }[state]()
     except RefusalError as error:
         refusals = [refusal.as_dict() for refusal in error.refusals]
         module.fail_json(msg=str(error), refusals=refusals, failed=True)
-    # The former one first: a run that is cut off in between has lost no key.
+    # The former key first, so that an interrupted run loses no key.
     changed = [
         close(module, folder),
         write(module, folder / api_keys.FORMER, after.former),

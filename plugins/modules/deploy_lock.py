@@ -3,22 +3,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.service.lock import (
-    MAX_AGE_S,
-    Held,
-    Moment,
-    Owner,
-    hold,
-    release,
-    renew,
-    this_moment,
-)
-
 DOCUMENTATION = r"""
 module: deploy_lock
 short_description: Acquire and release the deploy lock of a host
@@ -114,6 +98,22 @@ lost:
   type: bool
   returned: with O(state=renewed)
 """
+
+from dataclasses import asdict
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.service.lock import (
+    MAX_AGE_S,
+    Held,
+    Moment,
+    Owner,
+    hold,
+    release,
+    renew,
+    this_moment,
+)
 
 
 def main() -> None:

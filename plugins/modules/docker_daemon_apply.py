@@ -1,38 +1,20 @@
 #!/usr/bin/python
-"""Module: make Docker run with its daemon.json, or go back to the former one."""
+"""Module: make Docker run with its daemon.json, or restore the former one."""
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.host.docker_daemon import (
-    NOTHING,
-    RELOAD,
-    RESTART,
-    ConfigFile,
-    action,
-    changed_keys,
-    reason_in,
-    runs_otherwise,
-)
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
-
 DOCUMENTATION = r"""
 module: docker_daemon_apply
-short_description: Make Docker run with its daemon.json, or go back to the former one
+short_description: Make Docker run with its daemon.json, or restore the former one
 description:
   - For a handler that M(inference.vllm.docker_daemon_config) notifies. It is one module, because Ansible runs no
-    C(rescue) in handlers and because going back must not depend on the connection to the host.
-  - Where keys changed that Docker can read again while it runs, it is told to, and must say that it did. Any other
-    change restarts it, after it was told to read the file. So containers outlive the restart that brings
-    C(live-restore), and a file that it cannot read costs no restart.
-  - When Docker refuses the file or does not answer in time, the former file is put back, Docker is started with it,
-    and the module fails with what Docker's log says.
-  - Does nothing where no change is pending. In check mode it tells whether one is.
+    C(rescue) in handlers and because the restore must not depend on the connection to the host.
+  - If Docker can reload all changed keys, the module reloads it and waits for the confirmation in its log. For other
+    changes it reloads and then restarts Docker. So containers survive the restart that enables C(live-restore), and an
+    unreadable file causes no restart.
+  - If Docker refuses the file or does not answer in time, the module restores the former file, starts Docker with it,
+    and fails with the reason from Docker's log.
+  - Does nothing if no change is pending. In check mode it reports whether one is.
 options:
   path:
     description: The file.
@@ -44,12 +26,12 @@ options:
     default: false
   environment:
     description:
-      - Variables that Docker must have been started with; one that is empty must not be there. Where the one that runs
-        differs, it is restarted, with the service manager's settings read again. Others are not looked at.
+      - Variables that Docker must have been started with; an empty one must not be set. If the running Docker differs,
+        it is restarted, with the service manager's settings read again. Other variables are ignored.
     type: dict
     default: {}
   pidfile:
-    description: Process id of the Docker that O(start) starts. Without it systemd is asked.
+    description: File with the process id of the Docker that O(start) starts. Without it, systemd is queried.
     type: path
   service:
     description: Name of systemd's unit. Not used with O(start).
@@ -61,7 +43,7 @@ options:
     elements: str
     default: []
   stop:
-    description: Command that stops the Docker that O(start) starts, and ends well where it does not run.
+    description: Command that stops the Docker that O(start) starts, and succeeds if it does not run.
     type: list
     elements: str
     default: []
@@ -71,7 +53,7 @@ options:
     elements: str
     default: []
   status:
-    description: Command that succeeds while the Docker that O(start) starts runs, so that one that ended is noticed.
+    description: Command that succeeds while the Docker that O(start) starts runs, to detect that it ended.
     type: list
     elements: str
     default: []
@@ -84,7 +66,7 @@ options:
     default: 60
 attributes:
   check_mode:
-    description: Says what would be done.
+    description: Reports what would be done.
     support: full
   diff_mode:
     description: The files differ by what M(inference.vllm.docker_daemon_config) shows.
@@ -105,7 +87,7 @@ action:
   returned: success
   type: str
 changed_keys:
-  description: Outermost keys that Docker now has another value of.
+  description: Top-level keys with a new value in the running Docker.
   returned: success
   type: list
   elements: str
@@ -116,7 +98,25 @@ refusals:
   elements: dict
 """
 
-#: Seconds in which Docker says that it has read its file again; it takes milliseconds.
+import time
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.host.docker_daemon import (
+    NOTHING,
+    RELOAD,
+    RESTART,
+    ConfigFile,
+    action,
+    changed_keys,
+    reason_in,
+    runs_otherwise,
+)
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
+
+#: Seconds to wait until Docker logs that it has reloaded its file; this takes milliseconds.
 RELOAD_TIMEOUT = 15
 #: Seconds without a Docker that runs after which it counts as ended. It takes a moment to become one.
 GONE = 3
@@ -127,7 +127,7 @@ class Engine:
     """The Docker engine of this host."""
 
     def __init__(self, module: AnsibleModule) -> None:
-        """Read from the parameters how it is started."""
+        """Read the commands to start and stop it from the parameters."""
         self.run = module.run_command
         self.given = module.params
         self.log_size = Path(self.given["logfile"]).stat().st_size if self._has_log() else 0
@@ -137,11 +137,11 @@ class Engine:
         self.reread = self.given["restart"] or runs_otherwise(self.run, *started)
 
     def answers(self) -> bool:
-        """Does it answer now?"""
+        """Whether it answers now."""
         return self._ok(["docker", "version", "--format", "{{.Server.Version}}"])
 
     def reload(self) -> bool:
-        """Let it read its file again; did it say that it has?"""
+        """Reload its file; returns whether it confirmed this in its log."""
         since = time.time()
         if not self._ok(self.given["reload"] or ["systemctl", "reload", self.given["service"]]):
             self.stranger = bool(self.given["start"])
@@ -155,7 +155,7 @@ class Engine:
         return False
 
     def restart(self) -> bool:
-        """Stop it, start it; does it answer in time?"""
+        """Stop and start it; returns whether it answers in time."""
         if self.given["start"]:
             commands = [self.given["start"]]
         else:
@@ -168,7 +168,7 @@ class Engine:
             self.stranger = True
             return False
         done = [self._ok(command) for command in commands]
-        # Without systemd the command that starts it says nothing about how it went.
+        # Without systemd the start command does not report success.
         seen = time.time()
         end = seen + self.given["timeout"]
         while done[-1] and time.time() < min(end, seen + GONE):
@@ -180,9 +180,9 @@ class Engine:
         return False
 
     def reason(self) -> str:
-        """What its log says since it was last told something."""
+        """Reason in its log since the last reload or restart."""
         if self.stranger:
-            return "it cannot be told: the Docker that answers is not the one that this host's settings start"
+            return "unknown: the Docker that answers is not the one that this host's settings start"
         if self._has_log():
             with Path(self.given["logfile"]).open(encoding="utf-8", errors="replace") as log:
                 log.seek(self.log_size)
@@ -199,17 +199,17 @@ class Engine:
 
 
 def apply(engine: Engine, todo: str) -> bool:
-    """Do what it takes; does Docker run with the new file?"""
+    """Reload or restart Docker; returns whether it runs with the new file."""
     if engine.answers():
-        told = engine.reload()
-        # What it does not read while it runs it would not start with either. A changed unit may be what mends that.
-        if todo == RELOAD or not (told or engine.reread):
-            return told
+        reloaded = engine.reload()
+        # Docker would not start with a file that it cannot reload, except with a changed unit.
+        if todo == RELOAD or not (reloaded or engine.reread):
+            return reloaded
     return engine.restart()
 
 
 def go_back(engine: Engine, file: ConfigFile, keys: list[str]) -> Refusal:
-    """Put the former file back and start Docker with it; say what was wrong."""
+    """Restore the former file and start Docker with it; returns the reason."""
     reason = engine.reason()
     file.restore()
     if engine.answers():
@@ -220,7 +220,7 @@ def go_back(engine: Engine, file: ConfigFile, keys: list[str]) -> Refusal:
     return Refusal(
         "docker_refused_config",
         f"Docker does not run with the new {file.path} ({', '.join(keys) or 'no key'} changed): {reason or 'no log'}\n"
-        + ("The former file is back, and Docker answers." if back else "The former file is back, but Docker is down."),
+        + f"The former file is restored, {'and Docker answers' if back else 'but Docker does not run'}.",
         "Correct the variables that set these keys." if back else "See `journalctl -u docker`, or Docker's log file.",
     )
 

@@ -3,32 +3,17 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.host.docker_daemon import (
-    ConfigFile,
-    action,
-    as_text,
-    changed_keys,
-    merge,
-    without,
-)
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
-
 DOCUMENTATION = r"""
 module: docker_daemon_config
 short_description: Merge keys into Docker's daemon.json
 description:
-  - Sets or removes keys of daemon.json and keeps all others, whoever wrote them. It does not touch Docker; notify a
-    handler with M(inference.vllm.docker_daemon_apply) for that.
-  - The new file is checked by C(dockerd --validate) where there is a dockerd that can (23.0 or newer), else as JSON.
-    What is refused is not written. The file is written in one step and keeps its mode and owner.
-  - A file that is no valid JSON is refused with line and column, and left as it is.
-  - What Docker ran with before the change is kept as C(daemon.json.last-good) until
-    M(inference.vllm.docker_daemon_apply) has seen Docker run with the new file, then as C(daemon.json.bak).
+  - Sets or removes keys of daemon.json and keeps all others. It does not reload or restart Docker; for that, notify a
+    handler with M(inference.vllm.docker_daemon_apply).
+  - The new file is checked by C(dockerd --validate) if there is a dockerd of version 23.0 or newer, otherwise as JSON.
+    A refused file is not written. The file is replaced atomically and keeps its mode and owner.
+  - A file that is not valid JSON is refused with line and column, and not changed.
+  - The former file is kept as C(daemon.json.last-good) until M(inference.vllm.docker_daemon_apply) has verified that
+    Docker runs with the new file, then as C(daemon.json.bak).
 options:
   path:
     description: The file.
@@ -37,14 +22,14 @@ options:
   state:
     description:
       - V(present) merges O(config) into the file.
-      - V(absent) takes O(keys) out of it.
+      - V(absent) removes O(keys) from it.
     type: str
     choices: [present, absent]
     default: present
   config:
     description:
-      - Keys with their values. Objects are merged at every depth, so that an entry of C(runtimes) leaves the others
-        alone; lists and plain values are replaced. C(log-opts) are replaced whole when C(log-driver) changes.
+      - Keys with their values. Objects are merged at every depth, so that other entries of C(runtimes) are kept; lists
+        and plain values are replaced. C(log-opts) are replaced completely if C(log-driver) changes.
       - Required for V(present).
     type: dict
   keys:
@@ -53,7 +38,7 @@ options:
     elements: str
 attributes:
   check_mode:
-    description: Says what would change, and has it checked.
+    description: Reports what would change, and checks it.
     support: full
   diff_mode:
     description: Shows the file before and after.
@@ -69,7 +54,7 @@ EXAMPLES = r"""
       live-restore: true
   notify: Apply Docker's configuration
 
-- name: Forget a runtime
+- name: Remove a runtime
   inference.vllm.docker_daemon_config:
     state: absent
     keys: [runtimes/nvidia]
@@ -78,20 +63,20 @@ EXAMPLES = r"""
 
 RETURN = r"""
 changed_keys:
-  description: Outermost keys whose value changes.
+  description: Top-level keys whose value changes.
   returned: success
   type: list
   elements: str
 action:
-  description: What it takes that Docker runs with the file, V(none), V(reload) or V(restart).
+  description: Action that makes Docker use the file, V(none), V(reload) or V(restart).
   returned: success
   type: str
 backup:
-  description: Copy of the file that Docker last ran with; null where nothing is pending.
+  description: Copy of the file that Docker last ran with; null if no change is pending.
   returned: success
   type: str
 validated_by:
-  description: Who checked the new file, V(dockerd) or V(json); null where it stays as it is.
+  description: The check of the new file, V(dockerd) or V(json); null if the file does not change.
   returned: success
   type: str
 refusals:
@@ -101,15 +86,30 @@ refusals:
   elements: dict
 """
 
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.host.docker_daemon import (
+    ConfigFile,
+    action,
+    as_text,
+    changed_keys,
+    merge,
+    without,
+)
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
+
 
 def validate(module: AnsibleModule, text: str) -> str:
-    """Have dockerd check the file where it can.
+    """Check the file with dockerd, if it can.
 
     Returns:
-        ``dockerd``, or ``json`` where there is none or one that is too old.
+        ``dockerd``, or ``json`` if there is none or it is too old.
 
     Raises:
-        RefusalError: ``daemon_config_refused`` with what dockerd says.
+        RefusalError: ``daemon_config_refused`` with the output of dockerd.
     """
     dockerd = module.get_bin_path("dockerd")
     if dockerd is None:
@@ -118,14 +118,14 @@ def validate(module: AnsibleModule, text: str) -> str:
         candidate.write(text)
         candidate.flush()
         code, out, err = module.run_command([dockerd, "--validate", "--config-file", candidate.name])
-        said = (err or out).strip().replace(candidate.name, str(module.params["path"]))
-    if code and "unknown flag: --validate" in said:
+        output = (err or out).strip().replace(candidate.name, str(module.params["path"]))
+    if code and "unknown flag: --validate" in output:
         return "json"
     if code:
         raise RefusalError(
             Refusal(
                 "daemon_config_refused",
-                f"dockerd refuses what {module.params['path']} would be: {said}. The file was not touched.",
+                f"dockerd refuses the new {module.params['path']}: {output}. The file was not changed.",
                 "Correct the variable that sets this key, or remove the key from the file.",
             )
         )
@@ -161,12 +161,12 @@ def main() -> None:
         module.fail_json(msg=str(error), refusals=refusals, failed=True)
     except OSError as error:
         module.fail_json(
-            msg=f"[daemon_json_not_written] {file.path}: {error}. The file is as it was. "
+            msg=f"[daemon_json_not_written] {file.path}: {error}. The file is unchanged. "
             "Fix: free space or correct the permissions there, then run again.",
             failed=True,
         )
     module.exit_json(
-        # A change that Docker has not been told yet, because a run was interrupted, is still one to tell.
+        # A change is still pending if an earlier run was interrupted before Docker used it.
         changed=bool(keys) or pending,
         failed=False,
         changed_keys=keys,

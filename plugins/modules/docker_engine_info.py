@@ -1,56 +1,42 @@
 #!/usr/bin/python
-"""Module: look at a host's Docker engine, whose it is, and what it runs with."""
+"""Module: read the state, origin and configuration of a host's Docker engine."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.host.docker_daemon import (
-    ConfigFile,
-    changed_keys,
-    merge,
-    runs_otherwise,
-    without,
-)
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
-
 DOCUMENTATION = r"""
 module: docker_engine_info
-short_description: Look at a host's Docker engine, whose it is, and what it runs with
+short_description: Read the state, origin and configuration of a host's Docker engine
 description:
-  - Tells in one look whether the engine and Compose v2 answer, whether the engine was there before, and whether it runs
-    with a configuration as M(inference.vllm.docker_daemon_config) and M(inference.vllm.docker_daemon_apply) make it.
-  - Changes nothing, and does not fail where there is no Docker.
+  - Returns whether the engine and Compose v2 answer, whether the role installed the engine, and whether it runs with
+    the configuration of M(inference.vllm.docker_daemon_config) and M(inference.vllm.docker_daemon_apply).
+  - Changes nothing, and does not fail without Docker.
 options:
   owner_file:
-    description: Mark on hosts whose engine was installed by who asks.
+    description: File that marks hosts whose engine the role installed.
     type: path
     required: true
   proxy_file:
-    description: File of systemd's unit that sets the engine's proxy. RV(proxy_file) says whether it is there.
+    description: File of systemd's unit that sets the engine's proxy. RV(proxy_file) is whether it exists.
     type: path
   path:
     description: The engine's configuration.
     type: path
     default: /etc/docker/daemon.json
   config:
-    description: Keys that it is to have, as O(inference.vllm.docker_daemon_config#module:config).
+    description: Required keys, as O(inference.vllm.docker_daemon_config#module:config).
     type: dict
     default: {}
   config_absent:
-    description: Keys that it is not to have, as O(inference.vllm.docker_daemon_config#module:keys).
+    description: Keys that must be absent, as O(inference.vllm.docker_daemon_config#module:keys).
     type: list
     elements: str
     default: []
   environment:
-    description: Variables that it is to run with, as O(inference.vllm.docker_daemon_apply#module:environment).
+    description: Required variables, as O(inference.vllm.docker_daemon_apply#module:environment).
     type: dict
     default: {}
   pidfile:
-    description: Process id of an engine that no service manager starts. Without it systemd is asked.
+    description: File with the process id of an engine without service manager. Without it, systemd is queried.
     type: path
   service:
     description: Name of systemd's unit.
@@ -68,7 +54,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: See whether containers live on while Docker restarts
+- name: Check whether live-restore is set
   inference.vllm.docker_engine_info:
     owner_file: /etc/docker/installed-by-ansible
     config:
@@ -86,28 +72,42 @@ compose:
   returned: success
   type: bool
 present:
-  description: Whether there is an engine, running or not.
+  description: Whether an engine is installed, running or not.
   returned: success
   type: bool
 owned:
-  description: Whether O(owner_file) is there, or there is no engine yet.
+  description: Whether O(owner_file) exists, or there is no engine yet.
   returned: success
   type: bool
 differs:
-  description: What of O(path) is not as asked for, as a text; empty where all is.
+  description: Differences of O(path) from the required state, as a text; empty if there are none.
   returned: success
   type: str
 configured:
-  description: Whether O(path) is as asked for, and the engine, if it runs, runs with it and with O(environment).
+  description: Whether O(path) is in the required state, and the engine, if it runs, uses it and O(environment).
   returned: success
   type: bool
 proxy_file:
-  description: Whether O(proxy_file) is there.
+  description: Whether O(proxy_file) exists.
   returned: success
   type: bool
 """
 
-#: Where packages and archives put the engine.
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.host.docker_daemon import (
+    ConfigFile,
+    changed_keys,
+    merge,
+    runs_otherwise,
+    without,
+)
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+
+#: Paths of the engine from packages and archives.
 PROGRAMS = ("/usr/bin/dockerd", "/usr/sbin/dockerd", "/usr/local/bin/dockerd")
 
 ARGUMENTS: dict[str, Any] = {
@@ -124,7 +124,7 @@ ARGUMENTS: dict[str, Any] = {
 
 
 def difference(file: ConfigFile, config: dict[str, Any], absent: list[str]) -> str:
-    """What of the file is not as asked for; empty where all is."""
+    """Differences of the file from the required state; empty if there are none."""
     try:
         current = file.read()
     except RefusalError as error:

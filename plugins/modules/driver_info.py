@@ -3,13 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.host import driver_state
-
 DOCUMENTATION = r"""
 module: driver_info
 short_description: Read the packages of a host's NVIDIA driver and the containers that use it
@@ -86,6 +79,13 @@ gpu_containers:
   elements: str
   returned: always
 """
+
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.host import driver_state
 
 ROOT = Path("/")
 DPKG_FORMAT = "${db:Status-Status} ${db:Status-Want} ${Package} ${Version}\\n"

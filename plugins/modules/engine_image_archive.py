@@ -3,32 +3,6 @@
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-
-from ansible_collections.inference.vllm.plugins.module_utils.image.archive import (
-    ArchivedImage,
-    ArchiveError,
-    find,
-    images_of,
-    reading,
-    same_image,
-    sha256_of,
-    write,
-)
-
-try:
-    import docker
-    from docker.errors import DockerException, ImageNotFound
-
-    DOCKER_ERROR = None
-except ImportError:
-    DOCKER_ERROR = traceback.format_exc()
-
 DOCUMENTATION = r"""
 module: engine_image_archive
 short_description: Load an image from a compressed archive, or save it to one
@@ -94,6 +68,33 @@ size:
   returned: where there is an archive
   type: int
 """
+
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+
+from ansible_collections.inference.vllm.plugins.module_utils.image.archive import (
+    ArchivedImage,
+    ArchiveError,
+    find,
+    images_of,
+    reading,
+    same_image,
+    sha256_of,
+    write,
+)
+
+try:
+    import docker
+    from docker.errors import DockerException, ImageNotFound
+
+    DOCKER_ERROR = None
+except ImportError:
+    DOCKER_ERROR = traceback.format_exc()
+
 
 _CHUNK = 8 << 20
 

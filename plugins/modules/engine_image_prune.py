@@ -3,13 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.image.settings import in_use, unused
-
 DOCUMENTATION = r"""
 module: engine_image_prune
 short_description: Remove images with extra packages that no release uses any more
@@ -53,6 +46,13 @@ kept:
   type: list
   elements: str
 """
+
+import shutil
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.image.settings import in_use, unused
 
 _LIST = ["docker", "image", "ls", "--format", "{{.Repository}}:{{.Tag}}", "--filter"]
 

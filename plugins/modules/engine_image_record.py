@@ -3,13 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.files import FOLDER_MODE, write_atomic
-from ansible_collections.inference.vllm.plugins.module_utils.image.settings import ask, record
-
 DOCUMENTATION = r"""
 module: engine_image_record
 short_description: Write down which image the engine runs from
@@ -62,6 +55,13 @@ image:
   returned: success
   type: dict
 """
+
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.files import FOLDER_MODE, write_atomic
+from ansible_collections.inference.vllm.plugins.module_utils.image.settings import ask, record
 
 
 def main() -> None:

@@ -3,35 +3,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
-import shutil
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.image import packages as extra_packages
-from ansible_collections.inference.vllm.plugins.module_utils.image.settings import (
-    Wanted,
-    ask,
-    record,
-    recorded,
-    reference,
-    refusals,
-    vllm_version,
-)
-from ansible_collections.inference.vllm.plugins.module_utils.image.signature import Signer
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import join
-
 DOCUMENTATION = r"""
 module: engine_image_request
 short_description: Accept or refuse the settings of the engine's image
 description:
   - Refuses an image without a digest, a version of vLLM with known holes, an image that this host cannot run, packages
     that are not pinned, and a signature that could not be checked.
-  - Tells whether the engine has the image, and whether M(inference.vllm.engine_image_record) wrote down this one.
+  - Returns whether the engine has the image, and whether M(inference.vllm.engine_image_record) recorded it.
   - Changes nothing and asks no registry.
 options:
   source:
@@ -83,7 +61,7 @@ options:
     type: str
     default: ""
   vllm_version:
-    description: vLLM's version where the tag does not tell it.
+    description: vLLM's version, if the tag does not contain it.
     type: str
     default: ""
   unsafe_allow_old_version:
@@ -170,6 +148,28 @@ refusals:
   type: list
   elements: dict
 """
+
+import hashlib
+import platform
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.image import packages as extra_packages
+from ansible_collections.inference.vllm.plugins.module_utils.image.settings import (
+    Wanted,
+    ask,
+    record,
+    recorded,
+    reference,
+    refusals,
+    vllm_version,
+)
+from ansible_collections.inference.vllm.plugins.module_utils.image.signature import Signer
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import join
 
 CPUINFO = Path("/proc/cpuinfo")
 

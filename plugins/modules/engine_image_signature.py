@@ -3,19 +3,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.files import FOLDER_MODE, write_atomic
-from ansible_collections.inference.vllm.plugins.module_utils.image.signature import Signer, command, judge
-
 DOCUMENTATION = r"""
 module: engine_image_signature
 short_description: See that an image in a registry is signed
 description:
-  - Asks cosign, and writes down that it said yes. The same image with the same signer is not asked for again, so that a
+  - Runs cosign, and records the success. The same image with the same signer is not verified again, so that a
     registry that is down stops no deployment that needs nothing from it.
 options:
   reference:
@@ -47,7 +39,7 @@ options:
     type: str
     default: cosign
   record:
-    description: File that says what was seen to be signed, and by whom.
+    description: File that records the verified image and its signer.
     type: path
     required: true
 requirements:
@@ -88,6 +80,14 @@ refusals:
   elements: dict
 """
 
+import json
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.files import FOLDER_MODE, write_atomic
+from ansible_collections.inference.vllm.plugins.module_utils.image.signature import Signer, command, judge
+
 
 def main() -> None:
     """Run the module."""
@@ -114,8 +114,8 @@ def main() -> None:
     before = record.read_text(encoding="utf-8") if record.is_file() else ""
     if before != after:
         argv, environment = command(module.get_bin_path(given["tool"], required=True), signer, reference)
-        rc, _, said = module.run_command(argv, environ_update=environment)
-        if refusal := judge(rc, said, signer, reference):
+        rc, _, output = module.run_command(argv, environ_update=environment)
+        if refusal := judge(rc, output, signer, reference):
             module.fail_json(msg=str(refusal), refusals=[refusal.as_dict()])
         if not module.check_mode:
             write_atomic(record, after, mode=0o644, folder_mode=FOLDER_MODE)

@@ -1,23 +1,15 @@
 #!/usr/bin/python
-"""Module: choose where torch for the CPU image comes from."""
+"""Module: choose the source of torch for the CPU image."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.image.recipe import pinned_version
-from ansible_collections.inference.vllm.plugins.module_utils.image.wheels import CPU, PYPI, Offer, ask_pip, find
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
-
 DOCUMENTATION = r"""
 module: engine_image_torch
-short_description: Choose where torch for the CPU image comes from
+short_description: Choose the source of torch for the CPU image
 description:
   - Asks what pip is set up to use on this host, then O(index), for the build for CPUs that the recipe pins. Where
     neither has it, PyPI's build is taken, with the CUDA libraries that it loads.
-  - An index that does not answer is asked once, and given up after seconds. Nothing is downloaded.
+  - An index that does not answer is queried once, with a timeout of seconds. Nothing is downloaded.
 options:
   recipe:
     description: Folder with C(requirements-torch.txt) and C(requirements-torch-pypi.txt).
@@ -48,7 +40,7 @@ attributes:
     description: Changes nothing, so there is no difference to show.
     support: none
 author:
-  - The project's contributors
+  - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""
@@ -79,6 +71,14 @@ refusals:
   type: list
   elements: dict
 """
+
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.image.recipe import pinned_version
+from ansible_collections.inference.vllm.plugins.module_utils.image.wheels import CPU, PYPI, Offer, ask_pip, find
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 
 
 def main() -> None:

@@ -3,33 +3,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.checks.engine_log import last_lines, plain, reasons
-from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
-
 DOCUMENTATION = r"""
 module: engine_log
 short_description: Keep an engine's log, and find in it why the engine ended
 version_added: 0.1.0
 description:
-  - Reads the log of a Compose project's containers, and writes it to a file, for the containers may be gone soon.
-  - Finds the lines that tell the reason. They stand far from the end, where one process after the other says that the
-    one before it failed.
-  - Never fails, as it is asked where something else has failed. Where there is no log it says so in RV(text).
+  - Reads the log of a Compose project's containers, and writes it to a file, because the containers may be removed.
+  - Finds the lines with the reason. They are far before the end of the log, where each process reports the failure of
+    the one before it.
+  - Never fails, because it runs after another failure. RV(text) reports a missing log.
 options:
   project:
     description: Name of the Compose project.
     type: str
     required: true
   path:
-    description: File to write the log to, mode 0640. Its folder is made where it is missing.
+    description: File to write the log to, with mode 0640. Its folder is created if it is missing.
     type: path
     required: true
   lines:
-    description: So many lines of the log's end are shown in RV(text).
+    description: Number of lines from the end of the log in RV(text).
     type: int
     default: 15
 attributes:
@@ -37,52 +30,59 @@ attributes:
     description: Reads the log, and writes no file.
     support: full
   diff_mode:
-    description: The file is a copy of what Docker has, and no state of the host.
+    description: The file is a copy of Docker's log and does not change the host.
     support: none
 author:
   - The project's contributors (!UNKNOWN)
 """
 
 EXAMPLES = r"""
-- name: See why the engine ended
+- name: Find out why the engine ended
   inference.vllm.engine_log:
     project: vllm
     path: /opt/vllm/reports/20260101-4f2c/engine.log
   register: engine
 
-- name: Say it
+- name: Report the reason
   ansible.builtin.fail:
     msg: "{{ engine.text }}"
 """
 
 RETURN = r"""
 reasons:
-  description: The lines that tell why it ended, the first cause first. Empty where none does.
+  description: The lines with the reasons, the first cause first; empty if there are none.
   returned: always
   type: list
   elements: str
 text:
-  description: The reasons, the last lines, and where the whole log is, for a message.
+  description: The reasons, the last lines, and the path of the whole log, for a message.
   returned: always
   type: str
 """
+
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.checks.engine_log import last_lines, plain, reasons
+from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
 
 #: Lines of a container's log that are kept; one start is about 400.
 _KEPT = 10_000
 
 
-def told(log: str, lines: int, path: str) -> str:
-    """The reasons, the last lines and the place of a log, as a text."""
+def summary(log: str, lines: int, path: str) -> str:
+    """The reasons, the last lines and the path of a log, as a text."""
     if not log.strip():
-        return "There is no log of it."
-    why = reasons(log) or ["No line of it tells one."]
+        return "It has no log."
+    why = reasons(log) or ["None found."]
     return "\n".join(
         [
-            "What its log gives as the reason, the first cause first:",
+            "Reasons in its log, the first cause first:",
             *(f"  {line}" for line in why),
-            "Its last lines:",
+            "Last lines of its log:",
             *(f"  {line}" for line in last_lines(log, lines)),
-            f"The whole log: {path}",
+            f"Complete log: {path}",
         ]
     )
 
@@ -105,12 +105,12 @@ def main() -> None:
     project, path, lines = (module.params[name] for name in ("project", "path", "lines"))
     command = ["docker", "compose", "--ansi=never", f"--project-name={project}", "logs", "--no-color"]
     try:
-        # A byte that is no text must not end what tells of another failure.
+        # An invalid byte must not hide the original failure.
         code, log, error = module.run_command(
             [*command, "--no-log-prefix", f"--tail={_KEPT}"], handle_exceptions=False, errors="replace"
         )
         log = plain(log)
-        text = told(log, lines, path) if code == 0 else f"Its log cannot be read: {error.strip()}"
+        text = summary(log, lines, path) if code == 0 else f"Its log cannot be read: {error.strip()}"
         if code == 0 and log.strip() and not module.check_mode:
             keep(Path(path), log)
     except OSError as failure:

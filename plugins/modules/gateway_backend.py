@@ -1,26 +1,16 @@
 #!/usr/bin/python
-"""Module: take an engine out of the gateway, and put it back."""
+"""Module: drain an engine of the gateway, and return it to service."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.gateway.runtime import GROUP, STATES, Runtime, Server
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
-
 DOCUMENTATION = r"""
 module: gateway_backend
-short_description: Take an engine out of the gateway, and put it back
+short_description: Drain an engine of the gateway, and return it to service
 description:
-  - Tells the running HAProxy whether an engine takes requests, and waits until that is true. No request is lost, an
-    engine that drains finishes those that it has.
-  - A reload of the gateway forgets it. A change that shall last belongs into C(gateway_backends).
-  - Requests that came before the last reload are counted by the process before that reload, not by this one.
+  - Sets in the running HAProxy whether an engine receives requests, and waits until the state is reached. No request is
+    lost; a draining engine finishes its requests.
+  - A reload of the gateway resets the state. To make a change permanent, set C(gateway_backends).
+  - Requests from before the last reload are counted by the previous process, not by this one.
 options:
   name:
     description: Name of the engine in C(gateway_backends).
@@ -28,8 +18,8 @@ options:
     required: true
   state:
     description:
-      - V(ready) lets it take requests, and waits until its health check passes.
-      - V(drain) lets it take no new ones, and waits until the last one is answered.
+      - V(ready) sends requests to it, and waits until its health check passes.
+      - V(drain) sends no new requests to it, and waits until the last one is answered.
       - V(maint) also stops its health checks.
     type: str
     choices: [ready, drain, maint]
@@ -43,12 +33,12 @@ options:
     type: path
     default: /run/vllm-gateway/admin.sock
   unsafe_allow_last:
-    description: Take out the last engine that takes requests, too. Clients then get status 503.
+    description: Also drain the last engine that receives requests. Clients then get status 503.
     type: bool
     default: false
 attributes:
   check_mode:
-    description: Says what would change, and does not wait.
+    description: Reports what would change, and does not wait.
     support: full
   diff_mode:
     description: Shows the state before and after.
@@ -58,12 +48,12 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Let the old engine finish
+- name: Drain the old engine
   inference.vllm.gateway_backend:
     name: blue
     state: drain
 
-- name: Let it serve again
+- name: Return it to service
   inference.vllm.gateway_backend:
     name: blue
     state: ready
@@ -84,9 +74,19 @@ seconds:
   type: float
 """
 
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.gateway.runtime import GROUP, STATES, Runtime, Server
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
+
 
 def reached(state: str, server: Server) -> bool:
-    """Whether a server that was told a state has come to it."""
+    """Whether a server has reached its administrative state."""
     if state == "ready":
         return server.takes_requests
     return server.state == state and server.sessions == 0 and server.queued == 0
@@ -95,17 +95,17 @@ def reached(state: str, server: Server) -> bool:
 def _refuse_last(servers: dict[str, Server], name: str) -> None:
     others = [server for server in servers.values() if server.name != name and server.takes_requests]
     if servers[name].takes_requests and not others:
-        message = f"{name} is the only engine that takes requests: clients would get status 503."
-        fix = "Bring another one up first, or set unsafe_allow_last."
+        message = f"{name} is the only engine that receives requests: clients would get status 503."
+        fix = "Set another one to ready first, or set unsafe_allow_last."
         raise RefusalError(Refusal("last_backend", message, fix))
 
 
 def _late(name: str, state: str, seconds: int, server: Server) -> RefusalError:
     if state == "ready":
         message = f"{name} did not pass a health check within {seconds} s."
-        return RefusalError(Refusal("backend_not_up", message, "Look at that engine's log, or wait longer: timeout."))
-    message = f"{name} still works on {server.sessions} requests after {seconds} s; it takes no new ones."
-    return RefusalError(Refusal("backend_not_drained", message, "Wait longer: timeout."))
+        return RefusalError(Refusal("backend_not_up", message, "Check that engine's log, or increase timeout."))
+    message = f"{name} still has {server.sessions} requests after {seconds} s; it receives no new ones."
+    return RefusalError(Refusal("backend_not_drained", message, "Increase timeout."))
 
 
 def change(module: AnsibleModule, runtime: Runtime) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def change(module: AnsibleModule, runtime: Runtime) -> dict[str, Any]:
     after = before
     if not module.check_mode:
         if changed:
-            runtime.tell(name, state)
+            runtime.set_state(name, state)
         found = runtime.wait(name, lambda server: reached(state, server), timeout) if timeout else runtime.server(name)
         if found is None:
             raise _late(name, state, timeout, runtime.server(name))

@@ -1,21 +1,11 @@
 #!/usr/bin/python
-"""Module: write what the gateway runs with, if HAProxy takes it."""
+"""Module: write the gateway's configuration, if HAProxy accepts it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.gateway import design as gateway
-from ansible_collections.inference.vllm.plugins.module_utils.gateway.runtime import Runtime
-from ansible_collections.inference.vllm.plugins.module_utils.gateway.store import Store, assemble, fingerprint, shown
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
-
 DOCUMENTATION = r"""
 module: gateway_config
-short_description: Write what the gateway runs with, if HAProxy takes it
+short_description: Write the gateway's configuration, if HAProxy accepts it
 description:
   - Writes C(haproxy.cfg), the digests of the keys, the engine's key and the certificate into a new folder below
     O(path), has it checked by O(check), and only then points O(path)C(/current) to it. What is refused changes nothing.
@@ -102,6 +92,16 @@ fingerprint:
   returned: always
   type: str
 """
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.gateway import design as gateway
+from ansible_collections.inference.vllm.plugins.module_utils.gateway.runtime import Runtime
+from ansible_collections.inference.vllm.plugins.module_utils.gateway.store import Store, assemble, fingerprint, shown
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
 
 def _read(module: AnsibleModule, option: str) -> str | None:

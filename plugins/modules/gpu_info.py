@@ -3,27 +3,22 @@
 
 from __future__ import annotations
 
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import read, this_machine
-
 DOCUMENTATION = r"""
 module: gpu_info
 short_description: Read the NVIDIA GPUs of a host and their driver
 version_added: 0.1.0
 description:
-  - Reads through NVML where the interpreter has nvidia-ml-py (module C(pynvml)), else through C(nvidia-smi), else from
-    the PCI bus. The returned keys are the same from every source.
-  - A value that cannot be had is null, and C(missing) beside it names the reason by the value's path, for example
-    C(ecc.mode) is C(not_supported).
-  - What is wrong is listed in C(host.problems), each with C(code), C(message) and C(fix). The module does not fail for
-    it; whoever needs the GPUs decides.
-  - Without root the kernel log, and with it the Xid errors, may be closed.
+  - Reads through NVML if the interpreter has nvidia-ml-py (module C(pynvml)), else through C(nvidia-smi), else from the
+    PCI bus. The returned keys are the same for every source.
+  - A value that cannot be read is null, and C(missing) has the reason by the value's path, for example C(ecc.mode) is
+    C(not_supported).
+  - C(host.problems) lists problems, each with C(code), C(message) and C(fix). The module does not fail for them.
+  - Without root, the kernel log, and with it the Xid errors, may not be readable.
 options:
   start_cuda:
     description:
-      - See whether CUDA starts, in a process of its own. That tells errors 802 and 803 for certain, but may load the
-        kernel module nvidia_uvm; never done in check mode.
+      - Test whether CUDA starts, in a separate process. This detects errors 802 and 803 reliably, but may load the
+        kernel module nvidia_uvm. Not done in check mode.
     type: bool
     default: false
 attributes:
@@ -43,7 +38,7 @@ EXAMPLES = r"""
   become: true
   register: found
 
-- name: GPUs | Refuse a host where something is wrong
+- name: GPUs | Refuse a host with problems
   ansible.builtin.assert:
     that: found.host.problems | length == 0
     fail_msg: "{{ found.host.problems }}"
@@ -120,7 +115,7 @@ gpus:
       description: C(completed), C(in_progress) or C(not_started) on GPUs behind an NVSwitch.
       type: str
     processes:
-      description: Processes that hold memory, each with C(pid), C(name) and C(mib); a part that is not told is null.
+      description: Processes that hold memory, each with C(pid), C(name) and C(mib); an unknown part is null.
       type: list
       elements: dict
     xids:
@@ -169,13 +164,17 @@ host:
       type: list
       elements: dict
     problems:
-      description: What is wrong, each with C(code), C(message) and C(fix).
+      description: Problems, each with C(code), C(message) and C(fix).
       type: list
       elements: dict
     missing:
       description: Reason for each null, by the value's path.
       type: dict
 """
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import read, this_machine
 
 
 def main() -> None:

@@ -1,39 +1,24 @@
 #!/usr/bin/python
-"""Ansible module: a model's files on a host, exactly those of one commit."""
+"""Module: fetch and verify the files of one commit of a model."""
 
 from __future__ import annotations
-
-import stat
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError, join
-from ansible_collections.inference.vllm.plugins.module_utils.weights.hub import Retry
-from ansible_collections.inference.vllm.plugins.module_utils.weights.peers import Fleet
-from ansible_collections.inference.vllm.plugins.module_utils.weights.plan import Lock, parse_lock, refuse
-from ansible_collections.inference.vllm.plugins.module_utils.weights.snapshot import Outcome, Want, ensure, write_lock
-from ansible_collections.inference.vllm.plugins.module_utils.weights.store import read_lock
 
 DOCUMENTATION = r"""
 module: hf_snapshot
 short_description: Fetch a model from a Hugging Face hub and verify every byte
 version_added: 0.1.0
 description:
-  - Makes C(<root>/<org>/<name>/<commit>/) hold exactly the wanted files of one commit of a model repository.
-  - A revision is resolved to its commit once. Files are fetched beside the folder, verified by size and SHA-256 (small
-    files by Git's blob id until their SHA-256 is recorded) and moved in by one rename, so that the folder is never half
-    there. A run that is cut off continues where it stopped; finished bytes are not fetched again.
-  - Later runs compare size, times and inode of each file with what they were when it was verified, read what differs,
-    and fetch only what is broken. What does not belong into the folder is removed.
-  - With a lock, or with a commit as O(revision), a complete folder needs no network at all.
-  - Files come from the first source that has them right. Other commits of the repository on this host come first, then
-    O(folders), O(peers), O(mirrors) and O(endpoint). A file that proves wrong is left alone, and the next source is
-    tried.
-  - Two runs at once on the same repository wait for each other.
-  - While it runs, an action plugin says how far it is. Where the play ends before it, it goes on on the host.
+  - Makes C(<root>/<org>/<name>/<commit>/) contain exactly the wanted files of one commit of a model repository.
+  - A revision is resolved to its commit once. Files are fetched into another folder, verified by size and SHA-256
+    (small files by Git's blob id until their SHA-256 is recorded) and moved by one rename, so that the folder is never
+    incomplete. After an interruption the next run continues; finished bytes are not fetched again.
+  - Later runs compare size, times and inode of each file with those at its verification, read the files that differ,
+    and fetch only damaged ones. Unexpected files in the folder are removed.
+  - With a lock, or with a commit as O(revision), a complete folder needs no network.
+  - Sources are used in this order, until one has the correct file. Other commits of the repository on this host,
+    O(folders), O(peers), O(mirrors), O(endpoint). The module does not change a source with a wrong file.
+  - Concurrent runs on the same repository wait for each other.
+  - An action plugin shows the progress. If the play ends first, the download continues on the host.
 requirements:
   - huggingface_hub >= 2.0 in the Python that runs the module
 options:
@@ -44,35 +29,33 @@ options:
   revision:
     description:
       - Branch, tag or commit.
-      - A branch is asked for at each run. While the hub cannot answer, the commit that the branch had at the last run
-        is used, with a warning.
+      - A branch is resolved at each run. If the hub cannot answer, the commit of the last run is used, with a warning.
     type: str
     default: main
   root:
-    description: Absolute path of the folder of all models; made if missing.
+    description: Absolute path of the folder of all models; created if missing.
     type: path
     required: true
   refresh:
     description:
-      - Ask the hub what a branch is now. V(false) stays with the commit that the last run recorded for it, and fails
-        where there was none, or where O(lock) names another one.
+      - Resolve a branch at the hub. V(false) uses the commit that the last run recorded for it, and fails if there is
+        none, or if O(lock) has another one.
     type: bool
     default: true
   folders:
     description:
-      - Absolute paths on the host, such as a mounted disk, of folders that may hold the files. Understood are a copy of
-        another host's O(root), a cache of huggingface_hub, and a folder with the files of this one model.
-      - Without O(lock), a C(lock.json) in one of them decides what the files must be, and no hub is asked.
+      - Absolute paths on the host of folders that may have the files, such as a mounted disk. Supported layouts are a
+        copy of another host's O(root), a cache of huggingface_hub, and a folder with the files of this model.
+      - Without O(lock), a C(lock.json) in one of them defines the files, and no hub is used.
     type: list
     elements: path
     default: []
   peers:
     description:
-      - Addresses of the servers (C(peer.py) of role model_weights) of all hosts that share what they hold, this one
-        among them, in the same order for all. They are asked after O(folders) and before O(mirrors).
-      - A file that another host holds is taken from there. A hub is asked only when no host before this one in the list
-        is at work any more, and when none holds the file. A host that is dead, slow, or sends something wrong is given
-        up with a warning.
+      - Addresses of the servers (C(peer.py) of role model_weights) of all hosts that share their files, including this
+        one, in the same order for all. They are used after O(folders) and before O(mirrors).
+      - A hub is used only for files that no other host has, and only if no host before this one in the list is active.
+        A host that is dead or slow, or sends wrong content, is no longer used, with a warning.
     type: list
     elements: str
     default: []
@@ -85,102 +68,102 @@ options:
     type: str
   peer_patience:
     description:
-      - Seconds without progress after which a host in O(peers) counts as not at work, and after which one that sends
-        less than 1 MB/s, or than its share of O(max_bytes_per_second), counts as slow.
+      - Seconds without progress after which a host in O(peers) counts as inactive, and after which one that sends less
+        than 1 MB/s, or than its share of O(max_bytes_per_second), counts as slow.
     type: float
     default: 30
   mirrors:
-    description: Addresses of hubs to ask before O(endpoint), in this order. They never see the token.
+    description: Addresses of hubs to use before O(endpoint), in this order. The token is not sent to them.
     type: list
     elements: str
     default: []
   endpoint:
-    description: Address of the hub, or of what stands in for it; empty for the default of huggingface_hub.
+    description: Address of the hub; empty for the default of huggingface_hub.
     type: str
     default: ''
   lock:
     description:
-      - The files that are accepted, as the content of a C(lock.json) or the path of one on the host.
-      - Without it, whatever the hub gives is accepted and recorded in C(<root>/<org>/<name>/lock.json).
+      - The accepted files, as the content of a C(lock.json) or its path on the host.
+      - Without it, the hub's files are accepted and recorded in C(<root>/<org>/<name>/lock.json).
     type: raw
   lock_only:
     description:
-      - Only return the lock of what the hub has now, as RV(lock). Writes nothing on the host; small files, of which the
-        hub tells no SHA-256, are read.
+      - Only return the lock of the hub's current files, as RV(lock). Writes nothing on the host; reads small files, for
+        which the hub has no SHA-256.
     type: bool
     default: false
   allow_patterns:
-    description: Shell patterns of the files to take; empty for all.
+    description: Shell patterns of the files to include; empty for all.
     type: list
     elements: str
     default: []
   ignore_patterns:
-    description: Shell patterns of files to leave out.
+    description: Shell patterns of files to exclude.
     type: list
     elements: str
     default: []
   allow_pickle:
-    description: Also take files in formats that can run code when loaded (pickles), which are refused by default.
+    description: Also accept formats that can run code when they are loaded (pickles), which are refused by default.
     type: bool
     default: false
   token:
-    description: The token itself, from a vault; instead of O(token_file).
+    description: The token, from a vault; instead of O(token_file).
     type: str
   token_file:
     description:
       - Path on the host of a file, readable by its owner only, that holds a token of O(token_endpoint).
-      - No token is taken from the environment or from the home folder.
+      - The module ignores tokens in the environment and in the home folder.
     type: path
   token_endpoint:
     description: The hub that the token belongs to. The token is sent to this scheme, host and port only.
     type: str
     default: https://huggingface.co
   verify:
-    description: V(quick) reads only files that look changed; V(full) reads every byte.
+    description: V(quick) reads only files with changed attributes; V(full) reads every byte.
     type: str
     choices: [quick, full]
     default: quick
   keep:
     description:
-      - How many commits of the repository stay on disk with this one, the newest first; V(0) removes none.
-      - What was begun of other commits goes too.
+      - Number of commits of the repository to keep on disk, including this one, newest first; V(0) keeps all.
+      - Unfinished downloads of other commits are also removed.
     type: int
     default: 0
   in_use:
     description:
-      - Path of the manifest of the release in use. The commit that it names stays, whatever O(keep) says; where the
-        manifest cannot be read, nothing is removed.
+      - Path of the manifest of the release in use. Its commit is always kept. If the manifest cannot be read, no commit
+        is removed.
     type: path
   owner:
-    description: Numeric user that owns the files; by default whoever runs the module. The files are readable by all.
+    description: Numeric owner of the files; by default the user of the task. The files are readable by all.
     type: int
   group:
-    description: Numeric group that owns the files; by default that of whoever runs the module.
+    description: Numeric group of the files; by default the group of the task's user.
     type: int
   max_workers:
-    description: Files that are fetched at once.
+    description: Number of concurrent downloads.
     type: int
     default: 4
   max_bytes_per_second:
-    description: Most bytes to take from all sources together; V(0) for no limit.
+    description: Limit for all sources together; V(0) for no limit.
     type: int
     default: 0
   progress_interval:
     description:
-      - Seconds between two lines in the play's output that say bytes, rate and time left. V(0) says nothing; the module
-        then runs within one connection, and ends with it.
+      - Seconds between two progress lines in the play's output, with bytes, rate and time left. V(0) prints none; the
+        module then runs within one connection, and ends with it.
     type: float
     default: 5
   timeout:
-    description: Seconds without a byte after which a connection counts as dead.
+    description: Seconds without a byte after which a connection is closed.
     type: float
     default: 30
   retries:
-    description: Attempts after the first that may fail in a row without a new byte.
+    description: Number of consecutive retries without a new byte.
     type: int
     default: 5
   retry_delay:
-    description: Seconds before the second attempt; doubled each time, at most 60.
+    description: Seconds before the first retry; doubled for each further one, at most 60.
     type: float
     default: 1
   lock_timeout:
@@ -191,10 +174,10 @@ author:
   - The project's contributors (!UNKNOWN)
 attributes:
   check_mode:
-    description: Asks the hub and reads the disk; fetches and writes nothing.
+    description: Contacts the hub and reads the disk; fetches and writes nothing.
     support: full
   diff_mode:
-    description: Shows the files that are fetched, removed or set right.
+    description: Shows the files that are fetched, removed or corrected.
     support: full
 """
 
@@ -212,7 +195,7 @@ EXAMPLES = r"""
     endpoint: https://mirror.example.com
     ignore_patterns: ['*.bin', '*.pt', '*.pth']
 
-- name: Fetch from a disk, else from a mirror in the house, at most 50 MB/s, and keep two commits
+- name: Fetch from a disk or an internal mirror, at most 50 MB/s, and keep two commits
   inference.vllm.hf_snapshot:
     repository: example/model
     root: /opt/vllm/models
@@ -223,7 +206,7 @@ EXAMPLES = r"""
     keep: 2
     in_use: /opt/vllm/current/manifest.json
 
-- name: Fetch once for all hosts of the play, whose servers were started with a secret
+- name: Fetch once for all hosts of the play
   inference.vllm.hf_snapshot:
     repository: example/model
     root: /opt/vllm/models
@@ -242,7 +225,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 commit:
-  description: The commit that the folder holds.
+  description: The commit in the folder.
   type: str
   returned: success
   sample: 2b3d1f0c9e8a7b6c5d4e3f2a1b0c9d8e7f6a5b4c
@@ -252,7 +235,7 @@ path:
   returned: success
   sample: /opt/vllm/models/example/model/2b3d1f0c9e8a7b6c5d4e3f2a1b0c9d8e7f6a5b4c
 files:
-  description: All files of the folder, by path. In check mode the hash is null where only a download can tell it.
+  description: All files of the folder, by path. In check mode the hash is null if only a download can determine it.
   type: list
   elements: dict
   returned: success
@@ -267,7 +250,7 @@ files:
       description: Of the content, as hex.
       type: str
 lock_file:
-  description: The record of these files, in the form that O(lock) takes.
+  description: The record of these files, in the form of O(lock).
   type: str
   returned: success
 bytes_total:
@@ -283,39 +266,39 @@ bytes_fetched:
   type: int
   returned: success
 sources:
-  description: Bytes of them by where they came from, a folder or an address.
+  description: Received bytes by source, a folder or an address.
   type: dict
   returned: success
 fetched:
-  description: Files that came from a source, or would in check mode.
+  description: Files that were fetched, or would be in check mode.
   type: list
   elements: str
   returned: success
 removed:
-  description: What did not belong into the folder.
+  description: Unexpected files that were removed from the folder.
   type: list
   elements: str
   returned: success
 fixed:
-  description: Files and folders whose owner or mode was not as it must be.
+  description: Files and folders whose owner or mode was corrected.
   type: list
   elements: str
   returned: success
 pruned:
-  description: Commits that were removed because they are old, or would be in check mode.
+  description: Old commits that were removed, or would be in check mode.
   type: list
   elements: str
   returned: success
 lock:
-  description: The lock that O(lock_only) asked for, in the form that O(lock) takes.
+  description: The lock that O(lock_only) requests, in the form of O(lock).
   type: dict
   returned: when O(lock_only) is true
 verified:
-  description: Whether every file is proven to be what it must be; false in check mode while any is to be fetched.
+  description: Whether every file is verified; false in check mode if any file is to be fetched.
   type: bool
   returned: success
 locked:
-  description: Whether the files were held against a lock that was given.
+  description: Whether the files were compared with O(lock).
   type: bool
   returned: success
 error:
@@ -327,12 +310,26 @@ error:
       description: Stable name of the failure, such as V(gated), V(lock_mismatch) or V(disk_full).
       type: str
     message:
-      description: What is wrong.
+      description: Description of the failure.
       type: str
     fix:
-      description: What to do.
+      description: Suggested action.
       type: str
 """
+
+import stat
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError, join
+from ansible_collections.inference.vllm.plugins.module_utils.weights.hub import Retry
+from ansible_collections.inference.vllm.plugins.module_utils.weights.peers import Fleet
+from ansible_collections.inference.vllm.plugins.module_utils.weights.plan import Lock, parse_lock, refuse
+from ansible_collections.inference.vllm.plugins.module_utils.weights.snapshot import Outcome, Want, ensure, write_lock
+from ansible_collections.inference.vllm.plugins.module_utils.weights.store import read_lock
 
 LEAST = {
     "max_workers": 1,
@@ -348,7 +345,7 @@ LEAST = {
 
 
 def read_token(path: str | None, given: str | None = None) -> str | None:
-    """The token that was given, or that in a file that nobody else can read.
+    """The configured token, or the one in a file that only its owner can read.
 
     Raises:
         RefusalError: The file or the token is not fit. The text never holds the token.

@@ -3,18 +3,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import socket
-from collections.abc import Sequence
-from pathlib import Path
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import this_machine
-from ansible_collections.inference.vllm.plugins.module_utils.host.survey import survey
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, join
-
 DOCUMENTATION = r"""
 module: host_check
 short_description: Check a host against what a deployment needs
@@ -95,6 +83,18 @@ refusals:
   elements: dict
   returned: always
 """
+
+import errno
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import this_machine
+from ansible_collections.inference.vllm.plugins.module_utils.host.survey import survey
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, join
 
 GIB = 2**30
 

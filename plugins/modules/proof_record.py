@@ -3,18 +3,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.checks import proof_record
-from ansible_collections.inference.vllm.plugins.module_utils.checks.container import State, state_of
-from ansible_collections.inference.vllm.plugins.module_utils.checks.proof_record import Record
-from ansible_collections.inference.vllm.plugins.module_utils.service.releases import Store
-
 DOCUMENTATION = r"""
 module: proof_record
 short_description: Tell whether the proof of a release still stands for the container that runs, or record a proof
@@ -126,6 +114,18 @@ recorded:
   returned: with O(state=recorded)
   type: bool
 """
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.checks import proof_record
+from ansible_collections.inference.vllm.plugins.module_utils.checks.container import State, state_of
+from ansible_collections.inference.vllm.plugins.module_utils.checks.proof_record import Record
+from ansible_collections.inference.vllm.plugins.module_utils.service.releases import Store
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "state": {"type": "str", "choices": ["read", "recorded"], "default": "read"},

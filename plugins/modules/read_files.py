@@ -1,21 +1,15 @@
 #!/usr/bin/python
-"""Module: the text of several files of a host at once."""
+"""Module: read the text of several files of a host."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
 DOCUMENTATION = r"""
 module: read_files
-short_description: Read the text of several files at once
+short_description: Read the text of several files in one task
 version_added: 0.1.0
 description:
-  - Reads small text files of the host in one task. A file that does not exist is told as such and is no failure.
-  - M(ansible.builtin.slurp) reads one file a task and fails for one that is missing.
+  - Reads small text files of the host in one task. A file that does not exist is no failure; its text is null.
+  - M(ansible.builtin.slurp) reads one file per task and fails if it is missing.
 options:
   paths:
     description: Absolute paths of the files.
@@ -34,7 +28,7 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Read the plan and the record of the image
+- name: Read plan.json and image.json
   inference.vllm.read_files:
     paths:
       - /opt/vllm/plan.json
@@ -57,12 +51,18 @@ files:
       type: str
 """
 
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
 
 def read(paths: Iterable[str]) -> list[dict[str, Any]]:
-    """Each path with its text, None where there is no such file.
+    """Each path with its text; None if the file does not exist.
 
     Raises:
-        OSError: A file is there and cannot be read.
+        OSError: A file exists but cannot be read.
     """
     found: list[dict[str, Any]] = []
     for path in paths:
@@ -83,7 +83,7 @@ def main() -> None:
         files = read(module.params["paths"])
     except OSError as error:
         module.fail_json(
-            msg=f"[unreadable_file] {error.filename} is there and cannot be read: {error.strerror}. "
+            msg=f"[unreadable_file] {error.filename} exists but cannot be read: {error.strerror}. "
             "Fix: make it a file that the user of the task may read."
         )
     module.exit_json(changed=False, files=files)

@@ -3,28 +3,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
-from ansible_collections.inference.vllm.plugins.module_utils.service.releases import (
-    MANIFEST,
-    Store,
-    design,
-    manifest_text,
-    parse_modes,
-)
-
 DOCUMENTATION = r"""
 module: release
 short_description: Write, choose and remove releases of a service
 description:
   - A release is a folder O(home)C(/releases/<id>/) that is written once and never edited. Its id is O(prefix) and a
     hash of its files, so that the same files give the same release.
-  - A folder that was edited by hand is refused with the name of the file.
-  - An interrupted run leaves no half-written release; what it leaves otherwise is removed by the next run.
+  - The module refuses a folder that was edited by hand, and names the file.
+  - An interrupted run leaves no incomplete release. The next run removes its temporary folders.
 options:
   home:
     description: Absolute path of the folder that holds C(releases/) and the link C(current).
@@ -32,15 +18,15 @@ options:
     required: true
   state:
     description:
-      - V(prepared) writes the release that O(files) describes, unless it is there.
-      - V(current) makes the link C(current) point to O(id), in one step.
-      - V(absent) removes release O(id). The current release is refused.
-      - V(pruned) removes all but the O(keep) newest releases, the current one and O(id).
+      - V(prepared) writes the release that O(files) describes, unless it exists.
+      - V(current) makes the link C(current) point to O(id), atomically.
+      - V(absent) removes release O(id), unless it is the current one.
+      - V(pruned) removes all releases except the O(keep) newest, the current one and O(id).
     type: str
     choices: [prepared, current, absent, pruned]
     default: prepared
   id:
-    description: Release to choose, to remove or to spare. Required for V(current) and V(absent).
+    description: Release to choose, to remove or to keep. Required for V(current) and V(absent).
     type: str
   prefix:
     description: Readable beginning of the id, in lower case letters, digits, dots and dashes. Required for V(prepared).
@@ -53,19 +39,19 @@ options:
     type: dict
     default: {}
   manifest:
-    description: What C(manifest.json) says beside the id and the files' hashes. It does not count for the id.
+    description: Content of C(manifest.json) in addition to the id and the files' hashes. It is not part of the id.
     type: dict
     default: {}
   keep:
-    description: Number of releases that V(pruned) keeps beside the current one.
+    description: Number of releases that V(pruned) keeps in addition to the current one.
     type: int
     default: 3
 attributes:
   check_mode:
-    description: Says what would change and which id would result.
+    description: Reports what would change, and the resulting id.
     support: full
   diff_mode:
-    description: Shows the new release's files against those of the current one.
+    description: Compares the new release's files with those of the current one.
     support: full
 author:
   - The project's contributors (!UNKNOWN)
@@ -99,7 +85,7 @@ path:
   returned: when a release is named
   type: str
 current:
-  description: The release that C(current) pointed to before, null where it did not exist.
+  description: The release that C(current) pointed to before; null if the link did not exist.
   returned: always
   type: str
 releases:
@@ -108,11 +94,25 @@ releases:
   type: list
   elements: str
 removed:
-  description: Releases and left-over folders that were removed.
+  description: Releases and temporary folders that were removed.
   returned: always
   type: list
   elements: str
 """
+
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+from ansible_collections.inference.vllm.plugins.module_utils.service.releases import (
+    MANIFEST,
+    Store,
+    design,
+    manifest_text,
+    parse_modes,
+)
 
 
 def prepared(module: AnsibleModule, store: Store) -> dict[str, Any]:
@@ -147,9 +147,9 @@ def prepared(module: AnsibleModule, store: Store) -> dict[str, Any]:
 
 
 def current(module: AnsibleModule, store: Store) -> dict[str, Any]:
-    """Choose a release."""
+    """Make a release the current one."""
     wanted, before = module.params["id"], store.current()
-    # In check mode the release that a run would write is not there to be looked at.
+    # In check mode a release that the run would write does not exist.
     if not module.check_mode or store.path(wanted).exists():
         store.check(wanted)
     changed = before != wanted
@@ -163,7 +163,7 @@ def current(module: AnsibleModule, store: Store) -> dict[str, Any]:
 
 
 def remove(module: AnsibleModule, store: Store) -> dict[str, Any]:
-    """Remove one release, or those that are too many."""
+    """Remove one release, or the surplus ones."""
     wanted = module.params["id"]
     if module.params["state"] == "absent":
         names = [wanted] if store.removable(wanted) else []

@@ -1,23 +1,15 @@
 #!/usr/bin/python
-"""Module: the releases of a host, and the one to step back to."""
+"""Module: the releases of a host, and the one that a rollback starts."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
-from ansible_collections.inference.vllm.plugins.module_utils.service import history as release_history
-
 DOCUMENTATION = r"""
 module: release_info
-short_description: Tell the releases of a host, and which one to step back to
+short_description: Return the releases of a host, and the one that a rollback starts
 version_added: 0.1.0
 description:
   - Reads the releases below O(home) with the verdicts of their last proofs, and changes nothing.
-  - With O(choose) it also names one release to start, or fails and says which releases the host has.
+  - With O(choose) it also returns one release to start, or fails and lists the releases of the host.
 options:
   home:
     description: Absolute path of the folder that holds C(releases/), C(reports/) and the link C(current).
@@ -25,8 +17,8 @@ options:
     required: true
   choose:
     description:
-      - Identifier of the release to start; a folder that was edited is refused.
-      - V(former) is the newest one that was proven and is not current.
+      - Identifier of the release to start. The module fails if its folder was edited.
+      - V(former) is the newest release that was proven and is not current.
     type: str
 attributes:
   check_mode:
@@ -40,13 +32,13 @@ author:
 """
 
 EXAMPLES = r"""
-- name: Find the release to step back to
+- name: Find the release for a rollback
   inference.vllm.release_info:
     home: /opt/vllm
     choose: former
   register: former
 
-- name: Say which it is
+- name: Show its identifier
   ansible.builtin.debug:
     var: former.chosen.id
 """
@@ -65,13 +57,13 @@ releases:
       description: Whether the link C(current) points to it.
       type: bool
     state:
-      description: V(proven) or V(failed) as its last verdict says, V(prepared) where it was never proven.
+      description: V(proven) or V(failed) by its last verdict, V(prepared) if it has none.
       type: str
     finished:
-      description: End of its last proof, UTC, ISO 8601; empty where there was none.
+      description: End of its last proof, UTC, ISO 8601; empty if there was none.
       type: str
     failures:
-      description: Codes of the checks that failed then.
+      description: Codes of the checks that failed in its last proof.
       type: list
       elements: str
     model:
@@ -84,7 +76,7 @@ releases:
       description: Reference of the engine's image.
       type: str
     problems:
-      description: What in its folder differs from the day it was written.
+      description: Differences between its folder and its manifest.
       type: list
       elements: str
 chosen:
@@ -96,6 +88,14 @@ path:
   returned: when O(choose) is set
   type: str
 """
+
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
+from ansible_collections.inference.vllm.plugins.module_utils.service import history as release_history
 
 
 def main() -> None:

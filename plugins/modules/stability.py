@@ -3,15 +3,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ansible_collections.inference.vllm.plugins.module_utils.checks import endpoint
-from ansible_collections.inference.vllm.plugins.module_utils.checks import module as check_module
-from ansible_collections.inference.vllm.plugins.module_utils.checks import stability as stability_run
-from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict
-from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import this_machine
-
 DOCUMENTATION = r"""
 module: stability
 short_description: Send mixed requests, so many and for so long, and judge whether a service stays what it was
@@ -131,6 +122,15 @@ refusals:
   type: list
   elements: dict
 """
+
+from typing import Any
+
+from ansible_collections.inference.vllm.plugins.module_utils.checks import endpoint
+from ansible_collections.inference.vllm.plugins.module_utils.checks import module as check_module
+from ansible_collections.inference.vllm.plugins.module_utils.checks import stability as stability_run
+from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import this_machine
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     **endpoint.ARGUMENTS,

@@ -3,30 +3,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
-from ansible.module_utils.basic import AnsibleModule
-
-from ansible_collections.inference.vllm.plugins.module_utils import versions
-from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry
-from ansible_collections.inference.vllm.plugins.module_utils.contracts import PlanFile
-from ansible_collections.inference.vllm.plugins.module_utils.files import FOLDER_MODE, write_atomic
-from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import read_gpus, this_machine
-from ansible_collections.inference.vllm.plugins.module_utils.image.settings import (
-    Wanted,
-    unknown_version,
-    vllm_version,
-)
-from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
-from ansible_collections.inference.vllm.plugins.module_utils.planner.cpu import cpu_table, memory_of_host, plan_cpu
-from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case
-from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
-from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import options, read, variable_name
-from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import solve
-from ansible_collections.inference.vllm.plugins.module_utils.planner.table import table
-from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError, join
-
 DOCUMENTATION = r"""
 module: vram_plan
 short_description: Say before the download whether a model fits, and with which flags
@@ -141,6 +117,30 @@ table:
   type: str
 """
 
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.inference.vllm.plugins.module_utils import versions
+from ansible_collections.inference.vllm.plugins.module_utils.catalogue import Entry
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import PlanFile
+from ansible_collections.inference.vllm.plugins.module_utils.files import FOLDER_MODE, write_atomic
+from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import read_gpus, this_machine
+from ansible_collections.inference.vllm.plugins.module_utils.image.settings import (
+    Wanted,
+    unknown_version,
+    vllm_version,
+)
+from ansible_collections.inference.vllm.plugins.module_utils.planner import engines, gpus
+from ansible_collections.inference.vllm.plugins.module_utils.planner.cpu import cpu_table, memory_of_host, plan_cpu
+from ansible_collections.inference.vllm.plugins.module_utils.planner.judge import Case
+from ansible_collections.inference.vllm.plugins.module_utils.planner.model import from_entry
+from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import options, read, variable_name
+from ansible_collections.inference.vllm.plugins.module_utils.planner.solve import solve
+from ansible_collections.inference.vllm.plugins.module_utils.planner.table import table
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError, join
+
 MEMINFO = Path("/proc/meminfo")
 
 
@@ -211,7 +211,7 @@ def _plan(module: AnsibleModule) -> tuple[PlanFile, str]:
 
 
 def _engine_version(image: dict[str, Any]) -> str:
-    """Version of vLLM in the image, by the rule of role engine_image; raises RefusalError where nothing tells it."""
+    """Version of vLLM in the image, by the rule of role engine_image; raises RefusalError if it is unknown."""
     if image["source"] == "build":
         return versions.DEPLOYED
     wanted = Wanted(**{**image, "tag": image["tag"] or versions.DEPLOYED})

@@ -24,7 +24,7 @@ def held_port() -> Iterator[int]:
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "said"),
+    ("variable", "value", "message"),
     [
         ("vllm_model", "tiny-qwen-vl", ["[unknown_model]", "tiny-qwen3-vl"]),
         ("vllm_port", -1, ["[out_of_range]", "1 to 65535"]),
@@ -47,13 +47,13 @@ def held_port() -> Iterator[int]:
     ],
 )
 def test_bad_value_is_refused_by_name(
-    playbook: Callable[..., Run], variable: str, value: object, said: list[str]
+    playbook: Callable[..., Run], variable: str, value: object, message: list[str]
 ) -> None:
     before = sorted(HOME.rglob("*")) if HOME.exists() else []
     run = playbook("deploy.yml", **{variable: value})
     assert run.rc != 0
     assert run.changed == 0
-    for words in [variable, *said]:
+    for words in [variable, *message]:
         assert words in run.text
     assert (sorted(HOME.rglob("*")) if HOME.exists() else []) == before
 

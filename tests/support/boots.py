@@ -56,7 +56,7 @@ def _boot(row: Mapping[str, Any]) -> Boot:
         gpu["count"],
         gpu["compute_capability"],
         peer_to_peer=gpu.get("peer_to_peer", False),
-        told_marlin=gpu.get("marlin", False),
+        forces_marlin=gpu.get("marlin", False),
     )
     case = Case(model, host, engines.engine(row["engine"], is_moe=model.is_moe))
     return Boot(

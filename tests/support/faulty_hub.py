@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -148,6 +149,8 @@ class FaultyHandler(FileHandler):
         self.wfile.write(body)
 
     def send_json(self, data: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        if status == HTTPStatus.TOO_MANY_REQUESTS:
+            self.server.was_busy.set()
         if isinstance(data, dict) and "siblings" in data:
             fault = self._take("list", "commit", "no_size")
             data = json.loads(json.dumps(data))
@@ -187,6 +190,7 @@ class FaultyHandler(FileHandler):
             # Before the write, so that a client that an alarm kills has not received this chunk.
             self.server.count(len(piece))
             self.wfile.write(piece)
+            self.server.slow_down(len(piece))
         if fault.kind in ("cut", "promise"):
             self.close_connection = True
 
@@ -205,6 +209,7 @@ class FaultyServer(FileServer):
         sent: Content bytes sent so far, including the chunk that is sent next.
         rate: Content bytes per second of each connection; None for no limit.
         pace: Limits the total rate of all connections.
+        was_busy: Set when a request was answered with 429.
         alarms: Callbacks, each called once before the chunk with the given content byte is sent.
     """
 
@@ -221,6 +226,7 @@ class FaultyServer(FileServer):
         self.pace = Pace(0)
         self.alarms: list[tuple[int, Callable[[], None]]] = []
         self.ended = threading.Event()
+        self.was_busy = threading.Event()
         self._mutex = threading.Lock()
         self._open = 0
         self._changed = threading.Condition()
@@ -266,13 +272,16 @@ class FaultyServer(FileServer):
         return NONE
 
     def count(self, sent: int) -> None:
-        """Count bytes before they are sent, call due alarms, and limit the rate."""
+        """Count bytes before they are sent, and call due alarms."""
         with self._mutex:
             self.sent += sent
             due = [ring for limit, ring in self.alarms if limit <= self.sent]
             self.alarms = [alarm for alarm in self.alarms if alarm[0] > self.sent]
         for ring in due:
             ring()
+
+    def slow_down(self, sent: int) -> None:
+        """Limit the rate, after bytes were sent: also a slow server sends its first ones at once."""
         time.sleep(sent / self.rate if self.rate else self.pace.wait(sent))
 
     def files_asked(self) -> list[str]:

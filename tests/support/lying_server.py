@@ -127,7 +127,7 @@ def question_of(messages: Any) -> tuple[str, tuple[str, ...], bool]:
 
 def tokens_of(messages: Any, most: int = 10**9) -> int:
     """Tokens of a request: one for a word, and for an image those of Qwen3-VL, one for 32 x 32 pixels and two more, at
-    most so many."""
+    most ``most``."""
     text, images, _ = question_of(messages)
     heads = [base64.b64decode(url.partition(",")[2][:32]) for url in images if url.startswith("data:image/png")]
     sizes = [struct.unpack(">II", head[16:24]) for head in heads if head.startswith(b"\x89PNG")]
@@ -243,8 +243,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not self._misbehaved():
             *before, _ = request["messages"]
             text, images, _ = question_of(request["messages"])
-            said = frozenset(message["content"] for message in before)
-            key = (text, () if self.lie.name == "blind" else images, said)
+            earlier = frozenset(message["content"] for message in before)
+            key = (text, () if self.lie.name == "blind" else images, earlier)
             if self.lie.name == "swaps":
                 case = self.cases.get(key)
                 others = [other for other in self.cases.values() if case and other.group == case.group]
@@ -458,7 +458,7 @@ def lying_server(name: str = "", certificate: Path | None = None) -> Iterator[st
     if certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
-        # The handshake is the thread's that answers, so that a client which breaks it off stops nobody else.
+        # The answering thread does the handshake, so that a client that aborts it does not block others.
         server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         server.handle_error = lambda request, client_address: None  # type: ignore[method-assign]
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()

@@ -100,18 +100,18 @@ class _Handler(BaseHTTPRequestHandler):
     @staticmethod
     def _wishes(body: bytes) -> dict[str, Any]:
         with suppress(ValueError):
-            wishes = json.loads(body)
-            if isinstance(wishes, dict):
-                return wishes
+            commands = json.loads(body)
+            if isinstance(commands, dict):
+                return commands
         return {}
 
-    def _obey(self, engine: Engine, wishes: Mapping[str, Any]) -> None:
-        if "hold" in wishes:
+    def _obey(self, engine: Engine, commands: Mapping[str, Any]) -> None:
+        if "hold" in commands:
             engine.holding.release()
             if not self._held(engine):
                 return
-        if "events" in wishes:
-            self._stream(engine, wishes["events"])
+        if "events" in commands:
+            self._stream(engine, commands["events"])
         else:
             self._send(200, {"engine": engine.name, "path": self.path})
 

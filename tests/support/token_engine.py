@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.server
 import json
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +23,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.seen = (self.path, body)
         if behaviour == "hang":
-            time.sleep(5)
+            self.server.ended.wait()
         status = 200 if self.headers["Authorization"] == f"Bearer {KEY}" else 401
         answer: Any = {"usage": {"completion_tokens": 0 if behaviour == "no token" else 1}}
         if behaviour == "nonsense":
@@ -33,10 +32,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         if behaviour == "trickle":
             # A byte from time to time prevents the socket timeout.
-            for _ in range(10):
+            while not self.server.ended.wait(0.2):
                 self.wfile.write(b" ")
                 self.wfile.flush()
-                time.sleep(0.5)
         self.wfile.write(json.dumps(answer).encode())
 
     def log_message(self, *_: Any) -> None:
@@ -45,14 +43,19 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 @contextmanager
 def token_engine() -> Iterator[Any]:
-    """Serve on a free port: ``server_port``. ``behaviour`` is good, hang, trickle, nonsense or no token."""
+    """Serve on a free port: ``server_port``. ``behaviour`` is good, hang, trickle, nonsense or no token.
+
+    An answer that hangs or trickles ends with the block.
+    """
     server: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
     server.daemon_threads = True
     server.block_on_close = False
     server.behaviour = "good"
+    server.ended = threading.Event()
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield server
     finally:
+        server.ended.set()
         server.shutdown()
         server.server_close()

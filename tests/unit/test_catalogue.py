@@ -144,7 +144,7 @@ LADDERS = {
 
 
 @pytest.mark.parametrize("name", LADDERS)
-def test_a_family_says_what_may_replace_its_models(name: str) -> None:
+def test_a_family_has_the_alternatives_of_its_models(name: str) -> None:
     assert list(catalogue.load(name).alternatives) == [f"qwen3-vl-{other}" for other in LADDERS[name]]
 
 
@@ -264,10 +264,10 @@ def test_the_lock_of_an_entry(tmp_path: Path) -> None:
         return catalogue.lock_file(name, folders).resolve()
 
     assert lock("tiny-qwen3-vl", []) == lock("tiny-qwen3-vl", own) == built_in
-    # A new one goes into the first own folder, and without one beside the entry.
+    # A new lock is in the user's first folder, or in the entry's folder if there is none.
     assert lock("qwen3-32b-awq", own) == first / "locks" / "qwen3-32b-awq.json"
     assert lock("qwen3-32b-awq", []) == built_in.with_name("qwen3-32b-awq.json")
-    # The lock of an own entry is beside it; the built-in lock of the same name is of another model.
+    # The lock of a user's entry is in its folder; the built-in lock of the same name is of another model.
     write_own_entry(second, "tiny-qwen3-vl")
     assert lock("tiny-qwen3-vl", own) == second / "locks" / "tiny-qwen3-vl.json"
     (first / "locks").mkdir()
@@ -325,25 +325,27 @@ PREFLIGHT = {"vllm_bind_address": "127.0.0.1", "preflight_allow_public_address":
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [
         ("mine", "[invalid_catalogue_entry] {path}: revision is 5"),
         ("qwen3-vl-32b-instruct-fp8", None),
         # One of its family may replace it.
         ("other", "[invalid_catalogue_entry] {path}: revision is 5"),
         ("qwen3-vl-32b-instruct-gguf", "[model_refused] qwen3-vl-32b-instruct-gguf: "),
-        ("qwen3-vl-32b", "[unknown_model] vllm_model: 'qwen3-vl-32b' is not in the catalogue, which has: mine, other,"),
+        ("qwen3-vl-32b", "[unknown_model] vllm_model: 'qwen3-vl-32b' is not in the catalogue, which has: "),
     ],
 )
-def test_preflight_names_what_is_wrong_with_the_model(tmp_path: Path, model: str, said: str | None) -> None:
+def test_preflight_names_what_is_wrong_with_the_model(tmp_path: Path, model: str, message: str | None) -> None:
     path = write_own_entry(tmp_path, revision=5)
     write_own_entry(tmp_path, "other", alternatives=["mine"])
     given = PREFLIGHT | {"vllm_model": model, "vllm_catalogue_dirs": [str(tmp_path)]}
     done = template("query('inference.vllm.inventory', 'roles')", json.dumps(given))
     assert done.returncode == 0, done.stdout + done.stderr
     refusals = json.loads(done.stdout.partition("=>")[2])["msg"]
-    assert len(refusals) == (said is not None)
-    assert said is None or refusals[0].startswith(said.format(path=path))
+    assert len(refusals) == (message is not None)
+    assert message is None or refusals[0].startswith(message.format(path=path))
+    if "which has" in str(message):
+        assert all(f" {name}," in refusals[0] for name in ("mine", "other", "qwen3-32b-awq"))
 
 
 def playbook(name: str, *variables: str) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ from ansible_collections.inference.vllm.plugins.module_utils import collection
 from support.paths import ROOT
 
 
-def test_a_checkout_says_it_in_galaxy_yml() -> None:
+def test_metadata_of_a_checkout_is_galaxy_yml() -> None:
     this = collection.read()
     galaxy = yaml.safe_load((ROOT / "galaxy.yml").read_text(encoding="utf-8"))
     assert this.name == "inference.vllm"
@@ -22,7 +22,7 @@ def test_a_checkout_says_it_in_galaxy_yml() -> None:
     assert not this.installed
 
 
-def test_an_installed_one_says_it_in_its_manifest(tmp_path: Path) -> None:
+def test_metadata_of_an_installed_collection_is_its_manifest(tmp_path: Path) -> None:
     info = {"namespace": "one", "name": "two", "version": "1.2.3", "dependencies": {"three.four": ">=5.0.0"}}
     (tmp_path / "MANIFEST.json").write_text(json.dumps({"collection_info": info}))
     (tmp_path / "meta").mkdir()

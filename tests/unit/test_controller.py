@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from ansible_collections.inference.vllm.plugins.module_utils.collection import ROOT, Collection
+from ansible_collections.inference.vllm.plugins.module_utils.collection import ROOT, Collection, read
 from ansible_collections.inference.vllm.plugins.module_utils.controller import no_hosts, refusals
 
 THIS = Collection("inference.vllm", "1.2.3", {"a.b": ">=3.0.0", "c.d": ">=10.0.0"}, ">=2.19.0", installed=True)
@@ -24,7 +26,7 @@ def test_an_older_ansible_is_refused(version: str) -> None:
     assert "pip install 'ansible-core>=2.19.0'" in refusal.fix
 
 
-def test_missing_and_old_collections_are_refused_at_once() -> None:
+def test_missing_and_old_collections_are_refused_together() -> None:
     (refusal,) = refusals(THIS, "2.21.5", {"c.d": "9.5.0"}.get)
     assert refusal.code == "collections_missing"
     assert "a.b >=3.0.0 (not installed), c.d >=10.0.0 (9.5.0)" in refusal.message
@@ -55,4 +57,22 @@ def test_an_empty_inventory_is_refused() -> None:
 def test_a_limit_that_leaves_no_host_is_refused_with_the_hosts_of_the_group() -> None:
     refusal = no_hosts("gpu", GROUPS, ["w1"])
     assert refusal is not None
-    assert "--limit leaves none of the hosts of group gpu, which are g1, g2" in refusal.message
+    assert "--limit excludes all hosts of group gpu: g1, g2" in refusal.message
+
+
+@pytest.mark.parametrize(
+    ("file", "python", "ansible"),
+    [
+        ("README.md", r"Python (3\.\d+) or newer", r"ansible-core (\d+\.\d+) or newer"),
+        ("CONTRIBUTING.md", r"Python (3\.\d+) or newer", None),
+        ("docs/collection.md", r"\| Python \| (3\.\d+) or newer", r"\| ansible-core \| (\d+\.\d+) or newer"),
+        ("docs/reference/support.md", r"Python (3\.\d+) or newer", r"ansible-core (\d+\.\d+)\.0 or newer"),
+        ("bin/bootstrap", r"Python (3\.\d+) or newer", None),
+    ],
+)
+def test_all_pages_name_the_same_versions(file: str, python: str, ansible: str | None) -> None:
+    text = (ROOT / file).read_text(encoding="utf-8")
+    ((major, minor),) = set(re.findall(r"sys.version_info < \((\d+), (\d+)\)", (ROOT / "bin/bootstrap").read_text()))
+    assert set(re.findall(python, text)) == {f"{major}.{minor}"}
+    if ansible:
+        assert [f">={version}.0" for version in set(re.findall(ansible, text))] == [read().requires_ansible]

@@ -13,7 +13,7 @@ import pytest
 from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic, write_if_changed
 from support.paths import PLUGINS
 
-NOBODY = 65534
+NOBODY_ID = 65534
 #: Writes the same file again and again, each time all of one letter, and says so after each.
 WRITER = """
 import itertools, sys
@@ -105,10 +105,10 @@ def test_the_mode_is_the_one_that_was_asked_for(tmp_path: Path, mode: int) -> No
 def test_the_owner_stays(tmp_path: Path) -> None:
     path = tmp_path / "api_key"
     path.write_text("old")
-    os.chown(path, NOBODY, NOBODY)
+    os.chown(path, NOBODY_ID, NOBODY_ID)
     write_atomic(path, "new", 0o400)
     found = path.stat()
-    assert (path.read_text(), found.st_uid, found.st_gid) == ("new", NOBODY, NOBODY)
+    assert (path.read_text(), found.st_uid, found.st_gid) == ("new", NOBODY_ID, NOBODY_ID)
 
 
 def test_a_folder_is_made_only_where_that_is_asked_for(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_names_that_are_no_flags_of_the_plan_are_left_alone(name: str) -> None:
 def test_a_variable_that_only_begins_like_a_roles_is_a_warning(name: str, role: str) -> None:
     refusals, (warning,) = judged(name)
     assert refusals == []
-    assert warning.startswith(f"{name} begins like a variable of role {role}, but no role reads it.")
+    assert warning.startswith(f"{name} has the prefix of role {role}, but no role reads it.")
 
 
 def test_a_warning_names_what_is_very_near() -> None:
@@ -202,7 +202,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize(
-    ("value", "code", "said"),
+    ("value", "code", "message"),
     [
         ([{"nme": "a", "key": "s3cret"}], "bad_element", "missing required arguments: name"),
         ([{"name": "a", "kei": "s3cret"}], "bad_element", "Supported parameters include: key, name"),
@@ -210,11 +210,11 @@ KEYS = {
         ({"name": "a", "key": "s3cret"}, "wrong_type", "x is a dict, but must be a list"),
     ],
 )
-def test_elements_are_refused_without_what_they_hold(value: object, code: str, said: str) -> None:
+def test_elements_are_refused_without_what_they_hold(value: object, code: str, message: str) -> None:
     refusal = inventory.value_refusal("x", value, KEYS)
     assert refusal is not None
     assert refusal.code == code
-    assert said in refusal.message
+    assert message in refusal.message
     assert "s3cret" not in str(refusal)
 
 
@@ -271,7 +271,7 @@ def test_the_lookup_refuses_what_the_service_would_refuse_and_warns_of_what_may_
         *("flag_refused", "flag_of_plan", "flag_type", "refused_environment", "bad_number", "bad_size"),
         *("out_of_range", "unknown_variable"),
     }
-    assert "gateway_ip begins like a variable of role gateway" in result.stderr
+    assert "gateway_ip has the prefix of role gateway" in result.stderr
     assert "gateway_ip" not in result.stdout
 
 

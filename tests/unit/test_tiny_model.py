@@ -134,7 +134,7 @@ def safetensors(header: Any) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (b"", "not a safetensors file"),
         (b"\x00" * 8, "not a safetensors file"),
@@ -143,6 +143,6 @@ def safetensors(header: Any) -> bytes:
         (safetensors({"__metadata__": {}, "lm_head.weight": {"data_offsets": [0, 0]}}), "nothing to blind"),
     ],
 )
-def test_what_cannot_be_blinded_is_refused(data: bytes, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_what_cannot_be_blinded_is_refused(data: bytes, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         corrupt.blind(data)

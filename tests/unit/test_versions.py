@@ -58,7 +58,7 @@ def test_what_is_deployed_is_safe_and_the_default_of_the_image() -> None:
     assert parse(DEPLOYED) >= parse(SECURITY_FLOOR)
 
 
-def test_no_model_is_said_to_run_on_an_engine_below_the_floor() -> None:
+def test_no_model_has_a_minimum_engine_below_the_floor() -> None:
     assert {
         e.name for e in catalogue.load_all().values() if parse(e.min_engine_version) < parse(SECURITY_FLOOR)
     } == set()

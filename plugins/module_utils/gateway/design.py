@@ -1,10 +1,10 @@
-"""From settings to what the gateway runs with: the values of HAProxy's configuration and the map of key digests.
+"""Build the values of HAProxy's configuration and the map of key digests from the settings.
 
-:func:`design` is the one place that knows which requests pass, what each refusal says to a client, and what an operator
-may not loosen by accident. The template ``haproxy.cfg.j2`` only writes it down.
+:func:`design` defines which requests pass, the text of each refusal, and the settings that an operator cannot weaken.
+The template ``haproxy.cfg.j2`` only formats it.
 
-A path passes when it equals a path of :data:`ENDPOINTS` byte for byte, and what the engine sees is the path of that
-table, without a query. So there is nothing to normalise: a path written in another way is another path.
+A path passes if it equals a path of :data:`ENDPOINTS` byte for byte. The engine receives the path of that table,
+without a query. So no path needs to be normalised: another spelling is another path.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.service.api_keys import CHARACTERS, reason_invalid
 
-#: What ``gateway_endpoints`` may name, with method and path. /health is always there, and answered by the gateway.
+#: Allowed values of ``gateway_endpoints``, with method and path. The gateway itself always answers /health.
 ENDPOINTS = {
     "models": ("GET", "/v1/models"),
     "chat_completions": ("POST", "/v1/chat/completions"),
@@ -30,23 +30,22 @@ ENDPOINTS = {
 }
 HEALTH = "/health"
 
-#: A key is hashed once and without salt, which is safe for keys that nobody can guess: random ones of this length.
+#: A key is hashed once and without salt, which is safe for random keys of at least this length.
 MIN_KEY_LENGTH = 32
 MAX_KEY_LENGTH = 512
-#: Different characters that a random key of that length has; 32 random hexadecimal digits have 9 or more, but for one
-#: in 10^6.
+#: Least number of different characters in a key. One in 10^6 keys of 32 random hexadecimal digits has fewer than 9.
 MIN_KEY_VARIETY = 8
 
-#: Files of the configuration, all in one folder; HAProxy looks for them beside haproxy.cfg.
+#: Files of the configuration, all in the folder of haproxy.cfg.
 CONFIG_FILE = "haproxy.cfg"
 KEYS_FILE = "keys.map"
 ENGINE_KEY_FILE = "engine_key.map"
 TLS_FILE = "tls.pem"
 
-#: Stands in the configuration for an id of all files of a set; HAProxy repeats it when it is asked what it runs with.
+#: Placeholder in the configuration for the id of a set, which the running HAProxy reports.
 SET_ID = "@SET_ID@"
 
-#: Status, type and code of OpenAI's error object, and its text. HAProxy takes no other statuses than these.
+#: Status, type and code of OpenAI's error object, and its text. HAProxy supports no other statuses.
 _ERRORS = (
     (400, "invalid_request_error", "bad_request", "The request is not valid HTTP."),
     (401, "authentication_error", "invalid_api_key", "No valid API key: send Authorization: Bearer KEY."),
@@ -63,7 +62,7 @@ _ERRORS = (
 _LENGTH_REQUIRED = ("invalid_request_error", "length_required", "Send the body with a Content-Length.")
 _ERROR_HEADERS = {401: ("WWW-Authenticate", "Bearer"), 429: ("Retry-After", "5"), 503: ("Retry-After", "5")}
 
-#: The access log, one JSON object a line; HAProxy's own expressions in HAProxy's order of escaping.
+#: The access log, one JSON object per line; HAProxy's expressions, escaped for HAProxy.
 _LOG = {
     "time": '"%[date,utime(%Y-%m-%dT%H:%M:%SZ)]"',
     "id": '"%[var(txn.id)]"',
@@ -87,7 +86,7 @@ _IMAGE = re.compile(r"([a-z0-9][A-Za-z0-9._/:-]*@)?sha256:[0-9a-f]{64}")
 _MAX_PORT = 65535
 _FIRST_FREE_PORT = 1024
 
-#: Whole numbers among the settings, with the range that makes sense.
+#: Ranges of the whole numbers among the settings.
 _RANGES = {
     "gateway_port": (1, _MAX_PORT),
     "gateway_metrics_port": (1, _MAX_PORT),
@@ -108,7 +107,7 @@ _RANGES = {
 
 
 def design(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What the gateway runs with.
+    """Build the configuration of the gateway.
 
     Args:
         settings: Variables of role gateway and of role vllm, by name, and ``metrics``: whether this HAProxy has the
@@ -116,8 +115,8 @@ def design(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``config`` (values for the template of haproxy.cfg), ``keys_map`` (text; digests and names, no key),
-        ``subject_alt_names`` for a certificate of its own, ``url`` for clients on this host, and ``open_files``, which
-        the process needs.
+        ``subject_alt_names`` of a self-signed certificate, ``url`` for clients on this host, and ``open_files``, the
+        limit that the process needs.
 
     Raises:
         RefusalError: With every reason against the settings, not only the first. No message holds a key.
@@ -138,7 +137,7 @@ def design(settings: Mapping[str, Any]) -> dict[str, Any]:
         "keys_map": keys_map(settings["gateway_keys"]),
         "subject_alt_names": subject_alt_names(settings["gateway_tls_names"]),
         "url": f"{'http' if settings['gateway_tls'] == 'disabled' else 'https'}://{_reachable(settings)}",
-        # One connection to the client and one to the engine, and what the process itself opens.
+        # One connection to the client, one to the engine, and the files of the process.
         "open_files": 2 * settings["gateway_max_connections"] + 1024,
     }
 
@@ -149,23 +148,23 @@ def digest(key: str) -> str:
 
 
 def keys_map(keys: Iterable[Mapping[str, str]]) -> str:
-    """HAProxy's map from the digest of a key to the name of who has it, sorted, one a line."""
+    """HAProxy's map from the digest of a key to the name of its owner, sorted, one per line."""
     return "".join(f"{line}\n" for line in sorted({f"{_digest_of(key)} {key['name']}" for key in keys}))
 
 
 def names_in(text: str) -> dict[str, str]:
-    """Name by digest of a map that :func:`keys_map` wrote; lines that it did not write are left out."""
+    """Name by digest of a map that :func:`keys_map` wrote; other lines are ignored."""
     pairs = (line.split() for line in text.splitlines())
     return {pair[0]: pair[1] for pair in pairs if len(pair) == 2}  # noqa: PLR2004
 
 
 def subject_alt_names(names: Iterable[str]) -> list[str]:
-    """Names and addresses as a certificate lists them, each once."""
+    """Names and addresses in the form of a certificate, each once."""
     return list(dict.fromkeys(f"{'IP' if _address(name) else 'DNS'}:{name}" for name in names))
 
 
 def error_body(kind: str, code: str, message: str) -> str:
-    """An error as OpenAI's clients read it."""
+    """An error in the format of OpenAI's API."""
     return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}})
 
 
@@ -186,7 +185,7 @@ def _config(settings: Mapping[str, Any]) -> dict[str, Any]:
             {
                 "name": backend["name"],
                 "address": _joined(backend["address"], backend["port"]),
-                # It gets nothing, not even a health check, until it is told to serve.
+                # It receives no request and no health check until its state is set to ready.
                 "standby": bool(backend.get("standby")),
             }
             for backend in settings["gateway_backends"]
@@ -210,7 +209,7 @@ def _config(settings: Mapping[str, Any]) -> dict[str, Any]:
         "requests_per_minute": settings["gateway_requests_per_minute"],
         "concurrent_requests": settings["gateway_concurrent_requests"],
         "max_connections": settings["gateway_max_connections"],
-        # The metrics and the admin socket answer when the gateway is full, too.
+        # The metrics and the admin socket also answer when the gateway is full.
         "max_connections_in_all": settings["gateway_max_connections"] + 64,
         "connections_per_source": settings["gateway_connections_per_source"],
         "engine_requests": settings["gateway_engine_requests"],
@@ -229,7 +228,7 @@ def _joined(address: str, port: int) -> str:
 
 
 def _reachable(settings: Mapping[str, Any]) -> str:
-    """Address and port at which this host itself finds the gateway."""
+    """Address and port of the gateway for clients on this host."""
     address = ipaddress.ip_address(settings["gateway_bind_address"])
     loopback = "::1" if address.version == 6 else "127.0.0.1"  # noqa: PLR2004
     return _joined(loopback if address.is_unspecified else str(address), settings["gateway_port"])
@@ -265,7 +264,7 @@ def _wrong_addresses(settings: Mapping[str, Any]) -> Iterator[Refusal]:
         message = f"gateway_bind_address is {bind!r}; allowed: an IPv4 or IPv6 address, 0.0.0.0 and :: for all."
         yield Refusal("bad_address", message, "Set such an address.")
     elif settings["gateway_tls"] == "disabled" and not _is_loopback(bind) and not settings["gateway_unsafe_plain_http"]:
-        message = f"gateway_tls is disabled and gateway_bind_address is {bind}: keys would cross the network readable."
+        message = f"gateway_tls is disabled and gateway_bind_address is {bind}: keys would be sent in plain text."
         fix = "Set gateway_tls to self_signed or given, or gateway_bind_address to 127.0.0.1."
         yield Refusal("plain_http_exposed", message, fix)
     if not _is_loopback(engine) and not settings["gateway_unsafe_exposed_engine"]:
@@ -288,8 +287,8 @@ def _wrong_endpoints(endpoints: Sequence[str]) -> Iterator[Refusal]:
 def _wrong_backends(settings: Mapping[str, Any]) -> Iterator[Refusal]:
     backends = settings["gateway_backends"]
     if all(backend.get("standby") for backend in backends):
-        message = "gateway_backends holds no engine that is to serve."
-        yield Refusal("no_backends", message, "Name at least one engine without standby.")
+        message = "gateway_backends has no engine without standby."
+        yield Refusal("no_backends", message, "Add at least one engine without standby.")
     for number, backend in enumerate(backends, 1):
         name, address, port = (backend.get(field) for field in ("name", "address", "port"))
         where = f"gateway_backends, entry {number}"
@@ -302,7 +301,9 @@ def _wrong_backends(settings: Mapping[str, Any]) -> Iterator[Refusal]:
             message = f"{where}: address is {address!r}; allowed: an IPv4 or IPv6 address."
             yield Refusal("bad_backend", message, "Set such an address.")
         elif not _is_loopback(address) and not settings["gateway_unsafe_remote_backends"]:
-            message = f"{where}: {address} is not this host: requests and key would cross the network in plain text."
+            message = (
+                f"{where}: {address} is not this host: requests and key would be sent over the network in plain text."
+            )
             yield Refusal("remote_backend", message, "Run a gateway on the engine's own host.")
         if port in (settings["gateway_port"], settings["gateway_metrics_port"]):
             yield Refusal("port_taken", f"{where}: port {port} is one of the gateway's own.", "Set another port.")
@@ -316,7 +317,7 @@ def _wrong_backends(settings: Mapping[str, Any]) -> Iterator[Refusal]:
 
 def _wrong_keys(keys: Sequence[Mapping[str, Any]]) -> Iterator[Refusal]:
     if not keys:
-        message = "gateway_keys is empty: nobody could ask anything."
+        message = "gateway_keys is empty: no client could send requests."
         fix = "Name at least one: {name: team-a, key: ...}; the key from a vault or a file."
         yield Refusal("no_keys", message, fix)
     owners: dict[str, str] = {}
@@ -324,8 +325,8 @@ def _wrong_keys(keys: Sequence[Mapping[str, Any]]) -> Iterator[Refusal]:
         name = entry.get("name")
         where = f"gateway_keys, entry {number}"
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            message = f"{where}: the name must be of lower case letters, digits, dots, dashes and underscores."
-            yield Refusal("bad_key_name", message, "Correct it; the name stands in the log.")
+            message = f"{where}: the name must consist of lower case letters, digits, dots, dashes and underscores."
+            yield Refusal("bad_key_name", message, "Correct it; the name appears in the log.")
             continue
         problem = _wrong_key(entry)
         if problem:
@@ -335,22 +336,22 @@ def _wrong_keys(keys: Sequence[Mapping[str, Any]]) -> Iterator[Refusal]:
         owner = owners.setdefault(_digest_of(entry), name)
         if owner != name:
             message = f"{where} ({name}): {owner} has the same key."
-            yield Refusal("same_key_twice", message, "Give each name a key of its own.")
+            yield Refusal("same_key_twice", message, "Set a different key for each name.")
 
 
 def _wrong_key(entry: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    """Code, message without the key, and fix of what is wrong with one key."""
+    """Code, message without the key, and fix for an invalid key."""
     key: Any = entry.get("key")
     given_digest = entry.get("sha256")
     make = "Make one with: openssl rand -hex 32"
     if bool(key) == bool(given_digest):
-        return "bad_key", "allowed: either key or sha256, and one of them must be there.", "Give one of the two."
+        return "bad_key", "allowed: exactly one of key and sha256.", "Set one of the two."
     if given_digest:
         if not isinstance(given_digest, str) or not _DIGEST.fullmatch(given_digest):
-            fix = "Take the output of: printf %s KEY | sha256sum"
+            fix = "Set it to the output of: printf %s KEY | sha256sum"
             return "bad_key", "sha256 must be 64 hexadecimal digits.", fix
         return None
-    if reason := reason_invalid(key, longest=MAX_KEY_LENGTH) if isinstance(key, str) else "it is no text":
+    if reason := reason_invalid(key, longest=MAX_KEY_LENGTH) if isinstance(key, str) else "it is not a text":
         return "bad_key", f"the key is not accepted: {reason}.", make
     if len(key) < MIN_KEY_LENGTH or len(set(key)) < MIN_KEY_VARIETY:
         rule = f"{MIN_KEY_LENGTH} random characters or more"
@@ -366,14 +367,14 @@ def _wrong_tls(settings: Mapping[str, Any]) -> Iterator[Refusal]:
     for name in ("gateway_tls_certificate", "gateway_tls_key"):
         if mode == "given" and not str(settings[name]).startswith("/"):
             message = f"{name} is {settings[name]!r}, and gateway_tls is given; allowed: an absolute path on the host."
-            yield Refusal("bad_tls", message, "Name the file.")
+            yield Refusal("bad_tls", message, "Set the path of the file.")
     for name in settings["gateway_tls_names"]:
         if not _address(str(name)) and not _HOST_NAME.fullmatch(str(name)):
             message = f"gateway_tls_names holds {name!r}, which is neither a host name nor an address."
             yield Refusal("bad_tls", message, "Correct it.")
     if mode == "self_signed" and not settings["gateway_tls_names"]:
-        message = "gateway_tls_names is empty: no client could check the certificate."
-        yield Refusal("bad_tls", message, "Name the host as clients call it.")
+        message = "gateway_tls_names is empty: no client could verify the certificate."
+        yield Refusal("bad_tls", message, "Add the host names that clients use.")
 
 
 def _wrong_image(settings: Mapping[str, Any]) -> Iterator[Refusal]:
@@ -382,10 +383,12 @@ def _wrong_image(settings: Mapping[str, Any]) -> Iterator[Refusal]:
         message = f"gateway_source is {source!r}; allowed: package, image."
         yield Refusal("bad_source", message, "Set one of them.")
     if source == "image" and not _IMAGE.fullmatch(image):
-        message = f"gateway_image is {image!r}; allowed: NAME@sha256:DIGEST, for what runs in front must not change."
-        fix = "Take the digest of the image that you reviewed: docker buildx imagetools inspect haproxy:3.0"
+        message = f"gateway_image is {image!r}; allowed: NAME@sha256:DIGEST, because the image must not change."
+        fix = "Use the digest of the image that you reviewed: docker buildx imagetools inspect haproxy:3.0"
         yield Refusal("image_not_pinned", message, fix)
     port = settings["gateway_port"]
     if source == "image" and isinstance(port, int) and port < _FIRST_FREE_PORT:
-        message = f"gateway_port is {port}, and the image runs as a plain user; allowed: {_FIRST_FREE_PORT} and more."
+        message = (
+            f"gateway_port is {port}, and the image runs as an unprivileged user; allowed: {_FIRST_FREE_PORT} and more."
+        )
         yield Refusal("port_needs_root", message, "Set such a port, or gateway_source to package.")

@@ -1,4 +1,4 @@
-"""What a running HAProxy is asked and told through its admin socket."""
+"""Client of the admin socket of a running HAProxy."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refu
 
 #: Name of the group of servers in templates/haproxy.cfg.j2.
 GROUP = "engines"
-#: What a server can be told; HAProxy's own words.
+#: Administrative states of a server, with HAProxy's names.
 STATES = ("ready", "drain", "maint")
 
-# Bits of srv_admin_state, and the values of srv_op_state at which a server's health checks pass. 0x04 only remembers
-# that the configuration has the server disabled; it stays when the server was told to serve.
+# Bits of srv_admin_state, and the values of srv_op_state at which a server's health checks pass. 0x04 means that the
+# configuration disables the server; it remains set after the server is set to ready.
 _MAINT = 0x01 | 0x02 | 0x20
 _DRAIN = 0x08 | 0x10
 _UP = (1, 2)
@@ -31,10 +31,10 @@ class Server:
     """One server of the group.
 
     Attributes:
-        state: What it was told: one of :data:`STATES`.
+        state: Administrative state, one of :data:`STATES`.
         up: Whether its health checks pass.
-        sessions: Requests that it works on.
-        queued: Requests that wait for it alone.
+        sessions: Number of its active requests.
+        queued: Number of requests in its own queue.
     """
 
     name: str
@@ -45,41 +45,41 @@ class Server:
 
     @property
     def takes_requests(self) -> bool:
-        """Whether new requests go to it."""
+        """Whether it receives new requests."""
         return self.up and self.state == "ready"
 
 
 def parse(states: str, statistics: str) -> dict[str, Server]:
-    """Read the answers to ``show servers state`` and ``show stat``.
+    """Parse the output of ``show servers state`` and ``show stat``.
 
-    The second alone does not do: of a server that is down it does not say whether it was told to drain.
+    Both are needed: ``show stat`` does not report the administrative state of a server that is down.
 
     Raises:
-        RefusalError: They are no such answers.
+        RefusalError: The output has another format.
     """
     header, *lines = [line for line in states.splitlines() if line and line != "1"] or [""]
     columns = header.removeprefix("# ").split()
     rows = csv.DictReader(statistics.strip().removeprefix("# ").splitlines())
     try:
-        told = {row["srv_name"]: row for row in (dict(zip(columns, line.split(), strict=True)) for line in lines)}
-        return {row["svname"]: _server(told[row["svname"]], row) for row in rows if row["svname"] in told}
+        by_name = {row["srv_name"]: row for row in (dict(zip(columns, line.split(), strict=True)) for line in lines)}
+        return {row["svname"]: _server(by_name[row["svname"]], row) for row in rows if row["svname"] in by_name}
     except (KeyError, TypeError, ValueError) as error:
-        message = f"The gateway's admin socket answers {states[:80]!r}."
-        raise RefusalError(Refusal("gateway_unreadable", message, "See that HAProxy is 2.6 or newer.")) from error
+        message = f"The gateway's admin socket returned {states[:80]!r}."
+        raise RefusalError(Refusal("gateway_unreadable", message, "Use HAProxy 2.6 or newer.")) from error
 
 
-def _server(told: Mapping[str, str], counted: Mapping[str, str]) -> Server:
-    admin = int(told["srv_admin_state"])
+def _server(row: Mapping[str, str], counted: Mapping[str, str]) -> Server:
+    admin = int(row["srv_admin_state"])
     state = "maint" if admin & _MAINT else "drain" if admin & _DRAIN else "ready"
-    up = int(told["srv_op_state"]) in _UP
-    return Server(told["srv_name"], state, up, int(counted["scur"] or 0), int(counted["qcur"] or 0))
+    up = int(row["srv_op_state"]) in _UP
+    return Server(row["srv_name"], state, up, int(counted["scur"] or 0), int(counted["qcur"] or 0))
 
 
 class Runtime:
-    """The admin socket of a HAProxy that runs."""
+    """The admin socket of a running HAProxy."""
 
     def __init__(self, path: Path, group: str = GROUP) -> None:
-        """Name the socket; it is opened for each command."""
+        """Store the path of the socket, which is opened for each command."""
         self.path = path
         self.group = group
 
@@ -87,7 +87,7 @@ class Runtime:
         """Send one command and return the answer.
 
         Raises:
-            RefusalError: Nobody answers there.
+            RefusalError: HAProxy does not answer.
         """
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
@@ -100,7 +100,7 @@ class Runtime:
             raise RefusalError(refusal) from error
 
     def description(self) -> str | None:
-        """What the configuration that it runs with says of itself, None where nobody answers."""
+        """Description of the running configuration; None if HAProxy does not answer."""
         try:
             lines = self.ask("show info").splitlines()
         except RefusalError:
@@ -116,7 +116,7 @@ class Runtime:
         """One server.
 
         Raises:
-            RefusalError: There is none of that name.
+            RefusalError: There is no server with that name.
         """
         servers = self.servers()
         if name not in servers:
@@ -124,26 +124,26 @@ class Runtime:
             raise RefusalError(Refusal("unknown_backend", message, "Name one of gateway_backends."))
         return servers[name]
 
-    def tell(self, name: str, state: str) -> None:
-        """Tell a server to be ready, to take no new request, or to be left alone.
+    def set_state(self, name: str, state: str) -> None:
+        """Set the administrative state of a server.
 
-        HAProxy takes a server that was left alone for healthy until three checks say otherwise. So one that is to be
-        ready counts as down until its first good check.
+        HAProxy treats a server after maintenance as healthy until three checks fail. So a server that becomes ready is
+        first marked as down until a check passes.
 
         Raises:
-            RefusalError: HAProxy does not do it.
+            RefusalError: HAProxy refuses the command.
         """
         command = f"set server {self.group}/{name} state {state}"
         if state == "ready":
             command += f"; set server {self.group}/{name} health down"
         answer = self.ask(command).strip()
         if answer:
-            raise RefusalError(Refusal("gateway_refuses", f"HAProxy says: {answer}.", "Look at the gateway's log."))
+            raise RefusalError(Refusal("gateway_refuses", f"HAProxy returned: {answer}.", "Check the gateway's log."))
 
     def wait(
         self, name: str, done: Callable[[Server], bool], seconds: float, sleep: Callable[[float], None] = time.sleep
     ) -> Server | None:
-        """Look at a server until it is as wanted; None if it is not in time."""
+        """Poll a server until it has the wanted state; None after the timeout."""
         end = time.monotonic() + seconds
         while True:
             server = self.server(name)

@@ -1,8 +1,8 @@
-"""The gateway's folder: sets of files that HAProxy accepted, and a link to the one that counts.
+"""The gateway's folder: sets of files that HAProxy accepted, and a link to the current set.
 
-``<folder>/sets/<set>/`` holds a configuration with all that it names: key digests, the engine's key, the certificate.
-A new set is written beside the others, checked there by HAProxy itself, and only then ``<folder>/current`` points to
-it, by one rename. A set that is refused leaves no trace; what runs, and what a restart would read, stay as they were.
+``<folder>/sets/<set>/`` holds a configuration with all its files: key digests, the engine's key, the certificate.
+HAProxy checks a new set before ``<folder>/current`` points to it, by one rename. A refused set is removed, and the
+running gateway and its configuration do not change.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from ansible_collections.inference.vllm.plugins.module_utils.gateway import desi
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.service.api_keys import reason_invalid_for_engine
 
-#: Stands in the command that checks for the path of the file that is to be checked.
+#: Placeholder in the checking command for the path of the configuration.
 CONFIG_PLACEHOLDER = "@CONFIG@"
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
-#: Sets that stay beside the current one, for whoever must look back.
+#: Number of earlier sets that are kept for diagnosis.
 KEEP = 1
 
 _CHECK_SECONDS = 60
@@ -37,31 +37,31 @@ class Store:
     """The sets below one folder, owned by one user."""
 
     def __init__(self, folder: Path, owner: int = 0, group: int = 0) -> None:
-        """Look at a folder; nothing needs to exist yet."""
+        """Use a folder, which need not exist yet."""
         self.sets = folder / "sets"
         self.link = folder / "current"
         self.owner = owner
         self.group = group
 
     def files(self) -> dict[str, str]:
-        """Texts of the current set by name, empty where there is none."""
+        """Texts of the current set by name; empty if there is none."""
         if not self.link.is_dir():
             return {}
         return {path.name: path.read_text(encoding="utf-8") for path in sorted(self.link.iterdir())}
 
     def holds(self, files: Mapping[str, str]) -> bool:
-        """Whether the current set is exactly this, for its owner's eyes only."""
+        """Whether the current set has exactly these files, readable by their owner only."""
         return self.files() == dict(files) and not any(self._is_open(path) for path in self.link.iterdir())
 
     def write(self, files: Mapping[str, str], check: Sequence[str]) -> None:
-        """Write a set, have it checked, make it current, and remove the oldest ones.
+        """Write a set, check it, make it current, and remove the oldest ones.
 
         Args:
             files: Texts by plain file name.
-            check: Command that succeeds if ``@CONFIG@`` is a good configuration.
+            check: Command that succeeds if ``@CONFIG@`` is a valid configuration.
 
         Raises:
-            RefusalError: The command refused it; nothing has changed then.
+            RefusalError: The command failed; nothing has changed.
         """
         self.sets.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
         os.chown(self.sets, self.owner, self.group)
@@ -103,7 +103,7 @@ class Store:
 
 
 def complaint(check: Sequence[str], config: Path) -> str:
-    """What a checking command says against a configuration, empty if it has nothing against it."""
+    """Output of a checking command that refuses a configuration; empty if it accepts it."""
     command = [part.replace(CONFIG_PLACEHOLDER, str(config)) for part in check]
     try:
         done = subprocess.run(  # noqa: S603 - the command is the role's
@@ -116,7 +116,7 @@ def complaint(check: Sequence[str], config: Path) -> str:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"{command[0]} cannot be asked: {error}"
+        return f"{command[0]} cannot be started: {error}"
     return "" if done.returncode == 0 else done.stdout.strip() or f"{command[0]} ended with {done.returncode}"
 
 
@@ -124,16 +124,16 @@ def assemble(config: str, keys_map: str, engine_key: str, certificate: str, priv
     """The files of a set.
 
     Raises:
-        RefusalError: The engine's key cannot be one, or a client of ``keys_map`` has the same.
+        RefusalError: The engine's key is invalid, or a client of ``keys_map`` has the same key.
     """
     key = engine_key.strip()
     if reason := reason_invalid_for_engine(key):
         message = f"The engine's key is not accepted: {reason}."
-        raise RefusalError(Refusal("bad_engine_key", message, "Run role vllm_service, which makes one."))
+        raise RefusalError(Refusal("bad_engine_key", message, "Run role vllm_service, which generates one."))
     name = gateway.names_in(keys_map).get(gateway.digest(key))
     if name:
-        message = f"gateway_keys gives {name} the engine's own key, which opens more than the gateway does."
-        raise RefusalError(Refusal("engine_key_given_out", message, "Give that name a key of its own."))
+        message = f"gateway_keys: the key of {name} is the engine's key, which allows more than the gateway."
+        raise RefusalError(Refusal("engine_key_given_out", message, "Set another key for that name."))
     files = {
         gateway.CONFIG_FILE: config,
         gateway.KEYS_FILE: keys_map,
@@ -154,20 +154,20 @@ def fingerprint(pem: str) -> str:
     """SHA-256 of the first certificate of a text, as ``openssl x509 -fingerprint -sha256`` writes it.
 
     Raises:
-        RefusalError: There is no certificate in it.
+        RefusalError: The text has no certificate.
     """
     begin, end = pem.find(ssl.PEM_HEADER), pem.find(ssl.PEM_FOOTER)
     try:
         der = ssl.PEM_cert_to_DER_cert(pem[begin : end + len(ssl.PEM_FOOTER)])
     except ValueError as error:
-        message = f"gateway_tls_certificate holds no certificate: {error}."
-        raise RefusalError(Refusal("bad_certificate", message, "Name a file in PEM.")) from error
+        message = f"gateway_tls_certificate has no certificate: {error}."
+        raise RefusalError(Refusal("bad_certificate", message, "Set it to a file in PEM format.")) from error
     digits = sha256(der).hexdigest().upper()
     return ":".join(digits[index : index + 2] for index in range(0, len(digits), 2))
 
 
 def shown(files: Mapping[str, str]) -> dict[str, str]:
-    """The files of a set as a person may see them: secrets by the first digits of their digest."""
+    """The files of a set for display: secrets as the first digits of their digest."""
     views = {name: text for name, text in files.items() if name == gateway.CONFIG_FILE}
     if gateway.KEYS_FILE in files:
         pairs = gateway.names_in(files[gateway.KEYS_FILE])
@@ -178,6 +178,6 @@ def shown(files: Mapping[str, str]) -> dict[str, str]:
     return views
 
 
-def _config_refused(said: str) -> Refusal:
-    message = f"HAProxy does not take the new configuration; the old one stays. It says:\n{said}\n"
-    return Refusal("gateway_config_refused", message, "Correct what these lines name and run again.")
+def _config_refused(output: str) -> Refusal:
+    message = f"HAProxy refuses the new configuration; the old one is unchanged. Its output:\n{output}\n"
+    return Refusal("gateway_config_refused", message, "Correct the settings that these lines name and run again.")

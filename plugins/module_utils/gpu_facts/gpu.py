@@ -10,11 +10,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Missing:
-    """Stands for a value that could not be had.
+    """Placeholder for a value that could not be read.
 
     Attributes:
-        reason: Why, in snake_case, for example ``not_supported`` (the GPU has no such thing), ``not_reported`` (the
-            source says nothing of it), ``no_permission``, ``gpu_lost``, ``program_missing``.
+        reason: Reason in snake_case, for example ``not_supported`` (by the GPU), ``not_reported`` (by the source),
+            ``no_permission``, ``gpu_lost``, ``program_missing``.
     """
 
     reason: str
@@ -55,9 +55,9 @@ _MIB = "_mib"
 
 
 def gpu_facts(known: Mapping[str, Any], otherwise: str = "not_reported") -> dict[str, Any]:
-    """One GPU from values by path; every path that is not known is null for the reason ``otherwise``.
+    """One GPU from values by path; every missing path is null with the reason ``otherwise``.
 
-    Memory is added in GiB (2^30 bytes, two decimals) beside the MiB that the source reports.
+    Memory is added in GiB (2^30 bytes, two decimals) in addition to the MiB that the source reports.
     """
     return nest({leaf: known.get(leaf, Missing(otherwise)) for leaf in LEAVES})
 

@@ -1,4 +1,4 @@
-"""What the host itself tells of its GPUs and their driver, read from /proc and /sys."""
+"""Facts about GPUs and their driver from /proc and /sys."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def facts(root: Path) -> dict[str, Any]:
 
 
 def foreign_drivers(host: dict[str, Any]) -> list[str]:
-    """Loaded modules that hold GPUs in the NVIDIA driver's place."""
+    """Loaded modules that use the GPUs instead of the NVIDIA driver."""
     return [name for name in _FOREIGN if host[f"modules.{name}"] is True]
 
 

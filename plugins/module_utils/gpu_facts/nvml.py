@@ -37,7 +37,7 @@ _MOST_LINKS = 36
 
 
 def read(pynvml: ModuleType) -> tuple[list[dict[str, Any]], list[Refusal]]:
-    """All GPUs, as values by path, and what is wrong with some of them.
+    """All GPUs as values by path, and the problems of GPUs.
 
     Raises:
         RefusalError: NVML does not start; the refusal says why.
@@ -70,7 +70,7 @@ class _Session:
         return gpus, self.problems
 
     def ask(self, function: str, *arguments: Any) -> Any:
-        """What NVML answers, or why it does not."""
+        """The result of an NVML function, or the reason for its failure."""
         call = getattr(self.nvml, function, None)
         if call is None:
             return Missing("not_in_this_library")
@@ -84,7 +84,7 @@ class _Session:
             return self.nvml.nvmlDeviceGetHandleByIndex(index)
         except self.nvml.NVMLError as error:
             found = of_nvml(error.value, f"GPU {index}")
-            # An error that is not known is met here when a GPU is there and does not start.
+            # An unknown error occurs here if a GPU is present but does not start.
             self.problems.append(problem("gpu_unreachable", f"GPU {index}") if found.code == "nvml_error" else found)
             return None
 
@@ -129,7 +129,7 @@ class _Session:
         return gpu | memory | self.nvlinks(handle)
 
     def memory(self, handle: Any) -> dict[str, Any]:
-        """Memory by the call that tells reserved from used; drivers before 510 only have the one that adds them up."""
+        """Memory by the call that separates reserved from used; drivers before 510 have only the sum of both."""
         split = self.ask("nvmlDeviceGetMemoryInfo", handle, self.nvml.nvmlMemory_v2)
         info = self.ask("nvmlDeviceGetMemoryInfo", handle) if isinstance(split, Missing) else split
         return {f"memory.{part}_mib": _then(info, _part(part)) for part in ("total", "used", "free")} | {
@@ -137,7 +137,7 @@ class _Session:
         }
 
     def nvlinks(self, handle: Any) -> dict[str, Any]:
-        """How many links there are to ask for ends with the first that the GPU refuses."""
+        """NVLinks; the first link number that the GPU refuses ends the list."""
         states: list[bool] = []
         for link in range(_MOST_LINKS):
             state = self.ask("nvmlDeviceGetNvLinkState", handle, link)

@@ -1,10 +1,10 @@
-"""What is wrong with a host's GPUs or driver, in the shape of every refusal: code, message, fix."""
+"""Problems of a host's GPUs or driver, in the form of a refusal: code, message, fix."""
 
 from __future__ import annotations
 
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
 
-# Code: what is wrong, what to do. `{where}` is the GPU or the detail, where one is known.
+# Message and fix by code. `{where}` is the GPU or the detail, if one is known.
 _PROBLEMS = {
     "driver_not_installed": (
         "NVIDIA GPUs are in the host, but neither the NVML library nor nvidia-smi{where}.",
@@ -147,19 +147,19 @@ def problem(code: str, where: str = "") -> Refusal:
 
 
 def of_nvml(code: int, where: str = "") -> Refusal:
-    """The problem behind a return code of NVML; one that is not known becomes ``nvml_error``."""
+    """The problem for a return code of NVML; ``nvml_error`` for an unknown one."""
     known = _NVML.get(code)
     return problem(known, where) if known else problem("nvml_error", ", ".join(filter(None, (where, f"code {code}"))))
 
 
 def of_cuda(code: int) -> Refusal:
-    """The problem behind a return code of cuInit; one that is not known becomes ``cuda_error``."""
+    """The problem for a return code of cuInit; ``cuda_error`` for an unknown one."""
     known = _CUDA.get(code)
     return problem(known) if known else problem("cuda_error", f"code {code}")
 
 
 def of_text(text: str) -> Refusal | None:
-    """The problem that a program's words tell of, or None."""
+    """The problem for the output of a program, or None."""
     for line in text.splitlines():
         for words, code in _WORDS:
             if words in line.lower():

@@ -1,4 +1,4 @@
-"""Reads a machine's GPUs: through NVML, else nvidia-smi, else the PCI bus. The only place where the project does."""
+"""Reads a machine's GPUs: through NVML, else nvidia-smi, else the PCI bus. Used by all other parts."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refu
 # A GPU that hangs makes its tools hang.
 _SECONDS = 60
 _NO_DRIVER = "driver_not_installed"
-# Asked in a process of its own: cuInit may hang or crash, and stays in effect for the life of a process.
+# In a separate process: cuInit may hang or crash, and stays in effect for the life of a process.
 _CU_INIT = (sys.executable, "-c", "import ctypes; print(ctypes.CDLL('libcuda.so.1').cuInit(0))")
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a program said.
+    """Result of a program.
 
     Attributes:
-        code: Its exit status; None where it is not there or did not end in time.
+        code: Its exit status; None if it is missing or did not end in time.
         out: Its output.
-        err: Its messages; where code is None, the reason: ``program_missing`` or ``program_timeout``.
+        err: Its error output; if code is None, the reason: ``program_missing`` or ``program_timeout``.
     """
 
     code: int | None
@@ -92,7 +92,7 @@ def run(arguments: Sequence[str]) -> Output:
 
 
 def read_gpus(machine: Machine) -> list[dict[str, Any]]:
-    """Only the GPUs, and of them what one call to the driver tells: no topology, no kernel log."""
+    """Only the GPUs, and of them only the result of one call to the driver: no topology, no kernel log."""
     return _finished(_found(machine))
 
 
@@ -101,7 +101,7 @@ def read(machine: Machine, start_cuda: bool = False) -> dict[str, Any]:
 
     Args:
         machine: The machine to read.
-        start_cuda: Whether to see if CUDA starts. That may load the module nvidia_uvm.
+        start_cuda: Whether to test if CUDA starts. This may load the module nvidia_uvm.
     """
     found = _found(machine)
     if found.source == "nvidia_smi":
@@ -127,16 +127,16 @@ def _found(machine: Machine) -> Found:
     problems: list[Refusal] = []
     for source, ask in (("nvml", _by_nvml), ("nvidia_smi", _by_smi)):
         try:
-            gpus, told = ask(machine)
+            gpus, reported = ask(machine)
         except RefusalError as error:
             problems += error.refusals
             continue
         lost = [gpu for gpu in on_bus if gpu["pci_bus_id"] not in {known.get("pci_bus_id") for known in gpus}]
         # A GPU that cannot be opened has a number but no address; the bus has its address.
         gpus = [gpu for gpu in gpus if set(gpu) != {"index"}] + lost
-        told += [problem("gpu_not_listed", gpu["pci_bus_id"]) for gpu in lost]
-        return Found(source, gpus, told)
-    # Without a GPU it is no problem that there is no driver; nor is a tool that is missing where the other talks.
+        reported += [problem("gpu_not_listed", gpu["pci_bus_id"]) for gpu in lost]
+        return Found(source, gpus, reported)
+    # A missing driver is no problem without a GPU, and a missing tool is none if the other one answers.
     if not on_bus or any(each.code != _NO_DRIVER for each in problems):
         problems = [each for each in problems if each.code != _NO_DRIVER]
     return Found("pci" if on_bus else "none", on_bus, problems)
@@ -166,7 +166,7 @@ def _by_smi(machine: Machine) -> tuple[list[dict[str, Any]], list[Refusal]]:
 
 
 def _add_links(machine: Machine, gpus: Iterable[dict[str, Any]]) -> None:
-    """Add NVLink and peers, which nvidia-smi tells by programs of their own."""
+    """Add NVLink and peers, which nvidia-smi reports by separate commands."""
     links = machine.run(smi.NVLINKS)
     by_index = smi.parse_nvlinks(links.out)
     paths, reads = machine.run(smi.PATHS), machine.run(smi.PEER_READS)
@@ -180,7 +180,7 @@ def _add_links(machine: Machine, gpus: Iterable[dict[str, Any]]) -> None:
 
 
 def _why(output: Output) -> str:
-    """The reason for a value that a program did not give."""
+    """The reason for a value that a program did not return."""
     if output.code is None:
         return output.err
     return "not_reported" if output.code == 0 else "program_failed"
@@ -190,7 +190,7 @@ def _kernel_log(machine: Machine) -> Any:
     outputs = []
     for command in kernel_log.COMMANDS:
         output = machine.run(command)
-        # A journal that the user may not read, or that is not there, is empty.
+        # A journal that is missing, or that the user may not read, is empty.
         if output.code == 0 and output.out.strip():
             return kernel_log.parse(output.out)
         outputs.append(output)
@@ -199,7 +199,7 @@ def _kernel_log(machine: Machine) -> Any:
 
 
 def _cuda(machine: Machine, found: Found, start: bool) -> tuple[Any, list[Refusal]]:
-    """What cuInit returned, 0 where CUDA starts; and the problem behind any other code."""
+    """Return code of cuInit, 0 if CUDA starts, and the problem for any other code."""
     if not start or found.source not in ("nvml", "nvidia_smi"):
         return Missing("not_asked" if not start else "no_driver"), []
     output = machine.run(_CU_INIT)
@@ -227,7 +227,7 @@ def _host_problems(found: Found, around: dict[str, Any]) -> list[Refusal]:
 
 
 def _once(problems: Iterable[Refusal]) -> list[Refusal]:
-    """Each problem once; those of the driver, which is one for the host, by their code."""
+    """Each problem once; problems of the driver once per host, by code."""
     seen: dict[str, Refusal] = {}
     for each in problems:
         seen.setdefault(each.code if each.code.startswith("driver_") else each.message, each)

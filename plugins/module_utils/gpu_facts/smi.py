@@ -18,7 +18,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refu
 Command = tuple[str, ...]
 
 QUERY: Command = ("nvidia-smi", "-q", "-x")
-# The XML report does not say the compute capability, nor the number that topology and NVLink go by.
+# The XML report has neither the compute capability nor the index that topology and NVLink use.
 CAPABILITIES: Command = ("nvidia-smi", "--query-gpu=index,uuid,compute_cap", "--format=csv,noheader")
 PATHS: Command = ("nvidia-smi", "topo", "-m")
 PEER_READS: Command = ("nvidia-smi", "topo", "-p2p", "r")
@@ -36,7 +36,7 @@ _NO_VALUE = (
     ("unknown error", "unknown_error"),
     ("err!", "unknown_error"),
 )
-# Reasons that speak of the whole GPU, and the problem that each is.
+# Reasons that concern the whole GPU, with the problem of each.
 _BROKEN = {"gpu_lost": "gpu_lost", "gpu_needs_reset": "gpu_needs_reset", "unknown_error": "gpu_unreachable"}
 _PEER = {
     "OK": "ok",
@@ -50,10 +50,10 @@ _PEER = {
 
 
 def parse_query(text: str) -> tuple[list[dict[str, Any]], list[Refusal]]:
-    """GPUs of ``nvidia-smi -q -x``, as values by path, and the problems that it tells of.
+    """GPUs of ``nvidia-smi -q -x``, as values by path, and the problems that it reports.
 
     Raises:
-        RefusalError: there is no report in the text; the refusal says why, as far as the text tells.
+        RefusalError: The text has no report; with the reason if the text has one.
     """
     preface, tag, _ = text.partition("<nvidia_smi_log")
     if not tag:
@@ -100,7 +100,7 @@ def peers(paths: dict[tuple[int, int], str], reads: dict[tuple[int, int], str], 
     return [
         {
             "index": other,
-            # NV18 is a path over 18 NVLinks; how many there are is told by nvlink.links.
+            # NV18 is a path over 18 NVLinks; nvlink.links has their number.
             "path": re.sub(r"^NV[0-9]+$", "NV", paths.get((index, other), "")) or None,
             "p2p": _PEER.get(reads.get((index, other), ""), "unknown"),
         }

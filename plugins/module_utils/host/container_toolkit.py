@@ -1,4 +1,4 @@
-"""Decisions of role nvidia_container_toolkit: pure functions over what the host said."""
+"""Decisions of role nvidia_container_toolkit: pure functions over facts of the host."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def listed_gpus(output: str) -> list[str]:
 
 
 def refusals(proof: Mapping[str, Any], host: Sequence[str], image: str) -> list[Refusal]:
-    """Why containers cannot use the host's GPUs; empty where they can.
+    """Why containers cannot use the host's GPUs; empty if they can.
 
     Args:
         proof: ``rc``, ``stdout`` and ``stderr`` of ``nvidia-smi -L`` in a container.
@@ -65,20 +65,20 @@ def refusals(proof: Mapping[str, Any], host: Sequence[str], image: str) -> list[
         return [
             Refusal(
                 "no_gpu_on_host",
-                "The driver of this host lists no GPU, so none can be given to a container.",
+                "The driver of this host lists no GPU, so no container can use one.",
                 "Make `nvidia-smi -L` list them, or set nvidia_container_toolkit_prove to false.",
             )
         ]
     seen = listed_gpus(str(proof.get("stdout", "")))
     if proof.get("rc") == 0 and set(seen) == set(host):
         return []
-    said = " ".join(str(proof.get("stderr") or proof.get("stdout") or "").split())[-400:]
+    output = " ".join(str(proof.get("stderr") or proof.get("stdout") or "").split())[-400:]
     return [
         Refusal(
             "gpu_missing_in_container",
             f"The host lists {', '.join(sorted(host))}; a container of {image} started with --gpus all lists "
-            f"{', '.join(sorted(seen)) or 'none'}: {said or 'no message'}",
-            "Follow docs/runbooks/gpu_missing_in_container.md; where the image cannot be had, set "
+            f"{', '.join(sorted(seen)) or 'none'}: {output or 'no message'}",
+            "Follow docs/runbooks/gpu_missing_in_container.md; if the image is not available, set "
             "nvidia_container_toolkit_proof_image.",
         )
     ]

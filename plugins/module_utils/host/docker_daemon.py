@@ -1,8 +1,8 @@
-"""Docker's daemon.json: merging keys into it, and finding back when Docker does not start with it.
+"""Docker's daemon.json: merging keys into it, and restoring it when Docker does not start with it.
 
-A change is written in two steps, so that one that Docker refuses can be undone however it was made up: the first write
-keeps the former file as ``daemon.json.last-good``, further writes leave that one alone, and once Docker runs with the
-new file the former one becomes ``daemon.json.bak``. While ``.last-good`` exists, Docker has not been told yet.
+A change can be reverted until Docker runs with it: the first write keeps the old file as ``daemon.json.last-good``,
+further writes do not change that copy, and once Docker runs with the new file the copy becomes ``daemon.json.bak``.
+While ``.last-good`` exists, Docker has not read the new file yet.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[st
 
 
 def action(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """What it takes that dockerd runs with `after`: none, reload or restart."""
+    """The action that makes dockerd use `after`: none, reload or restart."""
     keys = changed_keys(before, after)
     if not keys:
         return NOTHING
@@ -133,12 +133,12 @@ def reason_in(log: str, limit: int = 3) -> str:
 def runs_otherwise(
     run: Callable[[list[str]], tuple[int, str, str]], wanted: Mapping[str, Any], pidfile: str | None, service: str
 ) -> bool:
-    """Does Docker run, and with another environment than it must have?
+    """Whether Docker runs with another environment than required.
 
     Args:
         run: Runs a command; returns its exit status, output and errors.
-        wanted: Variables that Docker must have been started with; one that is empty must not be there.
-        pidfile: File with Docker's process id; without it systemd is asked.
+        wanted: Variables that Docker must have been started with; an empty one must not be set.
+        pidfile: File with Docker's process id; without it, systemd is queried.
         service: Name of systemd's unit.
     """
     if not wanted:
@@ -157,7 +157,7 @@ def environment_of(environ: bytes) -> dict[str, str]:
 
 
 class ConfigFile:
-    """A daemon.json with what is kept beside it."""
+    """A daemon.json with its backup files."""
 
     def __init__(self, path: Path) -> None:
         """Look at `path`; it need not exist. A symbolic link is followed."""
@@ -206,7 +206,7 @@ class ConfigFile:
             kept.replace(self.last_good)
         part = self.path.with_name(f".{self.path.name}.new")
         part.unlink(missing_ok=True)
-        # Nobody else reads it before it has the mode of the file that it replaces.
+        # Not readable by others until it has the mode of the file that it replaces.
         with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
             stream.write(text)
             stream.flush()
@@ -242,7 +242,7 @@ def _pid(run: Callable[[list[str]], tuple[int, str, str]], pidfile: str | None, 
     """Docker's process; ValueError or OSError where there is none."""
     if pidfile:
         pid = int(Path(pidfile).read_text(encoding="utf-8"))
-        # The number outlives its process in the file; whoever has it now need not be Docker.
+        # The file may be stale, and the number may belong to another process.
         return pid if Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip() == "dockerd" else 0
     return int(run(["systemctl", "show", "--property=MainPID", "--value", service])[1])
 
@@ -251,7 +251,7 @@ def _invalid(name: str, reason: str) -> RefusalError:
     return RefusalError(
         Refusal(
             "invalid_daemon_json",
-            f"{name} is not valid: {reason}. It was not touched.",
+            f"{name} is not valid: {reason}. It was not changed.",
             "Correct the file, or move it away; then run again.",
         )
     )

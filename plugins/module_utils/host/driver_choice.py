@@ -26,19 +26,19 @@ _DRIVER = re.compile(r"\d{3}(?:\.\d{1,3}){1,2}")
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What the role's variables ask for; empty text and 0 leave the choice to the table.
+class Requirements:
+    """Requirements from the role's variables; with an empty text and 0 the table decides.
 
     Attributes:
         engine_tag: Tag of the engine's image, such as ``v0.33.0`` or ``v0.32.0-cu129``.
-        cuda_version: CUDA of the engine's image, where its tag does not tell.
+        cuda_version: CUDA of the engine's image, if its tag does not contain it.
         branch: Driver branch, such as 580.
         version: Exact driver version, such as ``580.126.20``.
         modules: ``auto``, ``open`` or ``proprietary``.
         source: ``auto``, ``nvidia`` or ``distribution``.
-        headless: Without what a display needs.
-        fabric_manager: ``auto`` (where NVSwitches are), ``always`` or ``never``.
-        replace_working_driver: Change a driver that already does what the engine needs.
+        headless: Without the parts for a display.
+        fabric_manager: ``auto`` (if there are NVSwitches), ``always`` or ``never``.
+        replace_working_driver: Change a driver that already meets the engine's needs.
         owner_key_enrolled: A machine owner key is enrolled and DKMS signs with it.
         kernel_headers: Packages with the kernel's headers; None takes the table's.
         repository_base_url: Folder with one repository per system.
@@ -64,14 +64,14 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Host:
-    """What is known about the host before anything changes.
+    """Facts about the host before any change.
 
     Attributes:
         system: Distribution and major version, a key of the table's ``systems``.
-        architecture: As ``uname -m`` says.
-        kernel: Release of the kernel that runs.
-        packages: What module ``driver_state`` returned.
-        running: What module ``gpu_facts`` returned.
+        architecture: Output of ``uname -m``.
+        kernel: Release of the running kernel.
+        packages: Result of module ``driver_info``.
+        running: Result of module ``gpu_info``.
     """
 
     system: str
@@ -139,11 +139,11 @@ def newest(versions: Iterable[str]) -> str:
     return max(versions, key=lambda version: tuple(map(int, version.split("."))), default="")
 
 
-def cuda_of_engine(table: Table, wishes: Wishes) -> str:
-    """CUDA version of the engine's image; raises RefusalError where the tag tells no version."""
-    if wishes.cuda_version:
-        return wishes.cuda_version
-    tag = wishes.engine_tag or versions.DEPLOYED
+def cuda_of_engine(table: Table, requirements: Requirements) -> str:
+    """CUDA version of the engine's image; raises RefusalError if the tag has no version."""
+    if requirements.cuda_version:
+        return requirements.cuda_version
+    tag = requirements.engine_tag or versions.DEPLOYED
     named = re.search(r"-cu(\d{2})(\d)\b", tag)
     if named:
         return f"{named[1]}.{named[2]}"
@@ -151,7 +151,7 @@ def cuda_of_engine(table: Table, wishes: Wishes) -> str:
         raise RefusalError(
             Refusal(
                 "unknown_cuda",
-                f"engine_image_tag is {tag!r}, which does not tell the CUDA version of the image.",
+                f"engine_image_tag is {tag!r}, which does not contain the CUDA version of the image.",
                 'Set nvidia_driver_cuda_version, for example to "13.0".',
             )
         )
@@ -175,7 +175,7 @@ def generation_of(table: Table, gpu: Mapping[str, Any]) -> Mapping[str, Any]:
     raise RefusalError(
         Refusal(
             "unknown_gpu",
-            f"nvidia_driver_gpus: nothing is known about {dict(gpu)!r}.",
+            f"nvidia_driver_gpus: {dict(gpu)!r} is unknown.",
             "Name it with its compute capability, for example [{name: RTX 4090, compute_capability: 8.9}].",
         )
     )
@@ -199,7 +199,7 @@ def _pci_device(gpu: Mapping[str, Any]) -> int | None:
         return None
 
 
-def _modules(rows: Sequence[Mapping[str, Any]], wish: str) -> str:
+def _modules(rows: Sequence[Mapping[str, Any]], requested: str) -> str:
     """Kind of kernel modules that all GPUs work with; raises RefusalError."""
     common = [kind for kind in rows[0]["modules"] if all(kind in row["modules"] for row in rows)]
     names = ", ".join(sorted({row["name"] for row in rows}))
@@ -211,22 +211,22 @@ def _modules(rows: Sequence[Mapping[str, Any]], wish: str) -> str:
                 "Take the older or the newer GPUs out of the host.",
             )
         )
-    if wish == "auto":
+    if requested == "auto":
         return str(common[0])
-    if wish not in common:
+    if requested not in common:
         raise RefusalError(
             Refusal(
                 "modules_unsupported",
-                f"nvidia_driver_modules is {wish}; {names} works with: {', '.join(common)}.",
+                f"nvidia_driver_modules is {requested}; {names} works with: {', '.join(common)}.",
                 "Set nvidia_driver_modules to auto.",
             )
         )
-    return wish
+    return requested
 
 
-def _needed(table: Table, wishes: Wishes, rows: Sequence[Mapping[str, Any]]) -> tuple[str, int]:
+def _needed(table: Table, requirements: Requirements, rows: Sequence[Mapping[str, Any]]) -> tuple[str, int]:
     """CUDA version of the engine and the least branch that runs it; raises RefusalError."""
-    cuda = cuda_of_engine(table, wishes)
+    cuda = cuda_of_engine(table, requirements)
     row = table["cuda"].get(cuda.split(".")[0])
     if row is None:
         raise RefusalError(
@@ -282,16 +282,16 @@ def package_set(table: Table, name: str) -> dict[str, Any]:
     return {**table["package_sets"].get(row.get("like", ""), {}), **row}
 
 
-def _source(own: Table, host: Host, wishes: Wishes) -> str:
+def _source(own: Table, host: Host, requirements: Requirements) -> str:
     """Where the packages come from: NVIDIA, but the distribution where only its modules are signed."""
-    if wishes.source != "auto":
-        return wishes.source
-    unsigned = host.secure_boot and not wishes.owner_key_enrolled
+    if requirements.source != "auto":
+        return requirements.source
+    unsigned = host.secure_boot and not requirements.owner_key_enrolled
     return "distribution" if unsigned and own.get("signed") else "nvidia"
 
 
-def _secure_boot_refusals(signed: bool, host: Host, wishes: Wishes, *, own_signed: bool) -> list[Refusal]:
-    if signed or not host.secure_boot or wishes.owner_key_enrolled:
+def _secure_boot_refusals(signed: bool, host: Host, requirements: Requirements, *, own_signed: bool) -> list[Refusal]:
+    if signed or not host.secure_boot or requirements.owner_key_enrolled:
         return []
     fix = (
         "Set nvidia_driver_source: distribution, whose modules are signed; or enrol"
@@ -342,15 +342,15 @@ def _serves(branch: int, minimum: int, rows: Sequence[Mapping[str, Any]]) -> boo
     return branch >= minimum and all(not row["last_branch"] or branch <= row["last_branch"] for row in rows)
 
 
-def choose(table: Table, host: Host, gpus: Sequence[Mapping[str, Any]], wishes: Wishes) -> Choice:
+def choose(table: Table, host: Host, gpus: Sequence[Mapping[str, Any]], requirements: Requirements) -> Choice:
     """What to do to the host; the choice has refusals where nothing may be done."""
     try:
-        return _choose(table, host, gpus, wishes)
+        return _choose(table, host, gpus, requirements)
     except RefusalError as error:
         return Choice(refusals=[refusal.as_dict() for refusal in error.refusals])
 
 
-def _choose(table: Table, host: Host, gpus: Sequence[Mapping[str, Any]], wishes: Wishes) -> Choice:
+def _choose(table: Table, host: Host, gpus: Sequence[Mapping[str, Any]], requirements: Requirements) -> Choice:
     system = _system(table, host)
     if not gpus:
         raise RefusalError(
@@ -361,21 +361,21 @@ def _choose(table: Table, host: Host, gpus: Sequence[Mapping[str, Any]], wishes:
             )
         )
     rows = [generation_of(table, gpu) for gpu in gpus]
-    cuda, minimum = _needed(table, wishes, rows)
+    cuda, minimum = _needed(table, requirements, rows)
     choice = Choice(
         cuda_version=cuda,
         minimum_branch=minimum,
         generations=sorted({row["name"] for row in rows}),
         manager=system["manager"],
-        modules=_modules(rows, wishes.modules),
+        modules=_modules(rows, requirements.modules),
     )
     managed = bool(host.packages.get("managed_version"))
-    if _works(host, minimum, rows) and not managed and not wishes.replace_working_driver:
+    if _works(host, minimum, rows) and not managed and not requirements.replace_working_driver:
         choice.action, choice.version = "leave", host.nvml_version
         choice.reason = f"driver {host.nvml_version} answers and does what CUDA {cuda} needs"
         choice.branch = branch_of(host.nvml_version)
         return choice
-    _fill(choice, table, host, wishes, rows)
+    _fill(choice, table, host, requirements, rows)
     return choice
 
 
@@ -394,11 +394,13 @@ def _system(table: Table, host: Host) -> Mapping[str, Any]:
     return dict(system)
 
 
-def _fill(choice: Choice, table: Table, host: Host, wishes: Wishes, rows: Sequence[Mapping[str, Any]]) -> None:
+def _fill(
+    choice: Choice, table: Table, host: Host, requirements: Requirements, rows: Sequence[Mapping[str, Any]]
+) -> None:
     """Complete a choice for a host whose packages this role has, or will have, in hand."""
     system = table["systems"][host.system]
     own = package_set(table, system.get("own_packages", ""))
-    choice.source = _source(own, host, wishes)
+    choice.source = _source(own, host, requirements)
     if choice.source == "distribution" and not own:
         raise RefusalError(
             Refusal(
@@ -408,15 +410,15 @@ def _fill(choice: Choice, table: Table, host: Host, wishes: Wishes, rows: Sequen
             )
         )
     names = own if choice.source == "distribution" else package_set(table, system["packages"])
-    kept = _kept_version(choice, host, wishes, names, rows)
-    wanted, why = _wanted_branch(table, system, wishes, choice.source)
+    kept = _kept_version(choice, host, requirements, names, rows)
+    wanted, why = _wanted_branch(table, system, requirements, choice.source)
     choice.branch = branch_of(kept) or wanted
     refusals: list[Refusal] = (
         [] if kept else _branch_refusals(wanted, choice.minimum_branch, rows, choice.cuda_version, why)
     )
     # A module that runs with Secure Boot on is signed.
     if not (kept and _works(host, choice.minimum_branch, rows)):
-        refusals += _secure_boot_refusals(bool(names["signed"]), host, wishes, own_signed=bool(own.get("signed")))
+        refusals += _secure_boot_refusals(bool(names["signed"]), host, requirements, own_signed=bool(own.get("signed")))
     suffix = "" if choice.branch >= names["plain_names_from"] else f"-{choice.branch}"
     values = {
         "suffix": suffix,
@@ -424,48 +426,52 @@ def _fill(choice: Choice, table: Table, host: Host, wishes: Wishes, rows: Sequen
         "kernel": host.kernel,
         "flavour": _flavour(system, host.kernel),
     }
-    fabric = wishes.fabric_manager == "always" or (
-        wishes.fabric_manager == "auto" and int(host.running["host"]["nvswitches"] or 0) > 0
+    fabric = requirements.fabric_manager == "always" or (
+        requirements.fabric_manager == "auto" and int(host.running["host"]["nvswitches"] or 0) > 0
     )
     parts = ["compute", choice.modules, "persistence", *(["fabric"] if fabric else [])]
-    parts += [] if wishes.headless else ["desktop"]
+    parts += [] if requirements.headless else ["desktop"]
     parts_of = [name for part in parts for name in _names(_part(names, part, choice.branch), values)]
     apart = [name for name in parts_of if name in names.get("own_version", [])]
     choice.packages = [name for name in parts_of if name not in apart]
     choice.version_of = names["version_of"].format(**values)
     choice.pinned = list(names["pinned"])
-    headers = system["headers"] if wishes.kernel_headers is None else wishes.kernel_headers
+    headers = system["headers"] if requirements.kernel_headers is None else requirements.kernel_headers
     choice.prerequisites = [*_names(headers, values), *apart]
     choice.services = ["nvidia-persistenced", *(["nvidia-fabricmanager"] if fabric else [])]
     choice.module_stream = system.get("module_streams", {}).get(choice.modules, "").format(**values)
     if choice.source == "nvidia":
-        choice.repository = _repository(table, system, host, wishes)
+        choice.repository = _repository(table, system, host, requirements)
     _decide(choice, host, kept)
     if choice.action != "keep":
         refusals += _in_the_way(host)
     choice.refusals = [refusal.as_dict() for refusal in refusals]
 
 
-def _wanted_branch(table: Table, system: Mapping[str, Any], wishes: Wishes, source: str) -> tuple[int, str]:
+def _wanted_branch(table: Table, system: Mapping[str, Any], requirements: Requirements, source: str) -> tuple[int, str]:
     """The branch to install, and the variable that says so, for messages."""
-    if wishes.version:
-        return branch_of(wishes.version), f"nvidia_driver_version ({wishes.version})"
-    if wishes.branch:
-        return wishes.branch, "nvidia_driver_branch"
+    if requirements.version:
+        return branch_of(requirements.version), f"nvidia_driver_version ({requirements.version})"
+    if requirements.branch:
+        return requirements.branch, "nvidia_driver_branch"
     if source == "distribution":
         return int(system["own_branch"]), "nvidia_driver_source (distribution), whose branch"
     return int(table["default_branch"]), "nvidia_driver_branch (default)"
 
 
-def _kept_version(choice: Choice, host: Host, wishes: Wishes, names: Table, rows: Sequence[Mapping[str, Any]]) -> str:
+def _kept_version(
+    choice: Choice, host: Host, requirements: Requirements, names: Table, rows: Sequence[Mapping[str, Any]]
+) -> str:
     """The version that this role installed before, where it still does what is needed; else empty."""
     managed = str(host.packages.get("managed_version", ""))
     branch = branch_of(managed)
     suffix = "" if branch >= names["plain_names_from"] else f"-{branch}"
     installed = _installed_version(host, names["version_of"].format(suffix=suffix, branch=branch))
-    asked_for = (not wishes.version or wishes.version == managed) and (not wishes.branch or wishes.branch == branch)
+    asked_for = (not requirements.version or requirements.version == managed) and (
+        not requirements.branch or requirements.branch == branch
+    )
     usable = _serves(branch, choice.minimum_branch, rows) and installed == managed and asked_for
-    return managed if managed and usable and not wishes.replace_working_driver else ""
+    return managed if managed and usable and not requirements.replace_working_driver else ""
 
 
 def _decide(choice: Choice, host: Host, kept: str) -> None:
@@ -488,7 +494,7 @@ def _decide(choice: Choice, host: Host, kept: str) -> None:
 
 
 def _in_the_way(host: Host) -> list[Refusal]:
-    """What on the host stands against a change of packages."""
+    """Reasons on the host against a change of packages."""
     refusals = []
     installed = host.packages.get("installed", {})
     held = sorted(name for name in host.packages.get("held", []) if driver_version_of(installed.get(name, "")))
@@ -497,7 +503,7 @@ def _in_the_way(host: Host) -> list[Refusal]:
             Refusal(
                 "held_packages",
                 f"Packages of the driver are on hold, and not by this role: {', '.join(held)}.",
-                f"Find out why; then: apt-mark unhold {' '.join(held)}",
+                f"Find the reason; then: apt-mark unhold {' '.join(held)}",
             )
         )
     if host.packages.get("runfile"):
@@ -522,11 +528,11 @@ def _in_the_way(host: Host) -> list[Refusal]:
     return refusals
 
 
-def _repository(table: Table, system: Mapping[str, Any], host: Host, wishes: Wishes) -> dict[str, str]:
+def _repository(table: Table, system: Mapping[str, Any], host: Host, requirements: Requirements) -> dict[str, str]:
     """URL and key of NVIDIA's repository or its mirror."""
     folder = table["architectures"][host.architecture]
-    url = wishes.repository_url or f"{wishes.repository_base_url.rstrip('/')}/{system['path']}/{folder}/"
-    return {"url": url, "key": wishes.repository_key or f"{url.rstrip('/')}/{system['key']}"}
+    url = requirements.repository_url or f"{requirements.repository_base_url.rstrip('/')}/{system['path']}/{folder}/"
+    return {"url": url, "key": requirements.repository_key or f"{url.rstrip('/')}/{system['key']}"}
 
 
 def pick_version(listing: str, branch: int, wanted: str = "") -> str:
@@ -638,13 +644,13 @@ def disagreements(running: Mapping[str, Any], version: str) -> list[Refusal]:
         Refusal(
             "driver_disagrees",
             f"Driver {version} was expected; {'; '.join(wrong)}.",
-            "Reboot; if it stays, look at dkms status and at dmesg for NVRM.",
+            "Reboot; if it remains, check dkms status, and dmesg for NVRM.",
         )
     ]
 
 
 def build_refusal(output: str) -> Refusal | None:
-    """Which kernel DKMS could not build the module for, from what apt or dpkg printed; None where it did not fail.
+    """The refusal for a kernel for which DKMS could not build the module, from the output of apt or dpkg, or None.
 
     DKMS names the kernel, and its log, whose path has the version.
     """
@@ -656,8 +662,8 @@ def build_refusal(output: str) -> Refusal | None:
     return Refusal(
         "module_not_built",
         f"The kernel module of {driver} does not build for kernel {kernel[1]}; {place} says why.",
-        "Boot a kernel that this driver knows, or take a driver that knows this kernel: set nvidia_driver_version or "
-        "nvidia_driver_branch, or nvidia_driver_source: nvidia.",
+        "Boot a kernel that this driver supports, or use a driver that supports this kernel: set nvidia_driver_version "
+        "or nvidia_driver_branch, or nvidia_driver_source: nvidia.",
     )
 
 
@@ -676,7 +682,7 @@ _KEY_FAULTS = (
 
 
 def repository_refusal(output: str, url: str, key: str, role: str = "nvidia_driver") -> Refusal:
-    """What is wrong with a repository whose lists could not be fetched, from what apt or dnf printed.
+    """The refusal for a repository whose lists could not be fetched, from the output of apt or dnf.
 
     `role` is the one whose variables name the repository and its key.
     """

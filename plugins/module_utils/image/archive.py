@@ -175,7 +175,7 @@ def _pack_by_zstd(path: Path, chunks: Iterable[bytes]) -> None:
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:  # noqa: S603
         data = cast(IO[bytes], process.stdin)
         try:
-            # A broken pipe means that zstd stopped; it says why itself.
+            # A broken pipe means that zstd stopped; its error output has the reason.
             with suppress(BrokenPipeError):
                 for chunk in chunks:
                     data.write(chunk)
@@ -191,7 +191,7 @@ def _pack_by_zstd(path: Path, chunks: Iterable[bytes]) -> None:
 
 
 def _complaint(process: subprocess.Popen[bytes]) -> str:
-    """Wait for the end; what the process said where it failed, else nothing."""
+    """Wait for the process; its error output if it failed, otherwise empty."""
     message = cast(IO[bytes], process.stderr).read().decode(errors="replace").strip()
     return (message or f"exit status {process.returncode}") if process.wait() != 0 else ""
 

@@ -1,7 +1,7 @@
-"""Python packages that are laid over the engine's image: which are accepted, and what of them names the result.
+"""Python packages that are added to the engine's image: checks, and the facts that name the result.
 
-They only add. What the image has, vLLM above all, stays as it was tested: so each package is pinned, comes without its
-dependencies, and may neither be in the image nor bring a file that is.
+Packages may only add files, so that the tested packages of the image, such as vLLM, do not change. Each package is
+pinned, is installed without its dependencies, and must neither be in the image nor have a file that is.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ def wheels_of(packages: Collection[Package], files: Collection[str]) -> dict[Pac
 
 
 def refusals(specs: Sequence[str], wheels: str, files: Collection[str]) -> Iterator[Refusal]:
-    """Every reason why these packages are not accepted.
+    """All reasons why these packages are not accepted.
 
     Args:
         specs: ``engine_image_extra_packages``.
-        wheels: ``engine_image_extra_wheels``, the folder that they come from; empty where an index is asked.
+        wheels: ``engine_image_extra_wheels``, the folder with their wheels; empty to use an index.
         files: Names of the files in that folder.
     """
     if wheels and not specs:
         yield Refusal(
             "extra_wheels_without_packages",
-            f"engine_image_extra_wheels is {wheels!r} and {_NAME} is empty, so nothing says which wheels to take.",
+            f"engine_image_extra_wheels is {wheels!r} and {_NAME} is empty, so no package is selected.",
             f"Name them in {_NAME} as name==version; or empty engine_image_extra_wheels.",
         )
     seen: set[str] = set()
@@ -103,17 +103,17 @@ def refusals(specs: Sequence[str], wheels: str, files: Collection[str]) -> Itera
 
 
 def recipe_facts(specs: Sequence[str], hashes: Mapping[str, str]) -> list[str]:
-    """What of the packages decides the result: the same for the same list in any order.
+    """The facts of the packages that determine the image, independent of the order of the list.
 
     Args:
         specs: ``engine_image_extra_packages``.
-        hashes: sha256 of their wheels by file name, where they come from a folder: there a version may be made anew.
+        hashes: sha256 of their wheels by file name, if they come from a folder, where a version may be rebuilt.
     """
     return [*sorted(specs), *(f"{name} {value}" for name, value in sorted(hashes.items()))]
 
 
 def pip_target(python: Mapping[str, Any]) -> list[str]:
-    """Arguments of pip that fetch for the image's Python, whatever Python runs pip.
+    """Arguments of pip to download for the image's Python, independent of the Python that runs pip.
 
     Args:
         python: What ``describe.py`` says of the image: ``implementation``, ``version``, ``abi`` and ``platforms``.

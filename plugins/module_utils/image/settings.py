@@ -1,4 +1,4 @@
-"""What is wanted as the engine's image, whether it is acceptable, and what `image.json` says about it."""
+"""The requested engine's image: its settings, their checks, and the content of `image.json`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LABELS = {"inference.vllm.base": "base", "inference.vllm.base-id": "base_id", "
 
 @dataclass(frozen=True)
 class Wanted:
-    """The settings of role engine_image, without their prefix, and what the host is.
+    """The settings of role engine_image, without their prefix, and facts about the host.
 
     Attributes:
         source: ``pull``, ``load`` or ``build``.
@@ -34,7 +34,7 @@ class Wanted:
         repository: Repository in a registry, with the registry's name.
         tag: Tag in that repository.
         digest: ``sha256:<64 hex>`` of the reviewed image; empty where only the tag is known.
-        allow_tag_without_digest: Accept that the registry decides what the tag means.
+        allow_tag_without_digest: Accept a tag without a digest, which the registry may move.
         archive: Path of an image archive.
         archive_reference: Name and tag that the archive is expected to hold.
         archive_sha256: Hash of the archive file, 64 hex; empty is not checked.
@@ -70,7 +70,7 @@ class Wanted:
     extra_packages: tuple[str, ...] = ()
     extra_wheels: str = ""
     extra_files: frozenset[str] = frozenset()
-    signer: image_signature.Signer = image_signature.NOBODY
+    signer: image_signature.Signer = image_signature.NO_SIGNER
     signature_tool: str = "cosign"
     signature_tool_found: bool = True
     machine: str = "x86_64"
@@ -87,13 +87,13 @@ def reference(wanted: Wanted) -> str:
 
 
 def vllm_version(wanted: Wanted) -> str:
-    """vLLM's version as ``major.minor.patch``; empty where neither a setting nor the tag tells it."""
+    """vLLM's version as ``major.minor.patch``; empty if neither a setting nor the tag has it."""
     by_source = {"pull": wanted.tag, "load": wanted.archive_reference.rpartition(":")[2], "build": wanted.built_version}
     return versions.plain(wanted.vllm_version) or versions.plain(by_source.get(wanted.source, ""))
 
 
 def refusals(wanted: Wanted) -> list[Refusal]:
-    """Every reason why these settings are not accepted; empty where they are."""
+    """All reasons why these settings are not accepted; empty if they are."""
     checks = {"pull": _pull_refusals, "load": _load_refusals, "build": _build_refusals}
     if wanted.source not in checks:
         return [
@@ -227,7 +227,7 @@ def _pull_refusals(wanted: Wanted) -> Iterator[Refusal]:
     elif not wanted.allow_tag_without_digest:
         yield Refusal(
             "image_without_digest",
-            f"engine_image_digest is empty, so whoever may write to the registry decides what {name} is.",
+            f"engine_image_digest is empty, so everyone with write access to the registry can replace {name}.",
             f"Find the digest with `docker buildx imagetools inspect {name}` (line Digest), or in the last lines of"
             f" `docker pull {name}`, and set engine_image_digest to it; or accept the risk with"
             " engine_image_allow_tag_without_digest: true.",
@@ -298,10 +298,10 @@ def unknown_version(wanted: Wanted) -> Refusal | None:
         )
     if not vllm_version(wanted):
         loads = wanted.source == "load"
-        told = f"archive_reference is {wanted.archive_reference!r}" if loads else f"tag is {wanted.tag!r}"
+        setting = f"archive_reference is {wanted.archive_reference!r}" if loads else f"tag is {wanted.tag!r}"
         return Refusal(
             "vllm_version_unknown",
-            f"engine_image_{told}, which does not tell vLLM's version, and engine_image_vllm_version is empty.",
+            f"engine_image_{setting}, which does not contain vLLM's version, and engine_image_vllm_version is empty.",
             f"Set engine_image_vllm_version to the version inside the image, for example {versions.DEPLOYED}.",
         )
     return None
@@ -317,5 +317,5 @@ def _version_refusals(wanted: Wanted) -> Iterator[Refusal]:
             "vllm_version_below_floor",
             f"the image has vLLM {version}; below {floor} a request can reach known holes (remote code, bypass of the"
             " API key).",
-            f"Choose {floor} or newer; or accept the holes with vllm_unsafe_allow_old_engine: true.",
+            f"Choose {floor} or newer; or accept the vulnerabilities with vllm_unsafe_allow_old_engine: true.",
         )

@@ -56,7 +56,7 @@ class Signer:
 
 
 #: No signature is asked for.
-NOBODY = Signer()
+NO_SIGNER = Signer()
 
 
 def command(tool: str, signer: Signer, reference: str) -> tuple[list[str], dict[str, str]]:
@@ -105,7 +105,7 @@ def refusals(
         yield Refusal(
             "signature_incomplete",
             f"engine_image_signature_identity is {signer.identity!r} and engine_image_signature_issuer is"
-            f" {signer.issuer!r}; without both anybody could have signed.",
+            f" {signer.issuer!r}; without both, any signer would be accepted.",
             "Set both, or engine_image_signature_key.",
         )
     if source == "load" and not archive_sha256:
@@ -131,27 +131,27 @@ def refusals(
         )
 
 
-def judge(rc: int, said: str, signer: Signer, reference: str) -> Refusal | None:
-    """What cosign's answer means; None where the signature is good.
+def judge(rc: int, output: str, signer: Signer, reference: str) -> Refusal | None:
+    """The refusal for cosign's result; None if the signature is valid.
 
     Args:
         rc: Its exit status.
-        said: What it wrote to standard error.
-        signer: Who must have signed.
+        output: Its error output.
+        signer: The required signer.
         reference: ``repository@digest``.
     """
     if rc == 0:
         return None
-    lines = [line for line in said.splitlines() if line.startswith("Error: ")] or said.splitlines()[-1:]
+    lines = [line for line in output.splitlines() if line.startswith("Error: ")] or output.splitlines()[-1:]
     detail = " ".join(lines).removeprefix("Error: ")[:500]
-    if rc == _NO_SIGNATURE or _SAYS_NO_SIGNATURE.search(said):
+    if rc == _NO_SIGNATURE or _SAYS_NO_SIGNATURE.search(output):
         return Refusal(
             "signature_missing",
             f"{reference} has no signature in its registry; it must be signed by {signer.name}.",
-            "Sign it (`cosign sign`), or correct engine_image_digest; whoever wants no check empties"
+            "Sign it (`cosign sign`), or correct engine_image_digest; to disable the check, empty"
             " engine_image_signature_key, _identity and _issuer.",
         )
-    if rc in _NO_MATCH or _SAYS_NO_MATCH.search(said):
+    if rc in _NO_MATCH or _SAYS_NO_MATCH.search(output):
         return Refusal(
             "signature_wrong",
             f"{reference} has a signature, but none by {signer.name}: {detail}.",
@@ -161,6 +161,6 @@ def judge(rc: int, said: str, signer: Signer, reference: str) -> Refusal | None:
     return Refusal(
         "signature_unchecked",
         f"the signature of {reference} could not be checked: {detail}.",
-        "See that the host reaches the registry, logged in as root, and the transparency log; for signatures that were"
-        " kept out of one set engine_image_signature_without_transparency_log: true.",
+        "Make sure that the host can reach the registry, logged in as root, and the transparency log; for signatures"
+        " without such a log set engine_image_signature_without_transparency_log: true.",
     )

@@ -1,4 +1,4 @@
-"""Where the wheels of the CPU image come from, above all torch: its build for CPUs is not on PyPI."""
+"""Sources of the wheels of the CPU image, in particular of torch, whose build for CPUs is not on PyPI."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SIZES = "The download is 2.5 GB instead of 0.2 GB, and the image takes 5.3 GB o
 
 @dataclass(frozen=True)
 class Offer:
-    """What one question to pip brought.
+    """Result of one query with pip.
 
     Attributes:
         versions: Versions of torch that have a wheel for the image.
@@ -37,7 +37,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class Torch:
-    """Where torch comes from.
+    """Source of torch.
 
     Attributes:
         requirements: File of the recipe that pins what to download.
@@ -97,7 +97,7 @@ def find(
     """Ask pip for torch, the index for CPUs only where it is needed, and decide as :func:`choose` does.
 
     Args:
-        ask: Runs pip with arguments, for at most so many seconds.
+        ask: Runs pip with arguments and a timeout in seconds.
         cpu: Pinned version of the build for CPUs.
         pypi: Pinned version of what PyPI has in its place.
         target: Arguments of pip that say what the wheels have to run on.
@@ -125,7 +125,7 @@ def ask_pip(python: str, arguments: Sequence[str], seconds: int) -> Offer:
     Args:
         python: Path of that Python.
         arguments: Arguments of pip.
-        seconds: When to give up.
+        seconds: Timeout.
 
     Raises:
         OSError: There is no such Python.
@@ -146,10 +146,10 @@ def ask_pip(python: str, arguments: Sequence[str], seconds: int) -> Offer:
     return read_offer(done.stdout)
 
 
-def read_offer(said: str) -> Offer:
-    """What ``pip -vv index versions`` said."""
-    versions = re.search(r"^Available versions: (.*)$", said, re.MULTILINE)
-    lines = said.strip().splitlines()
+def read_offer(output: str) -> Offer:
+    """Parse the output of ``pip -vv index versions``."""
+    versions = re.search(r"^Available versions: (.*)$", output, re.MULTILINE)
+    lines = output.strip().splitlines()
     complaints = [line.strip() for line in lines if re.match(r"\s*(Could not fetch URL|ERROR:)", line)] or lines[-1:]
     return Offer(
         frozenset(re.split(r",\s*", versions[1].strip())) if versions else frozenset(),
@@ -158,8 +158,8 @@ def read_offer(said: str) -> Offer:
 
 
 def _missing(cpu: str, pypi: str, offers: Collection[Offer], index: str, wheels: str) -> Refusal:
-    said = "; ".join(dict.fromkeys(offer.complaint for offer in offers if offer.complaint))
-    suffix = f" pip says: {said}." if said else ""
+    complaints = "; ".join(dict.fromkeys(offer.complaint for offer in offers if offer.complaint))
+    suffix = f" pip says: {complaints}." if complaints else ""
     if wheels:
         return Refusal(
             "wheels_missing",

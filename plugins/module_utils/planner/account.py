@@ -1,4 +1,4 @@
-"""The account of one GPU: where the memory goes, what is left for the KV cache, and two verdicts on it.
+"""The account of one GPU: its memory by use, the memory for the KV cache, and two verdicts.
 
 All sizes are GiB of 2**30 bytes, per GPU. Sources are files of vLLM 0.26.0 and 0.33.0.
 """
@@ -38,13 +38,13 @@ class Settings:
         budget_gib: ``gpu_memory_utilization`` x total memory.
         kv_cache_dtype: ``bfloat16`` or ``fp8``.
         max_num_seqs: Requests in one batch.
-        max_num_batched_tokens: Tokens that one step computes.
+        max_num_batched_tokens: Tokens in one step.
         max_pixels: Largest image after scaling; 0 without vision.
         images_per_prompt: Images in one request; 0 without vision.
-        max_model_len: Tokens of the longest request, None for as many as fit.
+        max_model_len: Tokens of the longest request; None for as many as fit.
         enforce_eager: Whether no CUDA graphs are captured.
         copies_encoder: ``--mm-encoder-tp-mode data``.
-        caches_kept: Whether caches of an earlier start are there, None to hold at either start.
+        caches_kept: Whether caches of an earlier start exist; None for settings that are valid in both cases.
     """
 
     tensor_parallel: int
@@ -62,25 +62,25 @@ class Settings:
 
 @dataclass(frozen=True)
 class Account:
-    """Where the memory of one GPU goes.
+    """The memory of one GPU by use.
 
     Attributes:
-        budget: What the engine may take, by its own reckoning.
-        weights: What vLLM logs as "Model loading took".
-        context: Kernels and cuBLAS's workspace, which appear while the engine profiles itself.
+        budget: Memory limit of the engine, as the engine counts it.
+        weights: The value that vLLM logs as "Model loading took".
+        context: Kernels and cuBLAS's workspace, which are loaded during the profile run.
         states: Buffers for sampling and inputs.
         activations: Peak of one step of the language model.
-        sampling: Peak of drawing a token for each sequence.
-        encoder: Peak of encoding the largest images that one step may hold.
+        sampling: Peak of sampling a token for each sequence.
+        encoder: Peak of encoding the largest images of one step.
         encoder_cache: Encoded images that wait for the language model.
         cuda_graphs: Captured graphs.
-        attention: Workspace of the attention kernels, made after the engine has profiled itself.
-        kv_cache: What is left for the KV cache; negative where even the rest does not fit.
-        regained: What a later start with kept caches gives to the KV cache on top: nothing is compiled then.
-        fragmentation: Share of a step that is lost to fragmentation.
-        outside: CUDA context and NCCL from before the engine's first measurement; not part of the budget.
-        card: What CUDA gives a process on this GPU.
-        kv_cache_tokens: Tokens that the KV cache holds.
+        attention: Workspace of the attention kernels, allocated after the profile run.
+        kv_cache: Memory for the KV cache; negative if the rest exceeds the budget.
+        regained: Additional KV cache after a later start with kept caches, which compiles nothing.
+        fragmentation: Fraction of a step that is lost to fragmentation.
+        outside: CUDA context and NCCL, allocated before the engine's first measurement; not part of the budget.
+        card: Memory available to a CUDA process on this GPU.
+        kv_cache_tokens: Capacity of the KV cache in tokens.
         longest: Longest request that fits, by the cache and by the model.
     """
 
@@ -104,14 +104,14 @@ class Account:
 
     @property
     def resident(self) -> float:
-        """What the engine holds when it is idle after a later start, with what the allocator's fragmentation keeps."""
+        """Memory of the idle engine after a later start, including fragmentation."""
         cache = max(self.kv_cache + self.regained, 0.0)
         held = self.weights + self.context + self.states + self.cuda_graphs + self.attention + cache
         return self.outside + held + engines.FRAGMENTATION_GIB
 
     @property
     def step(self) -> float:
-        """What one step needs on top: encoding, computing or sampling, with the fragmentation that it leaves.
+        """Additional memory of one step: encoding, computing or sampling, including fragmentation.
 
         The encoder runs before the language model in the same step; its results stay while the language model runs.
         """
@@ -120,12 +120,12 @@ class Account:
 
     @property
     def ready(self) -> float:
-        """What the engine needs to become ready: it samples once for all sequences after it has captured its graphs."""
+        """Memory that the engine needs to become ready: after it captures graphs it samples once for all sequences."""
         return self.resident + self.sampling
 
     @property
     def headroom(self) -> float:
-        """Memory left when the largest permitted images arrive together; negative where the engine dies."""
+        """Free memory when the largest permitted images arrive together; negative if the engine runs out of memory."""
         return self.card - self.resident - self.step
 
     @property
@@ -138,7 +138,7 @@ def account(model: Model, gpu: Gpu, engine: Engine, settings: Settings) -> Accou
     """Compute the account of one GPU."""
     largest = image_tokens(model, settings.max_pixels)
     profiled = encoder_tokens(model, settings, largest)
-    # An image that is longer than a request is refused before it reaches the encoder.
+    # The server refuses an image with more tokens than a request before the encoder.
     tokens = encoder_tokens(model, settings, min(largest, settings.max_model_len or largest))
     terms = {
         "weights": weights(model, gpu, settings),
@@ -175,17 +175,17 @@ def account(model: Model, gpu: Gpu, engine: Engine, settings: Settings) -> Accou
 
 
 def fragmentation(model: Model, settings: Settings) -> float:
-    """Share of a step that is lost to fragmentation, free memory between the allocator's blocks."""
+    """Fraction of a step that is lost to fragmentation, that is free memory between the allocator's blocks."""
     if not model.vision:
         return engines.FRAGMENTATION_TEXT
     return engines.FRAGMENTATION_COPIED if settings.copies_encoder else engines.FRAGMENTATION
 
 
 def counted(engine: Engine, terms: Mapping[str, float], *, compiles: bool) -> float:
-    """What this version of vLLM subtracts from its budget, at a start that compiles or at a later one.
+    """Memory that this version of vLLM subtracts from its budget, at a start with or without compilation.
 
     0.26.0, dense: weights + growth outside PyTorch + peak of the language model's step.
-    0.33.0: what the device has lost since the first measurement + peak of encoder or language model + graphs.
+    0.33.0: memory used on the device since the first measurement + peak of encoder or language model + graphs.
     """
     peak = max(terms["activations"], engines.COMPILE_GIB if compiles else 0.0)
     if engine.counts_encoder:
@@ -199,7 +199,7 @@ def counted(engine: Engine, terms: Mapping[str, float], *, compiles: bool) -> fl
 
 
 def weights(model: Model, gpu: Gpu, settings: Settings) -> float:
-    """What vLLM logs as "Model loading took": sharded and repacked weights, position tables, DeepStack buffers.
+    """The value that vLLM logs as "Model loading took": sharded, repacked weights, position tables, DeepStack buffers.
 
     Exact, tensor by tensor (module weights); within 0.2 % of every boot in catalogue/calibration.json.
     """
@@ -211,7 +211,7 @@ _SHARDED: dict[tuple[int, Layout], tuple[Model, int]] = {}
 
 
 def _sharded(model: Model, how: Layout) -> int:
-    """Bytes of the weights, remembered: the solver asks hundreds of times, and to hash a model is slow."""
+    """Bytes of the weights, cached: the solver needs them hundreds of times, and hashing a model is slow."""
     key = (id(model), how)
     known = _SHARDED.get(key)
     if known is None or known[0] is not model:
@@ -220,9 +220,9 @@ def _sharded(model: Model, how: Layout) -> int:
 
 
 def layout(model: Model, gpu: Gpu, settings: Settings) -> Layout:
-    """How the weights lie: FP8 in blocks is repacked for Marlin where the GPU has no kernel for it (+0.23 GiB, 32B).
+    """Layout of the weights: FP8 in blocks is repacked for Marlin if the GPU has no kernel for it (+0.23 GiB, 32B).
 
-    4-bit weights take Machete on Hopper, and Marlin elsewhere (kernels/linear/__init__.py).
+    4-bit weights use Machete on Hopper, and Marlin otherwise (kernels/linear/__init__.py).
     """
     return Layout(
         tensor_parallel=settings.tensor_parallel,
@@ -233,7 +233,7 @@ def layout(model: Model, gpu: Gpu, settings: Settings) -> Layout:
 
 
 def context(settings: Settings) -> float:
-    """What appears while the engine profiles itself: kernels (non_torch_increase) and cuBLAS's workspace."""
+    """Memory that appears during the profile run: kernels (non_torch_increase) and cuBLAS's workspace."""
     kernels = engines.NON_TORCH_GIB if settings.tensor_parallel == 1 else engines.NON_TORCH_PARALLEL_GIB
     return kernels + engines.CUBLAS_GIB
 
@@ -257,7 +257,7 @@ def states(model: Model, settings: Settings) -> float:
 
 
 def activations(model: Model, settings: Settings) -> float:
-    """Peak of one step of the language model: max_num_batched_tokens x what a token holds, or the logits.
+    """Peak of one step of the language model: max_num_batched_tokens x memory of a token, or the logits.
 
     A dense layer holds the joined gate and up projection (2 x intermediate), the activated half (intermediate) and
     residual and hidden states, in BF16. The hidden states are fitted: 3 x hidden where the layer is not compiled (boots
@@ -279,15 +279,15 @@ def activations(model: Model, settings: Settings) -> float:
 
 
 def sampling(model: Model, settings: Settings) -> float:
-    """Peak of drawing a token for each sequence: logits in BF16 and FP32, probabilities and noise in FP32.
+    """Peak of sampling a token for each sequence: logits in BF16 and FP32, probabilities and noise in FP32.
 
-    The start-up profile leaves most of it out (``_dummy_sampler_run`` says so); boot defaults-0.88 died of it.
+    The start-up profile omits most of it (see ``_dummy_sampler_run``); boot defaults-0.88 ran out of memory for it.
     """
     return settings.max_num_seqs * model.text.vocab_size * (2 + 4 + 4 + 4) / GIB
 
 
 def kernels(model: Model, gpu: Gpu) -> str:
-    """How the weights of the language model are stored, and with which kernels vLLM computes on this GPU.
+    """Format of the language model's weights, and the kernels of vLLM for it on this GPU.
 
     Source: kernels/linear/__init__.py; NVFP4 has kernels of its own from Blackwell on.
     """
@@ -303,7 +303,7 @@ def kernels(model: Model, gpu: Gpu) -> str:
 
 
 def encoder_tokens(model: Model, settings: Settings, largest: int) -> int:
-    """Image tokens that the scheduler lets one step encode, with images of up to ``largest`` tokens.
+    """Image tokens that the scheduler encodes in one step, with images of up to ``largest`` tokens.
 
     Source: compute_mm_encoder_budget: max(max_num_batched_tokens, tokens of the largest image); not more than all
     sequences can bring. The number of whole images is not rounded down, so that more pixels never need less memory.
@@ -320,7 +320,7 @@ def image_tokens(model: Model, max_pixels: int) -> int:
 
 
 def encoder(model: Model, settings: Settings, tokens: int) -> float:
-    """Peak of encoding ``tokens`` image tokens at once, per patch of the vision tower, in BF16.
+    """Peak of encoding ``tokens`` image tokens in one step, per patch of the vision tower, in BF16.
 
     Held through the tower: pixels, position embeddings, the DeepStack features of the levels done so far. A block's
     attention adds its input and the residual, norm, joined QKV, contiguous and rotated Q and K, and its result; its
@@ -348,7 +348,7 @@ def encoder(model: Model, settings: Settings, tokens: int) -> float:
 
 
 def encoder_cache(model: Model, settings: Settings, tokens: int) -> float:
-    """Encoded images that wait: tokens x hidden x (1 + DeepStack levels) in BF16 (EncoderCache).
+    """Encoded images in the cache: tokens x hidden x (1 + DeepStack levels) in BF16 (EncoderCache).
 
     Where the vision tower is copied, an image is a part of what all GPUs gathered, each padded to the largest
     (run_dp_sharded_mrope_vision_model).
@@ -398,7 +398,7 @@ def captured_batches(largest: int) -> int:
 
 
 def attention(model: Model, gpu: Gpu, settings: Settings) -> float:
-    """FlashInfer's workspace, where vLLM takes it; FlashAttention keeps none."""
+    """FlashInfer's workspace, if vLLM uses it; FlashAttention has none."""
     if not gpu.takes_flashinfer(settings.kv_cache_dtype):
         return 0.0
     text = model.text
@@ -410,14 +410,14 @@ def attention(model: Model, gpu: Gpu, settings: Settings) -> float:
 
 
 def kv_bytes_per_token(model: Model, settings: Settings) -> int:
-    """Bytes of KV cache that one token takes on one GPU: key and value of the heads that this GPU holds."""
+    """Bytes of KV cache for one token on one GPU: keys and values of the heads on this GPU."""
     text = model.text
     heads = math.ceil(text.num_key_value_heads / settings.tensor_parallel)
     return text.num_hidden_layers * 2 * heads * text.head_dim * KV_BYTES[settings.kv_cache_dtype]
 
 
 def as_dict(result: Account) -> dict[str, Any]:
-    """The account as the JSON of the plan, rounded to 0.01 GiB."""
+    """The account as in plan.json, rounded to 0.01 GiB."""
     names = (
         "budget",
         "weights",

@@ -1,4 +1,4 @@
-"""The command ``bin/vram-plan``: arguments in, a table or JSON out, exit code 0 fits, 1 does not, 2 bad input."""
+"""The command ``bin/vram-plan``. Prints a table or JSON; exit code 0: fits, 1: does not fit, 2: invalid input."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FITS, DOES_NOT_FIT, BAD_INPUT = 0, 1, 2
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a wrong option as a refusal, so that ``--json`` holds for bad input too."""
+    """Raises a refusal for an invalid option, so that ``--json`` also applies to it."""
 
     def error(self, message: str) -> NoReturn:
         """Raise instead of exiting; argparse's message names the option."""
@@ -60,16 +60,16 @@ def main(arguments: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="vram-plan",
-        description="Say before the download whether a model fits GPUs, and with which flags of vLLM. "
-        "Without --solve the settings are judged, and what is not given is vLLM's default; with --solve what is given "
-        "must hold, and the rest is found.",
-        epilog="Exit code: 0 it fits, 1 it does not, 2 bad input.",
+        description="Determine whether a model fits GPUs, and the flags of vLLM for it, before the download. "
+        "Without --solve, the settings are judged, with vLLM's defaults for those that are not set. With --solve, the "
+        "options are requirements, and the other settings are chosen.",
+        epilog="Exit code: 0: fits, 1: does not fit, 2: invalid input.",
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("--model", required=True, metavar="NAME_OR_FOLDER", help="entry of the catalogue, repository or folder")
     add("--gpu", metavar='"2x RTX 4090"', help="GPUs by count and name")
-    add("--gpu-total-gib", type=float, metavar="F", help="instead of --gpu: memory that CUDA gives a process, in GiB")
+    add("--gpu-total-gib", type=float, metavar="F", help="instead of --gpu: memory of a CUDA process, in GiB")
     add("--gpu-count", type=int, metavar="N", help="with --gpu-total-gib: number of GPUs")
     add("--compute-capability", type=float, metavar="X.Y", help="with --gpu-total-gib: for example 8.9")
     add(
@@ -78,16 +78,16 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         type=Path,
         metavar="FOLDER",
-        help="folder with entries of your own, searched first; may be given several times",
+        help="folder with your own entries, searched first; may be repeated",
     )
     for row in REQUIREMENTS:
         _add_requirement(parser, row)
-    add("--budget-gib", type=float, metavar="F", help="memory of each GPU that the engine takes, instead of a share")
+    add("--budget-gib", type=float, metavar="F", help="memory of each GPU for the engine, instead of a fraction")
     add(
         "--engine-version",
         metavar="X.Y.Z",
-        help=f"vLLM whose check is predicted: {versions.CALIBRATED}, the newest that was measured; "
-        f"with --solve {versions.DEPLOYED}, which this project deploys",
+        help=f"version of vLLM to plan for; default: {versions.CALIBRATED}, the newest measured one, or with --solve "
+        f"{versions.DEPLOYED}, the deployed one",
     )
     add("--solve", action="store_true", help="find the settings")
     add("--json", action="store_true", help="print JSON instead of a table")
@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_requirement(parser: argparse.ArgumentParser, row: Requirement) -> None:
-    """One row of the table as an option, its help without the markup of Ansible's documentation."""
+    """Add one row of the table as an option, its help without the markup of Ansible's documentation."""
     text = re.sub(r"\b[A-Z]\(([^)]*)\)", r"\1", row.help).rstrip(".")
     text = text[0].lower() + text[1:] if text[1].islower() else text
     if row.kind == "bool":
@@ -118,7 +118,7 @@ def _plan(options: argparse.Namespace) -> Plan:
 
 
 def _model(name: str, own: Sequence[Path]) -> tuple[Model, list[catalogue.Entry]]:
-    """The model and the entries that may replace it."""
+    """The model and its alternatives."""
     folder = Path(name)
     if name not in catalogue.names(own) and folder.exists():
         return from_folder(folder if folder.is_dir() else folder.parent), []
@@ -127,7 +127,7 @@ def _model(name: str, own: Sequence[Path]) -> tuple[Model, list[catalogue.Entry]
 
 
 def _entry(name: str, own: Sequence[Path]) -> catalogue.Entry:
-    """The entry of that name, or of that repository on the hub, in any case."""
+    """The entry with that name, or with that repository on the hub, ignoring case."""
     known = catalogue.names(own)
     if name in known:
         return catalogue.load(name, own)
@@ -135,7 +135,7 @@ def _entry(name: str, own: Sequence[Path]) -> catalogue.Entry:
     for entry in catalogue.load_all(own).values():
         if wanted in (entry.name, entry.repository.casefold(), entry.repository.rsplit("/", 1)[-1].casefold()):
             return entry
-    raise RefusalError(catalogue.unknown_model(name, known, "--model, as it is no folder either"))
+    raise RefusalError(catalogue.unknown_model(name, known, "--model, which is not a folder either"))
 
 
 def _host(options: argparse.Namespace) -> gpus.Host:
@@ -147,7 +147,7 @@ def _host(options: argparse.Namespace) -> gpus.Host:
     given = [name for name, value in figures.items() if value is not None]
     if options.gpu and given:
         raise RefusalError(
-            Refusal("bad_arguments", f"--gpu and {', '.join(given)} exclude each other.", "Give one of them.")
+            Refusal("bad_arguments", f"--gpu and {', '.join(given)} exclude each other.", "Set one of them.")
         )
     if options.gpu:
         return gpus.parse(options.gpu)
@@ -157,7 +157,7 @@ def _host(options: argparse.Namespace) -> gpus.Host:
             Refusal(
                 "bad_arguments",
                 f"{'Missing: ' + ', '.join(missing) if given else 'No GPU is named'}.",
-                'Give --gpu "2x RTX 4090", or all of --gpu-total-gib, --gpu-count and --compute-capability.',
+                'Set --gpu "2x RTX 4090", or all of --gpu-total-gib, --gpu-count and --compute-capability.',
             )
         )
     for name in given:

@@ -1,4 +1,4 @@
-"""The plan for an engine on the CPU: does the host's memory hold it, and with which flags it starts."""
+"""The plan for an engine on the CPU: whether it fits the host's memory, and its flags."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def memory_of_host(meminfo: str) -> float:
 
 
 def kv_bytes_per_token(entry: Entry) -> int:
-    """Bytes of KV cache that one token takes in BF16: key and value of each layer's KV heads."""
+    """Bytes of KV cache for one token in BF16: keys and values of each layer's KV heads."""
     text = entry.shapes["text"]
     return int(text["num_hidden_layers"] * 2 * text["num_key_value_heads"] * text["head_dim"] * 2)
 
@@ -43,12 +43,12 @@ def plan_cpu(
 
     Args:
         entry: The model.
-        requirements: Length, number and images of the requests; those about GPUs are not read.
+        requirements: Length, number and images of the requests; those for GPUs are ignored.
         memory_gib: Total memory of the host.
-        kv_cache_gib: Memory that the KV cache gets; vLLM takes whole GiB.
+        kv_cache_gib: Memory for the KV cache in whole GiB.
 
     Returns:
-        The plan; its ``refusals`` are empty where it may be used.
+        The plan; its ``refusals`` are empty if it can be used.
     """
     max_model_len = requirements.max_model_len or DEFAULT_MAX_MODEL_LEN
     requests = requirements.concurrent_requests
@@ -71,16 +71,16 @@ def plan_cpu(
         flags={
             "max-model-len": max_model_len,
             "max-num-seqs": requirements.max_num_seqs or max(DEFAULT_MAX_NUM_SEQS, requests),
-            # Without it torch.compile lengthens the start from 42 s to 4 minutes.
+            # Without it, torch.compile increases the start from 42 s to 4 minutes.
             "enforce-eager": True,
             "limit-mm-per-prompt": {"image": images, "video": 0},
-            # The lean CPU build has no other backend; free whitespace lets a small model loop for ever.
+            # The CPU build has no other backend; with free whitespace a small model may never stop.
             "structured-outputs-config": {"backend": "xgrammar", "disable_any_whitespace": True},
         },
         environment={
             "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
-            # enforce-eager spares the model only: the first request for logprobs would still be compiled, finds no C++
-            # compiler in the image, and the engine dies of it (seen with 0.32.0).
+            # enforce-eager covers the model only: the first request for logprobs is still compiled, the image has no
+            # C++ compiler, and the engine exits (seen with 0.32.0).
             "TORCHDYNAMO_DISABLE": "1",
         },
         refusals=tuple(refusals),
@@ -93,7 +93,7 @@ def plan_cpu(
 
 
 def cpu_table(plan: PlanFile) -> str:
-    """The plan for people."""
+    """The plan as lines of text."""
     memory = plan.memory_gib or {}
     lines = (
         f"Model    {plan.model} on the CPU",
@@ -122,7 +122,7 @@ def _too_long(entry: Entry, max_model_len: int) -> list[Refusal]:
     return [
         Refusal(
             "context_beyond_model",
-            f"vram_plan_max_model_len: {max_model_len} tokens, but {entry.name} was made for at most {longest}.",
+            f"vram_plan_max_model_len: {max_model_len} tokens, but {entry.name} supports at most {longest}.",
             f"Set vram_plan_max_model_len to at most {longest}.",
         )
     ]

@@ -1,4 +1,4 @@
-"""The GPU table: what each card reports, what of it an engine can use, and which way it computes FP8."""
+"""The GPU table: reported and usable memory of each card, and its kernels for FP8."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 from ansible_collections.inference.vllm.plugins.module_utils.closest import closest
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
-# A driver keeps this much of a card that is not in the table; the RTX 4090 and the H100 both lose 0.47 GiB
+# Memory that the driver reserves on a card that is not in the table; the RTX 4090 and the H100 both lose 0.47 GiB
 # (24564 MiB reported, 23.52 GiB in torch; 81559 MiB reported, 79.18 GiB in torch).
 DRIVER_RESERVE_GIB = 0.47
 
@@ -27,14 +27,14 @@ class Gpu:
     """One kind of GPU.
 
     Attributes:
-        name: Short name, as an operator writes it.
+        name: Short name for operators.
         reported_mib: ``memory.total`` of nvidia-smi.
-        usable_gib: Total memory that CUDA gives a process (torch: ``total_memory``).
+        usable_gib: Memory available to a CUDA process (torch: ``total_memory``).
         compute_capability: Such as 8.9.
-        peer_to_peer: Whether GPUs of this kind read each other's memory (NVLink or PCIe peer access).
-        pci_ids: PCI device identifiers, to know the card before it has a driver.
-        aliases: Further names, for example nvidia-smi's.
-        told_marlin: Whether the engine is told to take Marlin though the GPU has kernels of its own.
+        peer_to_peer: Whether GPUs of this kind can access each other's memory (NVLink or PCIe).
+        pci_ids: PCI device identifiers, to identify the card before a driver is installed.
+        aliases: Other names, for example nvidia-smi's.
+        forces_marlin: Whether the engine is configured to use Marlin although the GPU has native kernels.
     """
 
     name: str
@@ -44,15 +44,15 @@ class Gpu:
     peer_to_peer: bool
     pci_ids: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
-    told_marlin: bool = False
+    forces_marlin: bool = False
 
     @property
     def native_fp8(self) -> bool:
-        """Whether FP8 weights in blocks are used as they are (else repacked for Marlin)."""
-        return int(self.compute_capability) in _NATIVE_FP8_MAJORS and not self.told_marlin
+        """Whether FP8 weights in blocks are used unchanged; otherwise they are repacked for Marlin."""
+        return int(self.compute_capability) in _NATIVE_FP8_MAJORS and not self.forces_marlin
 
     def takes_flashinfer(self, kv_cache_dtype: str) -> bool:
-        """Whether vLLM chooses FlashInfer for attention, which keeps a workspace, instead of FlashAttention.
+        """Whether vLLM chooses FlashInfer for attention, which has a workspace, instead of FlashAttention.
 
         Source: platforms/cuda.py (order of backends), attention/backends/fa_utils.py: an FP8 cache needs FlashAttention
         3, which is for Hopper; Turing has no FlashAttention; Blackwell of datacenters takes FlashInfer first.
@@ -62,12 +62,12 @@ class Gpu:
 
     @property
     def takes_machete(self) -> bool:
-        """Whether vLLM chooses Machete for 4-bit weights: on Hopper only, unless told to take Marlin."""
-        return int(self.compute_capability) == _HOPPER and not self.told_marlin
+        """Whether vLLM chooses Machete for 4-bit weights: on Hopper only, unless Marlin is forced."""
+        return int(self.compute_capability) == _HOPPER and not self.forces_marlin
 
     @property
     def fp8_path(self) -> Literal["native", "marlin"]:
-        """The kernel that serves FP8 weights in blocks of 128x128."""
+        """The kernel for FP8 weights in blocks of 128x128."""
         return "native" if self.native_fp8 else "marlin"
 
 
@@ -97,11 +97,11 @@ TABLE = (
 
 @dataclass(frozen=True)
 class Card:
-    """Which GPU of a host one is.
+    """Identity of a GPU on its host.
 
     Attributes:
-        index: Its number in the driver's order; None where no driver listed it.
-        uuid: Its UUID; None where no driver listed it.
+        index: Its index in the driver's order; None if no driver listed it.
+        uuid: Its UUID; None if no driver listed it.
     """
 
     index: int | None = None
@@ -114,8 +114,8 @@ class Host:
 
     Attributes:
         gpu: Their kind.
-        count: How many there are.
-        read: Which they are, in the host's order, where the host was read; else empty.
+        count: Their number.
+        read: Their identities in the host's order, if the host was read; otherwise empty.
     """
 
     gpu: Gpu
@@ -124,16 +124,16 @@ class Host:
 
     @property
     def cards(self) -> tuple[Card, ...]:
-        """One card for each GPU; without identity where the host was not read."""
+        """One card for each GPU; without identity if the host was not read."""
         return self.read or (Card(),) * self.count
 
     def __str__(self) -> str:
-        """As an operator writes it, for example ``2x RTX 4090``."""
+        """Count and name, for example ``2x RTX 4090``."""
         return f"{self.count}x {self.gpu.name}"
 
 
 def find(name: str) -> Gpu:
-    """The row for a name such as ``RTX 4090`` or nvidia-smi's; raises RefusalError with the nearest names."""
+    """The row for a name such as ``RTX 4090`` or nvidia-smi's; raises RefusalError with the closest names."""
     wanted = _plain(name)
     for gpu in TABLE:
         if wanted in (_plain(gpu.name), *map(_plain, gpu.aliases)):
@@ -148,7 +148,7 @@ def find(name: str) -> Gpu:
         Refusal(
             "unknown_gpu",
             f"gpu: {name!r} is not in the GPU table.",
-            f"Set it to {' or '.join(like)}." if like else f"Known are: {', '.join(gpu.name for gpu in TABLE)}.",
+            f"Set it to {' or '.join(like)}." if like else f"Known GPUs: {', '.join(gpu.name for gpu in TABLE)}.",
         )
     )
 
@@ -174,20 +174,20 @@ def parse(text: str) -> Host:
 
 
 def custom(
-    total_gib: float, count: int, compute_capability: float, *, peer_to_peer: bool = False, told_marlin: bool = False
+    total_gib: float, count: int, compute_capability: float, *, peer_to_peer: bool = False, forces_marlin: bool = False
 ) -> Host:
-    """GPUs that are described by their figures instead of a name; ``total_gib`` is what CUDA gives a process."""
+    """GPUs by figures instead of a name; ``total_gib`` is the memory available to a CUDA process."""
     name = f"GPU with {total_gib:g} GiB, SM {compute_capability:g}"
     reported = round((total_gib + DRIVER_RESERVE_GIB) * 1024)
-    gpu = Gpu(name, reported, total_gib, compute_capability, peer_to_peer, told_marlin=told_marlin)
+    gpu = Gpu(name, reported, total_gib, compute_capability, peer_to_peer, forces_marlin=forces_marlin)
     return Host(gpu, count)
 
 
 def from_facts(facts: Iterable[Mapping[str, Any]]) -> Host:
     """GPUs from facts, for example ``[{name: RTX 4090, count: 2}]``.
 
-    Instead of a name that the table knows, a fact may hold ``total_gib`` (or ``memory_mib`` as nvidia-smi reports it)
-    and ``compute_capability``. Raises RefusalError where kinds are mixed or a fact is incomplete.
+    Instead of a name in the table, a fact may have ``total_gib`` (or ``memory_mib`` as nvidia-smi reports it) and
+    ``compute_capability``. Raises RefusalError if kinds are mixed or a fact is incomplete.
     """
     hosts = [_from_fact(fact) for fact in facts]
     kinds = {host.gpu for host in hosts}
@@ -196,7 +196,7 @@ def from_facts(facts: Iterable[Mapping[str, Any]]) -> Host:
         raise RefusalError(
             Refusal(
                 "mixed_gpus",
-                f"vram_plan_gpus: {names}; one engine takes GPUs of one kind.",
+                f"vram_plan_gpus: {names}; allowed: GPUs of one kind.",
                 "Name GPUs of one kind; restrict the engine to them.",
             )
         )
@@ -204,11 +204,11 @@ def from_facts(facts: Iterable[Mapping[str, Any]]) -> Host:
 
 
 def from_host(found: Iterable[Mapping[str, Any]]) -> Host:
-    """GPUs of a host as ``module_utils/gpu_facts`` reads them.
+    """GPUs of a host from the result of ``module_utils/gpu_facts``.
 
-    What a process can use is the total memory less what the driver reserves; a driver that does not say leaves the
-    table's figure. A GPU that only the PCI bus shows, for a host without a driver yet, is known by its identifier; one
-    that is not in the table is left out, as it may be anything.
+    The usable memory is the total memory minus the memory that the driver reserves; if the driver does not report it,
+    the table's figure. On a host without a driver, a GPU is identified by its PCI identifier; devices that are not in
+    the table are ignored.
     """
     known = [(fact, Card(gpu["index"], gpu["uuid"])) for gpu in found if (fact := _driver_fact(gpu) or _bus_fact(gpu))]
     if not known:
@@ -232,7 +232,7 @@ def _bus_fact(gpu: Mapping[str, Any]) -> dict[str, Any] | None:
 _NO_GPU = Refusal(
     "no_gpu",
     "No NVIDIA GPU found on the host: no driver answers and no PCI device is in the GPU table.",
-    "Set vram_plan_gpus to the GPUs that it will have, for example [{name: RTX 4090, count: 2}].",
+    "Set vram_plan_gpus to the future GPUs, for example [{name: RTX 4090, count: 2}].",
 )
 
 
@@ -261,7 +261,7 @@ def _from_fact(fact: Mapping[str, Any]) -> Host:
 
 
 def _as_measured(gpu: Gpu, fact: Mapping[str, Any]) -> Gpu:
-    """The row with the memory that the host reports, where it is another edition of the card (H100 NVL, vGPU)."""
+    """The row with the memory that the host reports, if it is another edition of the card (H100 NVL, vGPU)."""
     reported = int(fact.get("memory_mib", gpu.reported_mib))
     if abs(reported - gpu.reported_mib) <= _SAME_EDITION * reported:
         return gpu

@@ -1,4 +1,4 @@
-"""Judge complete settings: whether the engine would start, and survive the largest images that it permits."""
+"""Judge complete settings: whether the engine starts, and survives the largest permitted images."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from ansible_collections.inference.vllm.plugins.module_utils.planner.requirement
 from ansible_collections.inference.vllm.plugins.module_utils.planner.tensors import GIB
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
 
-# Image sizes that are proposed and tried, largest first; 16,777,216 is what Qwen3-VL's processor lets through.
+# Image sizes to propose and try, largest first; 16,777,216 is the limit of Qwen3-VL's processor.
 PIXELS = (16_777_216, 8_388_608, 4_194_304, 2_097_152, 1_048_576, 524_288)
 
-# Memory that a found plan leaves free when the largest images arrive together; a verdict on given settings does not ask
-# for it. Assumed, for what the account does not know: boot 32b-fp8, TP 1 held 0.6 GiB more than it explains.
+# Safety margin: free memory of a solved plan when the largest images arrive together. A verdict on explicit settings
+# does not require it. Assumed: boot 32b-fp8, TP 1 held 0.6 GiB more than the account explains.
 MARGIN_GIB = 0.3
 HIGHEST_UTILIZATION = 0.95
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a plan is about.
+    """The inputs of a plan.
 
     Attributes:
         model: The model.
         host: The GPUs.
         engine: The version of vLLM whose start-up check is predicted.
-        name: How messages call a setting: option of the command or variable of the role.
+        name: Returns the name of a setting in messages: an option of the command or a variable of the role.
     """
 
     model: Model
@@ -57,18 +57,18 @@ class Case:
 
 @dataclass(frozen=True)
 class Plan:
-    """A verdict with the settings that it is about.
+    """A verdict with its settings.
 
     Attributes:
         case: Model, GPUs and engine.
         settings: The settings of the engine.
-        account: Where the memory of one GPU goes.
-        max_model_len: Longest request: as set, or the most that fits.
-        starts: What vLLM's own check would say.
-        survives: Whether the largest permitted images leave head-room.
-        refusals: Why not; empty where the plan may be used.
+        account: The memory of one GPU by use.
+        max_model_len: Longest request: as set, or the longest that fits.
+        starts: Whether vLLM's start-up check passes.
+        survives: Whether memory suffices for the largest permitted images.
+        refusals: Reasons against the plan; empty if it can be used.
         alternatives: Other models or requirements that were tried, each with ``fits`` and ``why``.
-        closest: Where the requirements cannot be met, the plan for this model that comes closest.
+        closest: If the requirements cannot be met, the closest plan for this model.
     """
 
     case: Case
@@ -87,7 +87,7 @@ class Plan:
         return not self.refusals
 
     def flags(self) -> dict[str, Any]:
-        """vLLM's flags by name without dashes: all that decide about memory."""
+        """All flags of vLLM that affect memory, by name without leading dashes."""
         settings = self.settings
         flags: dict[str, Any] = {
             "tensor-parallel-size": settings.tensor_parallel,
@@ -107,7 +107,7 @@ class Plan:
         return flags
 
     def summary(self) -> dict[str, Any]:
-        """The plan in a few figures, as one of several."""
+        """The main figures of the plan, for a list of alternatives."""
         return {
             "model": self.case.model.name,
             "max_model_len": self.max_model_len,
@@ -118,7 +118,7 @@ class Plan:
         }
 
     def file(self) -> PlanFile:
-        """The plan as ``plan.json`` and ``bin/vram-plan --json`` have it."""
+        """The plan in the format of ``plan.json`` and ``bin/vram-plan --json``."""
         return PlanFile(
             accelerator="nvidia",
             model=self.case.model.name,
@@ -153,7 +153,7 @@ class Plan:
 
 
 def judge_settings(case: Case, settings: Settings, concurrent_requests: int = 1) -> Plan:
-    """Judge complete settings for a number of requests of the longest length at once."""
+    """Judge complete settings for a number of concurrent requests of the longest length."""
     result = case.account(settings)
     fitting = result.kv_cache_tokens // concurrent_requests // BLOCK * BLOCK
     longest = min(fitting, case.model.text.max_position_embeddings)
@@ -177,17 +177,17 @@ def judge_settings(case: Case, settings: Settings, concurrent_requests: int = 1)
 
 
 def highest_budget(case: Case, settings: Settings) -> float | None:
-    """The budget at which the head-room is just the margin, on a grid of 0.01 of the card; None where there is none.
+    """The highest budget that leaves the margin, in steps of 0.01 of the card; None if there is none.
 
-    The KV cache takes what the budget leaves, and at a later start what is not compiled then, so that the head-room
-    falls by as much as the budget rises. Where no boot of this engine was measured, the plan must also survive the
-    larger cache that the measured one would make at a first start.
+    The KV cache takes the rest of the budget, and after a later start also the memory that compilation took, so the
+    free memory falls by as much as the budget rises. If no boot of this engine was measured, the plan must also survive
+    the larger cache that the measured engine allocates at a first start.
     """
     card = case.host.gpu.usable_gib
     empty = case.account(replace(settings, budget_gib=0.0))
     measured = replace(case, engine=engines.engine(versions.CALIBRATED, is_moe=case.model.is_moe))
     looser = measured.account(replace(settings, budget_gib=0.0))
-    # At a budget b the cache is b + empty.kv_cache, which is minus what the engine counts.
+    # With a budget b the cache is b + empty.kv_cache; empty.kv_cache is the negated memory that the engine counts.
     highest = min(
         empty.headroom - MARGIN_GIB - empty.kv_cache - empty.regained,
         looser.headroom - looser.kv_cache,
@@ -230,20 +230,20 @@ def _no_cache(case: Case, result: Account) -> list[Refusal]:
 
 def _short_cache(case: Case, settings: Settings, result: Account, longest: int, requests: int) -> list[Refusal]:
     """The second check of vLLM: one longest request must fit (kv_cache_utils.py: check_enough_kv_cache_memory)."""
-    # A length that is left open needs a block for each request.
+    # An automatic length needs one block for each request.
     wanted = settings.max_model_len or BLOCK
     if result.kv_cache_tokens <= 0 or wanted <= longest:
         return []
     rounded = math.ceil(wanted / BLOCK) * BLOCK
-    at_once = result.kv_cache_tokens // rounded
+    concurrent = result.kv_cache_tokens // rounded
     name, several = case.name("max_model_len"), case.name("concurrent_requests")
     needed = rounded * kv_bytes_per_token(case.model, settings) * requests / GIB
     of = f"{requests} requests of {wanted} tokens need" if requests > 1 else f"one request of {wanted} tokens needs"
     fitting = [f"the longest that fits is {longest} tokens"] if longest else []
     fixes = [f"set {name} to at most {longest}"] if longest else []
-    if at_once:
-        fitting.append(f"{at_once} of this length fit{'s' * (at_once == 1)} at once, more wait in the queue")
-        fixes.append(f"set {several} to at most {at_once}")
+    if concurrent:
+        fitting.append(f"{concurrent} of this length fit{'s' * (concurrent == 1)} concurrently, more wait in the queue")
+        fixes.append(f"set {several} to at most {concurrent}")
     fix = " or ".join(fixes) or "use more or larger GPUs, or a smaller model"
     return [
         Refusal(
@@ -256,7 +256,7 @@ def _short_cache(case: Case, settings: Settings, result: Account, longest: int, 
 
 
 def _no_room(case: Case, settings: Settings, result: Account) -> list[Refusal]:
-    """What vLLM's own check leaves out: after it has taken its KV cache it still captures graphs and samples once."""
+    """What vLLM's check omits: after the KV cache is allocated, the engine captures graphs and samples once."""
     if result.ready <= result.card:
         return []
     return [
@@ -271,7 +271,7 @@ def _no_room(case: Case, settings: Settings, result: Account) -> list[Refusal]:
 
 
 def _out_of_memory(case: Case, settings: Settings, result: Account) -> list[Refusal]:
-    """What the start-up check does not see: the largest permitted images, all at once."""
+    """What the start-up check omits: the largest permitted images, all concurrently."""
     if result.headroom >= 0:
         return []
     images = f"the largest permitted images (max_pixels {settings.max_pixels})" if case.model.vision else "a full step"
@@ -287,7 +287,7 @@ def _out_of_memory(case: Case, settings: Settings, result: Account) -> list[Refu
 
 
 def _suggest_fix(case: Case, settings: Settings) -> str:
-    """The setting with which it survives: smaller images, else a smaller budget."""
+    """Suggest a setting with which it survives: smaller images, otherwise a smaller budget."""
     for pixels in PIXELS if case.model.vision else ():
         smaller = replace(settings, max_pixels=pixels)
         if pixels < settings.max_pixels and case.account(smaller).headroom >= 0:

@@ -1,4 +1,4 @@
-"""Facts about a model that its memory depends on, from a catalogue entry or from a folder with config.json."""
+"""The facts that determine a model's memory, from a catalogue entry or from a folder with config.json."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ ARCHITECTURES = (*VISION_ARCHITECTURES, *TEXT_ARCHITECTURES)
 MAX_PIXELS = 16_777_216
 MIN_PIXELS = 65_536
 
-# A safetensors header longer than this is a damaged file, not a header.
+# Limit of a safetensors header in bytes; a longer one means a damaged file.
 _HEADER_LIMIT = 100_000_000
 
 
 @dataclass(frozen=True)
 class Text:
-    """Sizes of the language model; ``experts`` is 0 where it is dense."""
+    """Sizes of the language model; ``experts`` is 0 for a dense model."""
 
     vocab_size: int
     max_position_embeddings: int
@@ -85,14 +85,13 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Model:
-    """All that the account needs to know about a model.
+    """The facts about a model that the account needs.
 
     Attributes:
         name: Name of the catalogue entry, or the folder.
         tied: Whether the head shares the embedding's weights.
-        tensors: The checkpoint's own tensors where its headers could be read, else empty: then they follow from the
-            shapes.
-        known: Whether the shapes come from a published config.json (False: partly from memory).
+        tensors: The checkpoint's tensors if its headers could be read. If empty, they are derived from the shapes.
+        known: Whether the shapes come from a published config.json; False if partly from memory.
     """
 
     name: str
@@ -111,7 +110,7 @@ class Model:
 
 
 def from_entry(entry: Entry) -> Model:
-    """Model facts from a catalogue entry; raises RefusalError where the entry exists to be refused."""
+    """Model facts from a catalogue entry; raises RefusalError if the entry is always refused."""
     if entry.refused:
         raise RefusalError(Refusal("model_refused", f"{entry.name}: {entry.refused.message}", entry.refused.fix))
     shapes = entry.shapes
@@ -131,9 +130,9 @@ def from_entry(entry: Entry) -> Model:
 
 
 def from_folder(folder: Path) -> Model:
-    """Model facts from a folder as the hub serves it: config.json, and the headers of its weights where present.
+    """Model facts from a folder with the layout of the hub: config.json, and the headers of the weights if present.
 
-    Raises RefusalError where config.json is missing, not JSON, of another architecture, or lacks a size.
+    Raises RefusalError if config.json is missing, is not JSON, has another architecture, or lacks a size.
     """
     config = _read_json(folder / "config.json")
     processor = folder / "preprocessor_config.json"
@@ -152,17 +151,17 @@ def from_config(
 
     Args:
         config: The parsed file.
-        name: What to call the model in messages.
+        name: Name of the model in messages.
         limits: ``size`` of preprocessor_config.json (longest_edge, shortest_edge).
-        tensors: Tensors that the headers of the weights name.
+        tensors: Tensors from the headers of the weights.
     """
     architecture = (config.get("architectures") or ["none named"])[0]
     if architecture not in ARCHITECTURES:
         raise RefusalError(
             Refusal(
                 "unsupported_architecture",
-                f"{name}: architecture {architecture} is not one that the planner can account for "
-                f"({', '.join(ARCHITECTURES)}); it lacks the sizes under text_config and vision_config.",
+                f"{name}: the planner does not support architecture {architecture}; allowed: "
+                f"{', '.join(ARCHITECTURES)}.",
                 "Choose a Qwen3-VL or Qwen3 model.",
             )
         )
@@ -190,7 +189,7 @@ def from_config(
     )
 
 
-# Our name of each size, and the name in config.json.
+# Name of each size here and in config.json.
 _TEXT_KEYS = {key: key for key in TEXT_SIZES}
 _MOE_KEYS = {
     "intermediate_size": "moe_intermediate_size",
@@ -207,7 +206,7 @@ def _sizes(name: str, section: str, config: Mapping[str, Any], keys: Mapping[str
             Refusal(
                 "incomplete_config",
                 f"{name}: {section} of config.json has no positive whole number for {', '.join(bad)}.",
-                "Take config.json as the model's repository publishes it.",
+                "Use config.json from the model's repository.",
             )
         )
     return {ours: config[theirs] for ours, theirs in keys.items()}
@@ -238,9 +237,9 @@ def _quantization(name: str, config: Mapping[str, Any] | None) -> Quantization:
     raise RefusalError(
         Refusal(
             "unsupported_quantization",
-            f"{name}: the planner cannot account for quantisation {method!r} of config.json "
-            "(it knows none, fp8 with blocks, awq, and compressed-tensors with 4-bit groups).",
-            "Choose a variant of the catalogue.",
+            f"{name}: the planner does not support quantisation {method!r} of config.json; "
+            "allowed: none, fp8 with blocks, awq, compressed-tensors with 4-bit groups.",
+            "Choose a variant from the catalogue.",
         )
     )
 
@@ -256,16 +255,16 @@ def _read_json(path: Path) -> dict[str, Any]:
             Refusal(
                 "unreadable_model",
                 f"{path} cannot be read as JSON: {error}.",
-                "Give a folder with the model's config.json.",
+                "Use a folder with the model's config.json.",
             )
         ) from error
     if not isinstance(data, dict):
-        raise RefusalError(Refusal("unreadable_model", f"{path} does not hold an object.", "Take the published file."))
+        raise RefusalError(Refusal("unreadable_model", f"{path} is not a JSON object.", "Use the published file."))
     return data
 
 
 def _headers(folder: Path) -> tuple[Tensor, ...]:
-    """Tensors that the headers of ``*.safetensors`` name; empty where there are no weights.
+    """Tensors from the headers of ``*.safetensors``; empty if there are no weights.
 
     Format: eight bytes with the header's length (little endian), then JSON with dtype and shape of each tensor.
     """
@@ -284,6 +283,6 @@ def _headers(folder: Path) -> tuple[Tensor, ...]:
             ]
         except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
             raise RefusalError(
-                Refusal("damaged_weights", f"{path} has no safetensors header: {error}.", "Fetch the file again.")
+                Refusal("damaged_weights", f"{path} has no safetensors header: {error}.", "Download the file again.")
             ) from error
     return tuple(tensors)

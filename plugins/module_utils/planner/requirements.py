@@ -1,7 +1,7 @@
-"""What a user may require of a plan: one table for role, module, command line and preflight.
+"""The requirements that a user may set for a plan: one table for role, module, command line and preflight.
 
-A requirement is one field of :class:`Requirements`, with what else is known of it; :data:`REQUIREMENTS` is the table.
-:func:`check` refuses by name what is impossible whatever the memory.
+A requirement is one field of :class:`Requirements` with its metadata; :data:`REQUIREMENTS` is the table. :func:`check`
+refuses values that are impossible with any amount of memory.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class Requirement:
     """One row of the table.
 
     Attributes:
-        name: As vLLM spells it.
+        name: Name as in vLLM.
         kind: ``int``, ``float``, ``str`` or ``bool``.
-        help: What it means, in the markup of Ansible's documentation.
-        default: Its value where the user sets none; None is ``auto``, which leaves the choice to the plan.
-        least: Lowest number, None for no limit.
-        most: Highest number, None for no limit.
-        choices: Allowed texts, besides ``auto``; empty for any.
-        flag: The flag of ``vllm serve`` that it sets, without dashes; empty where it sets none.
+        help: Description, in the markup of Ansible's documentation.
+        default: Default value; None for ``auto``, with which the plan chooses.
+        least: Lowest number; None for no limit.
+        most: Highest number; None for no limit.
+        choices: Allowed texts, in addition to ``auto``; empty for any.
+        flag: The flag of ``vllm serve`` that it sets, without leading dashes; empty if it sets none.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Requirement:
         return {"type": "str", "default": AUTO} | ({"choices": [AUTO, *self.choices]} if self.choices else {})
 
     def read(self, value: object, called: str) -> Any:
-        """The value that a user wrote, None for ``auto``; raises RefusalError with the name that the user knows."""
+        """Parse the value that a user set, None for ``auto``; raises RefusalError with the name of the setting."""
         if self.default is None and str(value).strip() == AUTO:
             return None
         types: Mapping[str, Callable[[str], Any]] = {"int": int, "float": float, "str": str}
@@ -75,14 +75,14 @@ class Requirement:
         return found
 
     def accepts(self, value: Any) -> bool:
-        """Whether a value is allowed; None is where the choice is left to the plan."""
+        """Whether a value is allowed; None is if the plan can choose."""
         if value is None:
             return self.default is None
         if self.kind == "bool":
             return isinstance(value, bool)
         if self.kind == "str":
             return value in self.choices
-        # NaN is in no range.
+        # A comparison with NaN is false.
         return (self.least is None or value >= self.least) and (self.most is None or value <= self.most)
 
 
@@ -102,14 +102,14 @@ def _row(
 
 @dataclass(frozen=True)
 class Requirements:
-    """What the service must do and what is already decided; None leaves the choice to the plan.
+    """Requirements and fixed settings of a plan; with None the plan chooses.
 
-    The last two are no rows of the table: they describe a measured boot, and the first of them is an option of the
-    command only.
+    The last two are not rows of the table. They describe a measured boot; the first of them is also an option of the
+    command.
 
     Attributes:
-        budget_gib: Memory of each GPU that the engine takes, instead of a share.
-        caches_kept: Whether caches of an earlier start are there; None for a plan that holds with and without.
+        budget_gib: Memory of each GPU for the engine, in GiB, instead of a fraction.
+        caches_kept: Whether caches of an earlier start exist; None for a plan that is valid in both cases.
     """
 
     max_model_len: int | None = _row(
@@ -174,9 +174,9 @@ class Requirements:
     caches_kept: bool | None = None
 
 
-#: The table, in the order in which options are listed.
+#: The table, in the order of the list of options.
 REQUIREMENTS: tuple[Requirement, ...] = tuple(
-    # Annotations are texts here: "int | None" is a whole number or auto.
+    # Annotations are strings: "int | None" is a whole number or auto.
     Requirement(item.name, str(item.type).partition(" ")[0], default=item.default, **item.metadata["row"])
     for item in fields(Requirements)
     if "row" in item.metadata
@@ -199,12 +199,12 @@ VARIABLE_OF_FLAG: Mapping[str, str] = {row.flag: variable_name(row.name) for row
 
 def options() -> dict[str, dict[str, Any]]:
     """The requirements as options of a module, without their documentation."""
-    # None is a secret, though Ansible takes a name with "token" for one.
+    # No option is a secret, but Ansible treats names with "token" as secrets.
     return {row.name: row.option() | {"no_log": False} for row in REQUIREMENTS}
 
 
 def read(values: Mapping[str, Any], name: Namer) -> Requirements:
-    """Requirements from what a user wrote, as text or typed; raises RefusalError with all that is not allowed."""
+    """Parse the requirements of a user, as text or typed values; raises RefusalError with all invalid ones."""
     found: dict[str, Any] = {}
     refusals: list[Refusal] = []
     for row in REQUIREMENTS:
@@ -218,11 +218,11 @@ def read(values: Mapping[str, Any], name: Namer) -> Requirements:
 
 
 def check(requirements: Requirements, model: Model, host: Host, name: Namer) -> list[Refusal]:
-    """All that is impossible whatever the memory; an empty list where a plan may be tried."""
+    """Refusals of values that are impossible with any amount of memory; empty if there are none."""
     values = {row: getattr(requirements, row.name) for row in REQUIREMENTS}
     wrong = {row: value for row, value in values.items() if not row.accepts(value)}
     if wrong:
-        # What follows compares possible values.
+        # The other checks compare possible values.
         return [_impossible(name(row.name), value, row.allowed) for row, value in wrong.items()]
     return [
         *_batches(requirements, name),
@@ -253,10 +253,10 @@ def _images(requirements: Requirements, model: Model, name: Namer) -> list[Refus
         for attribute in ("max_pixels", "images_per_prompt"):
             if getattr(requirements, attribute):
                 value = getattr(requirements, attribute)
-                found.append(_impossible(name(attribute), value, "auto: the model has no vision"))
+                found.append(_impossible(name(attribute), value, "auto, because the model has no vision"))
         return found
     if requirements.max_pixels is not None and not vision.min_pixels <= requirements.max_pixels <= vision.max_pixels:
-        allowed = f"from {vision.min_pixels} to {vision.max_pixels}, what the image processor takes"
+        allowed = f"from {vision.min_pixels} to {vision.max_pixels}, the limits of the image processor"
         found.append(_impossible(name("max_pixels"), requirements.max_pixels, allowed))
     return found
 
@@ -265,7 +265,7 @@ def _length(requirements: Requirements, model: Model, name: Namer) -> list[Refus
     longest, wanted = model.text.max_position_embeddings, requirements.max_model_len
     if wanted is None or wanted <= longest:
         return []
-    return [_impossible(name("max_model_len"), wanted, f"from 1 to {longest}, what {model.name} was made for")]
+    return [_impossible(name("max_model_len"), wanted, f"from 1 to {longest}, the limit of {model.name}")]
 
 
 def _gpu(host: Host) -> list[Refusal]:
@@ -284,7 +284,7 @@ def _gpu(host: Host) -> list[Refusal]:
 
 
 def parallel_size(requirements: Requirements, model: Model, host: Host) -> int:
-    """GPUs that share one copy: as required, else as many of the host's as divide the model."""
+    """Number of GPUs that share one copy: as required, otherwise the largest number that divides the model."""
     if requirements.tensor_parallel_size is not None:
         return requirements.tensor_parallel_size
     return next(size for size in range(host.count, 0, -1) if size == 1 or not _undivided(requirements, model, size))
@@ -311,7 +311,7 @@ def _parallel(requirements: Requirements, model: Model, host: Host, name: Namer)
 
 
 def _undivided(requirements: Requirements, model: Model, size: int) -> list[str]:
-    """What of a model this number of GPUs cannot share evenly (vLLM refuses it)."""
+    """Parts of a model that this number of GPUs cannot share evenly, which vLLM refuses."""
     text, vision, block = model.text, model.vision, model.quantization.block
     parts = {"attention heads": text.num_attention_heads, "the vocabulary": text.vocab_size}
     if vision and requirements.mm_encoder_tp_mode == "weights":

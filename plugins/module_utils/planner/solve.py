@@ -1,4 +1,4 @@
-"""Two ways to a plan: judge given settings as vLLM would, or find the settings that meet the requirements."""
+"""Judge explicit settings as vLLM would, or find settings that meet the requirements."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ _A100 = 8.0
 _LARGE_DEFAULTS = (1024, 8192)
 _SMALL_DEFAULTS = (256, 2048)
 
-# Batches that the solver tries, in the order of preference: requests in one batch, tokens in one step.
+# Batches that the solver tries, in order of preference: requests in one batch, tokens in one step.
 _BATCHES = ((128, 8192), (64, 4096), (32, 2048), (8, 2048), (8, 1024))
 
-# With the length left open the solver gives up to three tenths of it for larger images and batches, and stays with
-# BF16 where that holds at least this many tokens (an fp8 cache has uncalibrated scales). It takes no plan whose cache
-# holds less than one prompt with one largest image; who needs less names the length.
+# With an automatic length the solver trades up to three tenths of it for larger images and batches, and keeps BF16 if
+# the cache holds at least this many tokens (an fp8 cache has uncalibrated scales). It refuses a plan whose cache is
+# smaller than one prompt with one image of the largest size; an explicit length allows a smaller one.
 _WORTH = 0.7
 _ENOUGH_CONTEXT = 65_536
 _LEAST_CONTEXT = 2_048
@@ -54,7 +54,7 @@ _FP8_CACHE_CAPABILITY = 8.9
 
 
 def judge(case: Case, requirements: Requirements, ladder: Sequence[Entry] = ()) -> Plan:
-    """Say of given settings whether the engine starts and survives; what is not given is vLLM's default.
+    """Judge whether the engine starts and survives with explicit settings; the others have vLLM's defaults.
 
     Raises RefusalError for what is impossible whatever the memory.
     """
@@ -64,7 +64,7 @@ def judge(case: Case, requirements: Requirements, ladder: Sequence[Entry] = ()) 
     plan = judge_settings(case, settings, requirements.concurrent_requests)
     if plan.fits:
         return plan
-    # What to do instead: the same service, with the settings left to the solver.
+    # The alternative: the same service with automatic settings.
     service = Requirements(
         max_model_len=requirements.max_model_len,
         concurrent_requests=requirements.concurrent_requests,
@@ -78,7 +78,7 @@ def judge(case: Case, requirements: Requirements, ladder: Sequence[Entry] = ()) 
 
 
 def solve(case: Case, requirements: Requirements, ladder: Sequence[Entry] = ()) -> Plan:
-    """Find the settings that meet the requirements; where none do, say which one breaks and walk the ladder.
+    """Find settings that meet the requirements. If none do, name the unmet requirement and try the alternatives.
 
     Raises RefusalError for what is impossible whatever the memory.
     """
@@ -92,13 +92,13 @@ def solve(case: Case, requirements: Requirements, ladder: Sequence[Entry] = ()) 
 
 
 def default_batches(host: Host) -> tuple[int, int]:
-    """The max_num_seqs and max_num_batched_tokens that vLLM takes by itself (EngineArgs.get_batch_defaults)."""
+    """vLLM's defaults of max_num_seqs and max_num_batched_tokens (EngineArgs.get_batch_defaults)."""
     large = host.gpu.usable_gib >= _LARGE_GPU_GIB and host.gpu.compute_capability != _A100
     return _LARGE_DEFAULTS if large else _SMALL_DEFAULTS
 
 
 def _search(case: Case, requirements: Requirements) -> Plan | None:
-    """The first candidate, in the order of preference, that meets the requirements; None where none does."""
+    """The first candidate, in order of preference, that meets the requirements; None if none does."""
     tried = (_candidate(case, requirements, settings) for settings in combinations(case, requirements))
     plans: Sequence[Plan] = [plan for plan in tried if plan]
     if requirements.max_model_len is None:
@@ -110,7 +110,7 @@ def _search(case: Case, requirements: Requirements) -> Plan | None:
 
 
 def combinations(case: Case, requirements: Requirements) -> list[Settings]:
-    """The settings that the solver may choose, without a budget, in the order of preference."""
+    """The combinations that the solver tries, without a budget, in order of preference."""
     offered = (
         _settings(case, requirements, dtype, batch, area)
         for dtype in _dtypes(case)
@@ -125,13 +125,13 @@ def _dtypes(case: Case) -> list[str]:
 
 
 def _areas(case: Case) -> list[int]:
-    """Image sizes to offer, largest first; 0 without vision."""
+    """Image sizes to try, largest first; 0 without vision."""
     most = _most_pixels(case)
     return [most, *(area for area in PIXELS if area < most)]
 
 
 def _settings(case: Case, requirements: Requirements, dtype: str, batch: tuple[int, int], area: int) -> Settings:
-    """Settings without a budget: what is required, else what is offered."""
+    """Settings without a budget: the required values, otherwise the candidate's."""
     seqs = requirements.max_num_seqs or max(batch[0], requirements.concurrent_requests)
     has_vision = case.model.vision is not None
     images = requirements.images_per_prompt
@@ -151,7 +151,7 @@ def _settings(case: Case, requirements: Requirements, dtype: str, batch: tuple[i
 
 
 def _candidate(case: Case, requirements: Requirements, settings: Settings) -> Plan | None:
-    """The plan with these settings and the highest budget that leaves the margin; None where it does not fit."""
+    """The plan with these settings and the highest budget that leaves the margin; None if it does not fit."""
     required = _budget(case, requirements)
     budget = required or highest_budget(case, settings)
     if budget is None:
@@ -162,13 +162,13 @@ def _candidate(case: Case, requirements: Requirements, settings: Settings) -> Pl
 
 
 def _possible(case: Case, requirements: Requirements) -> bool:
-    """Whether a named length fits with any combination: with the smallest images and batch, or with none."""
+    """Whether a required length fits at all, that is with the smallest images and batch."""
     smallest = (_settings(case, requirements, dtype, _BATCHES[-1], _areas(case)[-1]) for dtype in _dtypes(case))
     return any(_candidate(case, requirements, settings) for settings in smallest)
 
 
 def _longest(plans: Sequence[Plan]) -> Sequence[Plan]:
-    """Of plans whose length is left open those that are long enough to choose among them by images and batches."""
+    """The plans with an automatic length that are long enough to be compared by images and batches."""
     wide = [plan for plan in plans if plan.settings.kv_cache_dtype == "bfloat16"]
     if max((plan.max_model_len for plan in wide), default=0) >= _ENOUGH_CONTEXT:
         plans = wide
@@ -177,9 +177,9 @@ def _longest(plans: Sequence[Plan]) -> Sequence[Plan]:
 
 
 def _with_room(plans: Sequence[Plan]) -> Plan | None:
-    """The first plan in which all images of one prompt, or at least one, leave half of it for text.
+    """The first plan in which all images of a prompt, or at least one, leave half of the length for text.
 
-    Where none does, the one with the smallest images; None where there are no plans.
+    If there is none, the plan with the smallest images; None if there are no plans.
     """
 
     def has_room(plan: Plan, images: int) -> bool:
@@ -193,7 +193,7 @@ def _with_room(plans: Sequence[Plan]) -> Plan | None:
 
 
 def _closest(case: Case, requirements: Requirements) -> tuple[Requirements, Plan | None]:
-    """A plan for this model that gives up as little as possible, after what it meets; None where there is no plan."""
+    """The requirements that can be met and a plan for them, with as few relaxed as possible; None for no plan."""
     for fewer in _concessions(case, requirements):
         found = _search(case, fewer)
         if found:
@@ -202,11 +202,11 @@ def _closest(case: Case, requirements: Requirements) -> tuple[Requirements, Plan
 
 
 def _concessions(case: Case, requirements: Requirements) -> Iterator[Requirements]:
-    """The requirements, then with more and more of them given up."""
+    """The requirements, relaxed step by step."""
     yield requirements
-    at_once = _most_at_once(case, requirements)
-    if at_once:
-        yield replace(requirements, concurrent_requests=at_once)
+    concurrent = _most_concurrent(case, requirements)
+    if concurrent:
+        yield replace(requirements, concurrent_requests=concurrent)
     length = _most_tokens(case, requirements)
     if length >= _LEAST_CONTEXT + image_tokens(case.model, requirements.max_pixels or _areas(case)[-1]):
         yield replace(requirements, max_model_len=length)
@@ -221,8 +221,8 @@ def _concessions(case: Case, requirements: Requirements) -> Iterator[Requirement
     yield Requirements(tensor_parallel_size=requirements.tensor_parallel_size)
 
 
-def _most_at_once(case: Case, requirements: Requirements) -> int:
-    """How many requests of the required length fit at once; 0 where not even one does."""
+def _most_concurrent(case: Case, requirements: Requirements) -> int:
+    """Number of concurrent requests of the required length that fit; 0 if none fits."""
     return _largest(
         requirements.concurrent_requests,
         lambda requests: _possible(case, replace(requirements, concurrent_requests=requests)),
@@ -230,7 +230,7 @@ def _most_at_once(case: Case, requirements: Requirements) -> int:
 
 
 def _most_tokens(case: Case, requirements: Requirements) -> int:
-    """The longest request that fits under the other requirements, in whole blocks of the cache; 0 where none does."""
+    """The longest request that fits with the other requirements, in whole blocks of the cache; 0 if none fits."""
     most = requirements.max_model_len or case.model.text.max_position_embeddings
     return BLOCK * _largest(
         most // BLOCK, lambda blocks: _possible(case, replace(requirements, max_model_len=BLOCK * blocks))
@@ -238,12 +238,12 @@ def _most_tokens(case: Case, requirements: Requirements) -> int:
 
 
 def _largest(most: int, fits: Callable[[int], bool]) -> int:
-    """The largest number from 1 to ``most`` that fits, where all smaller ones fit too; 0 where none does."""
+    """The largest number from 1 to ``most`` that fits, if all smaller ones fit; 0 if none fits."""
     return bisect_left(range(1, most + 1), True, key=lambda number: not fits(number))
 
 
 def _unmet(case: Case, requirements: Requirements, met: Requirements, closest: Plan) -> Plan:
-    """The closest plan under the length that was required: with the requirement that breaks, and by how much."""
+    """The closest plan, refused with the unmet requirements and the values that fit."""
     found = []
     if met == replace(requirements, concurrent_requests=met.concurrent_requests):
         found.append(_too_many(case, requirements, met, closest))
@@ -260,38 +260,36 @@ def _unmet(case: Case, requirements: Requirements, met: Requirements, closest: P
         )
     if not found:
         defaults = vars(Requirements())
-        given = (f"{case.name(key)} {value}" for key, value in vars(requirements).items() if value != defaults[key])
+        required = (f"{case.name(key)} {value}" for key, value in vars(requirements).items() if value != defaults[key])
         flags = ", ".join(f"{flag} {value}" for flag, value in closest.flags().items())
-        message = f"No settings meet all of {', '.join(given)} on {case.host}."
+        message = f"No settings meet all of {', '.join(required)} on {case.host}."
         found.append(Refusal("wishes_do_not_fit", message, f"These fit: {flags}."))
     settings = replace(closest.settings, max_model_len=requirements.max_model_len)
     return replace(closest, settings=settings, refusals=tuple(found), starts=False, survives=False)
 
 
 def _too_many(case: Case, requirements: Requirements, met: Requirements, closest: Plan) -> Refusal:
-    """More requests than the KV cache holds at once."""
+    """More concurrent requests than the KV cache holds."""
     name, several = case.name("max_model_len"), case.name("concurrent_requests")
-    at_once, length = met.concurrent_requests, _most_tokens(case, requirements)
+    concurrent, length = met.concurrent_requests, _most_tokens(case, requirements)
     shorter = f", {name} to at most {length}" if length else ""
     of_this = " of this length" if requirements.max_model_len else ""
-    fitting = (
-        f"{at_once} request{'s' * (at_once > 1)}{of_this} fit{'s' * (at_once == 1)} at once, more wait in the queue"
-    )
+    fit = f"request{'s' * (concurrent > 1)}{of_this} fit{'s' * (concurrent == 1)}"
     return Refusal(
         "context_too_long",
-        f"{_needed_cache(case, requirements, closest)}; {fitting}.",
-        f"Set {several} to at most {at_once}{shorter}, or take an alternative.",
+        f"{_needed_cache(case, requirements, closest)}; {concurrent} {fit} concurrently, more wait in the queue.",
+        f"Set {several} to at most {concurrent}{shorter}, or use an alternative.",
     )
 
 
 def _too_long(case: Case, requirements: Requirements, met: Requirements, closest: Plan) -> Refusal:
-    """A longer request than the KV cache holds, or no useful one."""
+    """A longer request than the KV cache holds, or a cache that is too small for any prompt."""
     name, length = case.name("max_model_len"), met.max_model_len
-    fix = f"Set {name} to at most {length}, or take an alternative."
+    fix = f"Set {name} to at most {length}, or use an alternative."
     longest = f"the longest request that fits has {length} tokens"
     if requirements.max_model_len is None:
         prompt = "a prompt with one image" if case.model.vision else "a prompt"
-        least = f"{name}: auto asks for at least {_least_tokens(closest)} tokens, {prompt}"
+        least = f"{name}: auto needs at least {_least_tokens(closest)} tokens, {prompt}"
         return Refusal("context_too_short", f"{least}; {longest}.", fix)
     chosen = case.model.vision and not requirements.max_pixels
     images = f", with images of at most {closest.settings.max_pixels} pixels" if chosen else ""
@@ -299,23 +297,23 @@ def _too_long(case: Case, requirements: Requirements, met: Requirements, closest
 
 
 def _needed_cache(case: Case, requirements: Requirements, closest: Plan) -> str:
-    """The KV cache that is needed and the one that is left, as the beginning of a message."""
+    """The needed and the available KV cache, as the beginning of a message."""
     wanted, requests = requirements.max_model_len, requirements.concurrent_requests
     if wanted is None:
         return f"{case.name('concurrent_requests')}: {requests} requests of any length do not fit"
     needed = wanted * requests * kv_bytes_per_token(case.model, closest.settings) / GIB
     begin = f"{case.name('max_model_len')}: {f'{requests} x ' * (requests > 1)}{wanted} tokens"
     if needed <= closest.account.kv_cache:
-        # Not the cache but a batch of that many requests is too large.
+        # The batch of requests is too large, not the cache.
         return f"{begin} do not fit"
     return (
         f"{begin} need {needed:.2f} GiB of KV cache per GPU in {closest.settings.kv_cache_dtype}, "
-        f"{closest.account.kv_cache:.2f} GiB are left"
+        f"{closest.account.kv_cache:.2f} GiB are available"
     )
 
 
 def _smallest_plan(case: Case, requirements: Requirements) -> Plan:
-    """The verdict on the smallest settings, to say why even they do not fit."""
+    """The verdict on the smallest settings, which explains why nothing fits."""
     settings = _settings(case, requirements, _dtypes(case)[-1], _BATCHES[-1], _areas(case)[-1])
     settings = replace(settings, max_model_len=requirements.max_model_len or _LEAST_CONTEXT)
     budget = _budget(case, requirements) or highest_budget(case, settings) or HIGHEST_UTILIZATION * _card(case)
@@ -326,13 +324,13 @@ def _smallest_plan(case: Case, requirements: Requirements) -> Plan:
         "no_margin",
         f"{case.model.name} leaves {plan.account.headroom:.2f} GiB free on {case.host} with the smallest settings; "
         f"a plan keeps {MARGIN_GIB:.1f} GiB free.",
-        f"Take an alternative, or set {case.name('gpu_memory_utilization')}, which leaves out the margin.",
+        f"Use an alternative, or set {case.name('gpu_memory_utilization')}, which disables the margin.",
     )
     return replace(plan, refusals=(tight,), survives=False)
 
 
 def _longer(case: Case, requirements: Requirements, found: Plan) -> Iterator[dict[str, Any]]:
-    """The same model with an FP8 cache, where that would hold longer requests than the plan with BF16 does."""
+    """The same model with an FP8 cache, if it holds longer requests than the plan with BF16."""
     is_open = requirements.max_model_len is None and requirements.kv_cache_dtype is None
     if not is_open or found.settings.kv_cache_dtype == "fp8" or "fp8" not in _dtypes(case):
         return
@@ -346,7 +344,7 @@ def _longer(case: Case, requirements: Requirements, found: Plan) -> Iterator[dic
 
 
 def _rungs(case: Case, requirements: Requirements, ladder: Sequence[Entry]) -> Iterator[dict[str, Any]]:
-    """The alternatives, up to the first that fits: smaller images, then other models under the same requirements."""
+    """The alternatives, up to the first that fits: smaller images, then other models with the same requirements."""
     if case.model.vision:
         rung = _capped(case, requirements)
         yield rung
@@ -389,7 +387,7 @@ def _rung(case: Case, requirements: Requirements, entry: Entry) -> dict[str, Any
 
 
 def _least_tokens(plan: Plan) -> int:
-    """Tokens of a prompt with one of the largest images."""
+    """Tokens of a prompt with one image of the largest size."""
     return _LEAST_CONTEXT + image_tokens(plan.case.model, plan.settings.max_pixels)
 
 
@@ -402,7 +400,7 @@ def _card(case: Case) -> float:
 
 
 def _budget(case: Case, requirements: Requirements) -> float | None:
-    """The budget in GiB that is required; None where it is left to the plan."""
+    """The required budget in GiB; None for automatic."""
     if requirements.gpu_memory_utilization is not None:
         return requirements.gpu_memory_utilization * _card(case)
     return requirements.budget_gib

@@ -1,4 +1,4 @@
-"""A plan as a table for people."""
+"""A plan as a table."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def _lines(plan: dict[str, Any], weights: str, basis: str) -> Iterator[str]:
     yield ""
     yield f"KV cache holds {plan['kv_cache_tokens']} tokens; longest request {plan['max_model_len']} tokens."
     if plan["max_model_len"]:
-        at_once = plan["kv_cache_tokens"] // (math.ceil(plan["max_model_len"] / BLOCK) * BLOCK)
-        yield f"Requests of that length at once: {at_once}; more wait in the queue."
+        concurrent = plan["kv_cache_tokens"] // (math.ceil(plan["max_model_len"] / BLOCK) * BLOCK)
+        yield f"Concurrent requests of that length: {concurrent}; more wait in the queue."
     if not plan["refusals"]:
         yield "Flags"
         yield from _flags(plan["flags"])

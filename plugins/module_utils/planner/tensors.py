@@ -1,4 +1,4 @@
-"""Bytes of weights on one GPU, tensor by tensor: what tensor parallelism splits, what it copies, how it is stored.
+"""Bytes of weights on one GPU, by tensor: split or copied by tensor parallelism, and the format in memory.
 
 Read in vLLM 0.26.0 and 0.33.0: ``model_executor/models/qwen3_vl.py``, ``layers/linear.py``,
 ``layers/quantization/utils/marlin_utils_fp8.py``; the rounding in PyTorch's
@@ -21,7 +21,7 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class Layout:
-    """How weights lie on a GPU.
+    """Layout of the weights on a GPU.
 
     Attributes:
         tensor_parallel: GPUs that share one copy.
@@ -46,7 +46,7 @@ _SPLIT = re.compile(
 _ROW_BIAS = re.compile(r"(attn\.proj|linear_fc2|o_proj|down_proj)\.bias$")
 _KEY_VALUE = re.compile(r"self_attn\.[kv]_proj\.")
 
-# vLLM joins these into one tensor each.
+# vLLM fuses each of these groups into one tensor.
 _FUSED = (
     (re.compile(r"self_attn\.[qkv]_proj"), "self_attn.qkv_proj"),
     (re.compile(r"mlp\.(gate|up)_proj"), "mlp.gate_up_proj"),
@@ -65,7 +65,7 @@ _UNSPLIT_REST = 1 * MIB
 
 
 def allocated(size: int) -> int:
-    """Bytes that PyTorch's allocator counts for one tensor of ``size`` bytes while vLLM loads a model."""
+    """Bytes that PyTorch's allocator reserves for a tensor of ``size`` bytes while vLLM loads a model."""
     size = _round_up(size, _BLOCK)
     if size < _OWN_SEGMENT:
         return size
@@ -85,7 +85,7 @@ def on_one_gpu(model: Model, layout: Layout) -> int:
 
 
 def engine_buffers(model: Model, max_num_batched_tokens: int) -> int:
-    """Bytes that vLLM allocates while it loads the model, beside the weights; part of "Model loading took".
+    """Bytes that vLLM allocates in addition to the weights while it loads the model; part of "Model loading took".
 
     * cosines and sines: 4 x max_position_embeddings rows of head_dim in BF16 with multimodal positions (mrope.py:
       "We enlarge max_position_embeddings to 4 times"), 1 x without vision;
@@ -98,14 +98,14 @@ def engine_buffers(model: Model, max_num_batched_tokens: int) -> int:
 
 
 def from_shapes(model: Model) -> Iterator[Tensor]:
-    """The tensors that a checkpoint of these shapes and this quantisation holds."""
+    """The tensors of a checkpoint with these shapes and this quantisation."""
     yield from _language(model)
     if model.vision:
         yield from _vision(model)
 
 
 def total_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of all tensors, as the files hold them."""
+    """Bytes of all tensors, as in the files."""
     return sum(tensor.size for tensor in tensors)
 
 
@@ -189,7 +189,7 @@ def _linear(model: Model, name: str, rows: int, columns: int, copies: int = 1) -
 
 @dataclass(frozen=True)
 class _Place:
-    """What a tensor's name says about where it lies."""
+    """Properties of a tensor that follow from its name."""
 
     fused: str
     is_split: bool
@@ -219,7 +219,7 @@ def _share(tensor: Tensor, place: _Place, model: Model, layout: Layout) -> int:
         # Marlin has no blocks of rows: each scale is repeated for every row of its block, in BF16 instead of FP32.
         size = size * model.quantization.block[0] * 16 // model.quantization.scale_bits
     if tensor.name.endswith("qzeros") and layout.machete:
-        # Kept as they are, and once more multiplied by their scales in BF16 (machete.py: transform_w_zp).
+        # Kept, and also stored multiplied by their scales in BF16 (machete.py: transform_w_zp).
         size += size * 16 // model.quantization.weight_bits
     if not place.is_split or (place.is_vision and layout.copies_encoder):
         return size

@@ -1,7 +1,6 @@
-"""API keys: what may be one, and the engine's own on a host, during a rotation with the one before it.
+"""API keys: which texts are accepted, and the engine's keys on a host.
 
-``api_key`` is what checks and gateway use. ``former_api_key`` is empty, but while a key is being changed: then the
-engine takes both.
+Checks and gateway use ``api_key``. ``former_api_key`` is empty, except during a rotation: then the engine accepts both.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from dataclasses import dataclass
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
 CURRENT, FORMER = "api_key", "former_api_key"
-#: The characters that a key is made of, as a class of a regular expression: ASCII without blanks, since clients send it
+#: Allowed characters of a key, as a class of a regular expression: ASCII without blanks, because clients send the key
 #: as one word of a header.
 CHARACTERS = "[!-~]"
-#: Fewer characters in the engine's key could be guessed.
+#: Least length of the engine's key; a shorter key could be guessed.
 ENGINE_SHORTEST = 16
 _LENGTH = 48
 _WORD = re.compile(f"{CHARACTERS}+")
@@ -28,8 +27,8 @@ class Keys:
     """Both keys; without a repr, so that no traceback shows them.
 
     Attributes:
-        current: The key in use, empty where there is none yet.
-        former: The key before it, while both are valid; else empty.
+        current: The key in use; empty if there is none yet.
+        former: The previous key while both are valid; otherwise empty.
     """
 
     current: str = ""
@@ -42,7 +41,7 @@ class Keys:
 
 
 def reason_invalid(key: str, shortest: int = 1, longest: int | None = None) -> str:
-    """Why a text is not accepted as an API key, without the key; empty where it is.
+    """Why a text is not accepted as an API key, without the key; empty if it is accepted.
 
     Args:
         key: The text.
@@ -52,7 +51,7 @@ def reason_invalid(key: str, shortest: int = 1, longest: int | None = None) -> s
     if not _WORD.fullmatch(key):
         return "it is not one word of ASCII characters" if key else "it is empty"
     if len(key) < shortest:
-        return f"it has less than {shortest} characters"
+        return f"it has fewer than {shortest} characters"
     if longest is not None and len(key) > longest:
         return f"it has more than {longest} characters"
     return ""
@@ -65,35 +64,35 @@ def reason_invalid_for_engine(key: str) -> str:
     return reason_invalid(key, ENGINE_SHORTEST)
 
 
-def made() -> str:
-    """A new random key."""
+def generate() -> str:
+    """Generate a random key."""
     letters = string.ascii_letters + string.digits
     return "".join(secrets.choice(letters) for _ in range(_LENGTH))
 
 
-def present(keys: Keys, given: str) -> Keys:
-    """A given key, else the one that is there, else a new one; a rotation that is under way goes on."""
-    return Keys(_checked(given) or keys.current or made(), keys.former)
+def present(keys: Keys, requested: str) -> Keys:
+    """The requested key, else the existing one, else a random one. A rotation in progress continues."""
+    return Keys(_checked(requested) or keys.current or generate(), keys.former)
 
 
-def rotated(keys: Keys, given: str) -> Keys:
-    """Another key beside the one in use. A rotation that is under way is left as it is.
+def rotated(keys: Keys, requested: str) -> Keys:
+    """The requested or a random key, with the one in use as the former key. A rotation in progress is not changed.
 
     Raises:
-        RefusalError: There is no key to change, or a third one is given.
+        RefusalError: There is no key to change, or a third one is requested.
     """
-    given = _checked(given)
+    requested = _checked(requested)
     if not keys.current:
         raise RefusalError(Refusal("no_key", "There is no key to change.", "Deploy first."))
     if keys.overlap:
-        if given and given != keys.current:
-            message = "A former rotation is not finished: two keys are valid, and another one is given."
+        if requested and requested != keys.current:
+            message = "An earlier rotation is not finished: two keys are valid, and a third one is configured."
             raise RefusalError(Refusal("rotation_open", message, "Finish it first: -e vllm_service_key_overlap=false."))
         return keys
-    if given == keys.current:
+    if requested == keys.current:
         message = "vllm_service_api_key_file holds the key that is in use."
         raise RefusalError(Refusal("same_key", message, "Write a new key into that file."))
-    return Keys(given or made(), keys.current)
+    return Keys(requested or generate(), keys.current)
 
 
 def finished(keys: Keys) -> Keys:
@@ -101,8 +100,8 @@ def finished(keys: Keys) -> Keys:
     return Keys(keys.current, "")
 
 
-def _checked(given: str) -> str:
-    if given and (reason := reason_invalid_for_engine(given)):
-        message = f"The given key is not accepted: {reason}."
+def _checked(requested: str) -> str:
+    if requested and (reason := reason_invalid_for_engine(requested)):
+        message = f"The configured key is not accepted: {reason}."
         raise RefusalError(Refusal("bad_key", message, "Make one with: openssl rand -hex 32"))
-    return given
+    return requested

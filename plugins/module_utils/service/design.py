@@ -1,7 +1,7 @@
-"""From plan, image, weights and settings to what a release holds: flags, container, manifest.
+"""Build the content of a release from plan, image, weights and settings: flags, container, manifest.
 
-:func:`design` is the one place that knows how the container looks inside: where the model, the configuration and the
-cache lie, which environment it gets, and what an operator may not loosen by accident. The templates only write it down.
+:func:`design` defines the inside of the container: the paths of model, configuration and cache, its environment, and
+the settings that an operator cannot weaken. The templates only format it.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ MODELS = "/models"
 SECRETS = {"vllm_api_key": api_keys.CURRENT, "vllm_former_api_key": api_keys.FORMER}
 KEY_FILE, FORMER_KEY_FILE = (f"/run/secrets/{name}" for name in SECRETS)
 
-#: A host name that no server can have (RFC 2606). vLLM takes an empty list for "all hosts", so that this is what
-#: leaves data: URLs as the only source of images.
+#: A host name that no server can have (RFC 2606). vLLM treats an empty list as "all hosts"; with this name only data:
+#: URLs remain as a source of images.
 NO_MEDIA_DOMAIN = "media.invalid"
 
-#: Images above this are refused before they are decoded: 64 Mi pixels, an 8192 x 8192 picture.
+#: vLLM refuses larger images before it decodes them: 64 Mi pixels, an image of 8192 x 8192.
 MAX_IMAGE_PIXELS = 2**26
 
 _SAFE_ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
     "HOME": HOME,
-    # For programs that ask for the name of a uid that the image does not know.
+    # For programs that look up the name of the uid, which the image does not define.
     "USER": "vllm",
     "TRANSFORMERS_OFFLINE": "1",
     "VLLM_MAX_IMAGE_PIXELS": str(MAX_IMAGE_PIXELS),
-    # Answers that one request may ask for; vLLM's own limit is 16384.
+    # Most answers of one request; vLLM's own limit is 16384.
     "VLLM_MAX_N_SEQUENCES": "64",
     "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
     "VLLM_NO_USAGE_STATS": "1",
-    # All that is compiled at the first start lies on the volume: the root is read-only and a restart shall be warm.
+    # Compiled files are kept on the volume: the root is read-only, and a restart then needs no compilation.
     "CUDA_CACHE_PATH": f"{CACHE}/cuda",
     "TORCHINDUCTOR_CACHE_DIR": f"{CACHE}/torchinductor",
     "TRITON_CACHE_DIR": f"{CACHE}/triton",
@@ -83,7 +83,7 @@ _CACHE_NAMES = tuple(name for name, value in _SAFE_ENVIRONMENT.items() if value.
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a release is made from.
+    """The inputs of a release.
 
     Attributes:
         model: Entry of the catalogue.
@@ -101,10 +101,10 @@ class Inputs:
 
 
 def design(inputs: Inputs, rendered_by: str) -> dict[str, Any]:
-    """What a release holds and how its container runs.
+    """Build the content of a release and the settings of its container.
 
     Args:
-        inputs: What it is made from.
+        inputs: Model, plan, image, weights and settings.
         rendered_by: Name and version of this collection.
 
     Returns:
@@ -146,7 +146,7 @@ def design(inputs: Inputs, rendered_by: str) -> dict[str, Any]:
 
 
 def layers(model: Mapping[str, Any], plan: PlanFile, settings: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The layers of flags, in the order in which they are laid over each other."""
+    """The layers of flags in the order of merging."""
     catalogue: dict[str, Any] = {"served-model-name": [model["served_model_name"]]}
     if model.get("tool_call_parser"):
         catalogue |= {"tool-call-parser": model["tool_call_parser"], "enable-auto-tool-choice": True}
@@ -155,7 +155,7 @@ def layers(model: Mapping[str, Any], plan: PlanFile, settings: Mapping[str, Any]
     catalogue |= model.get("flags") or {}
     service: dict[str, Any] = {
         "model": model_path(model),
-        # Inside the container only; Compose publishes vllm_bind_address.
+        # Inside the container; Compose publishes vllm_bind_address only.
         "host": "0.0.0.0",  # noqa: S104
         "port": PORT,
         "allowed-media-domains": list(settings["vllm_service_allow_media_domains"]) or [NO_MEDIA_DOMAIN],
@@ -177,10 +177,10 @@ def model_path(model: Mapping[str, Any]) -> str:
 
 
 def environment(plan: PlanFile, settings: Mapping[str, Any]) -> dict[str, str]:
-    """Environment of the container: safe defaults, then the plan's, then the operator's."""
+    """Environment of the container: the defaults, overridden by the plan, then by the operator."""
     peers = {"NCCL_P2P_DISABLE": "1"} if _without_peers(plan, settings) else {}
-    given = {**_SAFE_ENVIRONMENT, **peers, **plan.environment, **settings["vllm_service_environment"]}
-    return {name: str(value) for name, value in sorted(given.items())}
+    merged = {**_SAFE_ENVIRONMENT, **peers, **plan.environment, **settings["vllm_service_environment"]}
+    return {name: str(value) for name, value in sorted(merged.items())}
 
 
 _REMEDY = "Run the steps before this one: the plan, the engine image, the weights."
@@ -201,18 +201,18 @@ def _stale(model: Mapping[str, Any], plan: PlanFile, image: ImageFile, lock: Loc
     return [Refusal("stale_input", f"{sentence}.", _REMEDY) for sentence in found]
 
 
-def environment_refusals(given: Mapping[str, Any]) -> list[Refusal]:
-    """Why ``vllm_service_environment`` is not accepted; an empty list where it is."""
+def environment_refusals(configured: Mapping[str, Any]) -> list[Refusal]:
+    """Why ``vllm_service_environment`` is not accepted; empty if it is."""
     refusals = []
-    for name, value in given.items():
+    for name, value in configured.items():
         variable = f"vllm_service_environment: {name}"
         if not _ENVIRONMENT_NAME.fullmatch(str(name)):
-            refusals.append(Refusal("bad_environment", f"{variable} is no name of a variable.", "Correct it."))
+            refusals.append(Refusal("bad_environment", f"{variable} is not a valid name of a variable.", "Correct it."))
         elif name in _REFUSED_ENVIRONMENT:
             reason = _REFUSED_ENVIRONMENT[name]
             refusals.append(Refusal("refused_environment", f"{variable} is never set, because {reason}.", "Remove it."))
         elif name in _CACHE_NAMES:
-            message = f"{variable} must stay where the container can write."
+            message = f"{variable} is fixed, because the container can write to few folders only."
             refusals.append(Refusal("refused_environment", message, "Remove it."))
         elif _SECRET_NAME.search(str(name).upper()):
             message = f"{variable} looks like a secret, and an environment is readable in `docker inspect`."
@@ -224,13 +224,13 @@ def environment_refusals(given: Mapping[str, Any]) -> list[Refusal]:
 
 
 def settings_refusals(settings: Mapping[str, Any]) -> list[Refusal]:
-    """Why the role's numbers, sizes and limits are not accepted; an empty list where they are."""
+    """Why the role's numbers, sizes and limits are not accepted; empty if they are."""
     limits = filter(None, (limit_refusal(name, value) for name, value in settings.items()))
     return [*limits, *ulimit_refusals(settings["vllm_service_ulimits"])]
 
 
 def ulimit_refusals(ulimits: Mapping[str, Any]) -> list[Refusal]:
-    """Why ``vllm_service_ulimits`` is not accepted; an empty list where it is."""
+    """Why ``vllm_service_ulimits`` is not accepted; empty if it is."""
     refusals = []
     for name, value in ulimits.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < -1:
@@ -257,7 +257,7 @@ def _compose(inputs: Inputs) -> dict[str, Any]:
             "inference.vllm.release": "@RELEASE_ID@",
             "inference.vllm.model": model["name"],
             "inference.vllm.commit": lock.commit,
-            # A rebuilt image keeps its name; with its id here it is a new release.
+            # A rebuilt image keeps its name; its id makes it a new release.
             "inference.vllm.image-id": image.id,
         },
         "model_source": str(home / "models" / lock.repo / lock.commit),
@@ -269,13 +269,13 @@ def _compose(inputs: Inputs) -> dict[str, Any]:
         "entrypoint": ["/bin/sh", f"{CONFIG}/entrypoint.sh"],
         "secrets": {name: str(home / "secrets" / file) for name, file in SECRETS.items()},
         "health": [
-            # Isolated and without site-packages: the probe needs neither, and starts in a tenth of the time.
+            # Isolated and without site-packages, which the probe does not need: it starts ten times faster.
             *("python3", "-IS", f"{CONFIG}/healthcheck.py"),
             *("--port", str(PORT), "--model", model["served_model_name"], "--key-file", KEY_FILE),
             *("--timeout", str(settings["vllm_service_health_timeout"])),
         ],
         "health_interval": f"{settings['vllm_service_health_interval']}s",
-        # The probe ends itself with a sentence; Docker's own limit is only for a probe that hangs.
+        # The probe has its own timeout and reports it; Docker's timeout is for a probe that hangs.
         "health_timeout": f"{math.ceil(settings['vllm_service_health_timeout'] * 1.5)}s",
         "start_period": f"{settings['vllm_service_start_timeout']}s",
         "stop_timeout": f"{settings['vllm_service_stop_timeout']}s",
@@ -290,7 +290,7 @@ def _compose(inputs: Inputs) -> dict[str, Any]:
 
 
 def publish(address: str, port: int) -> str:
-    """Compose's short form for one published port; IPv6 addresses stand in brackets."""
+    """Compose's short syntax for a published port, with IPv6 addresses in brackets."""
     host = f"[{address}]" if ":" in address else address
     return f"{host}:{port}:{PORT}"
 
@@ -299,23 +299,23 @@ def _gpus(plan: PlanFile) -> dict[str, Any] | None:
     if plan.accelerator != "nvidia":
         return None
     uuids = [gpu.uuid for gpu in plan.selected if gpu.uuid]
-    # By UUID a container keeps its GPUs when their numbers change at a boot.
+    # UUIDs, because the indices of GPUs may change at a boot.
     return {"uuids": uuids} if len(uuids) == len(plan.selected) else {"count": len(plan.selected)}
 
 
 def spare(plan: PlanFile, address: str, port: int) -> dict[str, Any]:
-    """How a release runs a second time on its host, beside the engine that serves.
+    """Settings of a second engine of a release, which runs next to the primary one.
 
     Args:
         plan: The plan of the release.
-        address: Where it is published.
-        port: At which port.
+        address: Address at which it is published.
+        port: Port at which it is published.
 
     Returns:
-        Values for the template of the Compose file that is laid over the release's own.
+        Values for the template of the Compose override.
 
     Raises:
-        RefusalError: The host has no GPUs left for it.
+        RefusalError: The host has too few free GPUs.
     """
     values: dict[str, Any] = {"publish": publish(address, port), "gpus": None}
     if plan.accelerator != "nvidia":
@@ -323,18 +323,18 @@ def spare(plan: PlanFile, address: str, port: int) -> dict[str, Any]:
     count, free = len(plan.selected), [gpu.uuid for gpu in plan.spare]
     if len(free) < count:
         message = (
-            f"vllm_spare_port is {port}, but a second engine needs {count} more GPUs and the plan knows {len(free)}"
-            " free ones by UUID."
+            f"vllm_spare_port is {port}, but a second engine needs {count} more GPUs and the plan has {len(free)}"
+            " free ones with a UUID."
         )
-        fix = "Set vllm_spare_port to 0: the engine is then stopped before the new one starts."
+        fix = "Set vllm_spare_port to 0: the old engine is then stopped before the new one starts."
         raise RefusalError(Refusal("no_spare_gpus", message, fix))
     return values | {"gpus": {"uuids": free[:count]}}
 
 
 def _without_peers(plan: PlanFile, settings: Mapping[str, Any]) -> bool:
-    """Whether several GPUs work together that cannot reach each other's memory: NCCL may hang looking for the way."""
+    """Whether the plan uses several GPUs without peer-to-peer access, with which NCCL may hang."""
     if plan.accelerator != "nvidia" or len(plan.selected) == 1:
         return False
-    wish = settings["vllm_service_gpu_peer_to_peer"]
-    known = not all(gpu.peer_to_peer for gpu in plan.selected)
-    return known if wish == "auto" else wish == "absent"
+    configured = settings["vllm_service_gpu_peer_to_peer"]
+    detected = not all(gpu.peer_to_peer for gpu in plan.selected)
+    return detected if configured == "auto" else configured == "absent"

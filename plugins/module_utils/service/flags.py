@@ -1,10 +1,10 @@
-"""Every flag of ``vllm serve`` that this project knows: its type, its range, its versions, and who may set it.
+"""The known flags of ``vllm serve``: type, range, versions, and the layers that may set each.
 
-A flag is one row of :data:`TABLE`. The layers of a deployment (catalogue, service, plan, user) are merged by
-:func:`merge`, judged by :func:`validate` and written by :func:`render` as the file for ``vllm serve --config``.
+A flag is one row of :data:`TABLE`. :func:`merge` merges the layers of a deployment (catalogue, service, plan, user),
+:func:`validate` checks the result, and :func:`render` writes the file for ``vllm serve --config``.
 
 Types, choices and versions were read from vLLM's own argument parser and configuration classes, releases 0.11.2 to
-0.33.0; tests/unit/service/test_flags_table.py holds the table against that parser's own list.
+0.33.0; tests/unit/service/test_flags_table.py compares the table with the parser's list.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.closest import clos
 from ansible_collections.inference.vllm.plugins.module_utils.planner.requirements import VARIABLE_OF_FLAG
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal
 
-#: Layers in the order in which they are merged, and how each is called in a message.
+#: Layers in the order of merging, with the name of each in messages.
 LAYERS: Mapping[str, str] = {
     "catalogue": "the model's catalogue entry",
     "service": "role vllm_service",
@@ -28,7 +28,7 @@ LAYERS: Mapping[str, str] = {
     "user": "vllm_service_extra_flags",
 }
 
-#: What to do instead where a layer sets a flag that belongs to another one.
+#: Fix for a flag that belongs to another layer.
 OWNERS_FIX: Mapping[str, str] = {
     "catalogue": "Set it in an entry of your own; vllm_catalogue_dirs names the folder.",
     "service": "Use the variables of role vllm_service.",
@@ -45,15 +45,15 @@ class Flag:
     Attributes:
         name: Long name without the leading dashes.
         kind: ``bool``, ``int``, ``float``, ``str``, ``list`` (of text) or ``map`` (JSON object).
-        owners: Layers that may set it; empty where nobody may.
-        low: Least number that is allowed, None for no limit.
-        high: Greatest number that is allowed, None for no limit.
-        above: A number must be greater than this one; None for no limit.
-        choices: Allowed texts; empty for any. For ``int`` they are allowed beside the range.
+        owners: Layers that may set it; empty if none may.
+        low: Lowest allowed number; None for no limit.
+        high: Highest allowed number; None for no limit.
+        above: Exclusive lower limit of a number; None for no limit.
+        choices: Allowed texts; empty for any. For ``int`` they are allowed in addition to the range.
         keys: Allowed keys of a map; empty for any.
-        since: First release that has it, empty where all supported ones do.
-        removed: First release that has it no more, empty where none.
-        why: Why nobody may set it, or where its owner takes it from.
+        since: First release that has it; empty if all supported ones do.
+        removed: First release without it; empty if none.
+        why: Why no layer may set it, or where its owner gets the value.
         negatable: Whether ``--no-<name>`` exists; without it vLLM drops a ``false``.
     """
 
@@ -79,7 +79,7 @@ class Setting:
     layer: str
 
 
-def _nobody(kind: str, why: str, *names: str, since: str = "", negatable: bool = True) -> list[Flag]:
+def _refused(kind: str, why: str, *names: str, since: str = "", negatable: bool = True) -> list[Flag]:
     return [Flag(name, kind, (), why=why, since=since, negatable=negatable) for name in names]
 
 
@@ -88,14 +88,14 @@ _SERVICE = ("service",)
 _CATALOGUE = ("catalogue",)
 
 _ROWS: tuple[Flag, ...] = (
-    # What is served, and where: the role's own.
+    # Set by role vllm_service.
     Flag("model", "str", _SERVICE, why="it is the folder of vllm_model in the container"),
     Flag("host", "str", _SERVICE, why="the published address is vllm_bind_address"),
     Flag("port", "int", _SERVICE, low=1, high=65535, why="the published port is vllm_port"),
     Flag("allowed-media-domains", "list", _SERVICE, why="it follows vllm_service_allow_media_domains"),
     Flag("disable-fastapi-docs", "bool", _SERVICE),
     Flag("served-model-name", "list", _CATALOGUE),
-    # What the model needs.
+    # Set by the model's catalogue entry.
     Flag("tool-call-parser", "str", _CATALOGUE, choices=TOOL_CALL_PARSERS),
     Flag("enable-auto-tool-choice", "bool", _CATALOGUE),
     Flag("reasoning-parser", "str", _CATALOGUE, choices=REASONING_PARSERS),
@@ -103,7 +103,7 @@ _ROWS: tuple[Flag, ...] = (
     Flag("load-format", "str", _CATALOGUE, choices=("auto", "safetensors", "fastsafetensors", "dummy")),
     Flag("chat-template-content-format", "str", ("catalogue", "user"), choices=("auto", "string", "openai")),
     Flag("language-model-only", "bool", ("catalogue", "plan"), since="0.17.0"),
-    # Memory and parallelism: a wrong value kills the engine, so the planner accounts for each.
+    # Memory and parallelism: a wrong value stops the engine, so only the planner sets them.
     Flag("tensor-parallel-size", "int", _PLAN, low=1, high=64),
     Flag("pipeline-parallel-size", "int", _PLAN, low=1, high=64),
     Flag("data-parallel-size", "int", _PLAN, low=1, high=64),
@@ -111,7 +111,7 @@ _ROWS: tuple[Flag, ...] = (
     Flag("enable-expert-parallel", "bool", _PLAN),
     Flag("gpu-memory-utilization", "float", _PLAN, above=0, high=1),
     Flag("kv-cache-memory-bytes", "int", _PLAN, low=1),
-    # Never fp8_e5m2: it corrupts answers without a word (vllm#41343); only e4m3 is served right.
+    # Never fp8_e5m2: it corrupts answers without an error (vllm#41343); e4m3 is correct.
     Flag("kv-cache-dtype", "str", _PLAN, choices=("auto", "bfloat16", "fp8", "fp8_e4m3")),
     Flag("block-size", "int", _PLAN, low=1),
     Flag("num-gpu-blocks-override", "int", _PLAN, low=1),
@@ -131,7 +131,7 @@ _ROWS: tuple[Flag, ...] = (
     Flag("mm-ipc-gpu-memory-gb", "float", _PLAN, low=0, since="0.25.0"),
     Flag("speculative-config", "map", _PLAN),
     Flag("device-ids", "str", _PLAN, since="0.24.0"),
-    # What both the plan and an operator may choose.
+    # Set by the plan or an operator.
     Flag("enforce-eager", "bool", ("plan", "user")),
     Flag("enable-chunked-prefill", "bool", ("plan", "user")),
     Flag("enable-prefix-caching", "bool", ("plan", "user")),
@@ -180,7 +180,7 @@ _ROWS: tuple[Flag, ...] = (
     Flag("mm-processor-cache-gb", "float", low=0),
     Flag("mm-processor-cache-type", "str", choices=("lru", "shm")),
     Flag("mm-hasher-algorithm", "str", choices=("blake3", "sha256", "sha512"), since="0.27.0"),
-    # What clients see.
+    # Visible to clients.
     Flag("seed", "int", low=0, high=2**32 - 1),
     Flag("response-role", "str"),
     Flag("max-logprobs", "int", low=0),
@@ -205,11 +205,11 @@ _ROWS: tuple[Flag, ...] = (
     Flag("kv-cache-metrics", "bool", since="0.12.0"),
     Flag("cudagraph-metrics", "bool", since="0.13.0"),
     Flag("otlp-traces-endpoint", "str"),
-    # What nobody may set, with the reason.
-    *_nobody("bool", "it runs code from the model's repository; Qwen3-VL needs none", "trust-remote-code"),
-    *_nobody(
+    # Refused from every layer, with the reason.
+    *_refused("bool", "it runs code from the model's repository; Qwen3-VL needs none", "trust-remote-code"),
+    *_refused(
         "str",
-        "it loads code into the engine that no part of this project has checked",
+        "it loads unchecked code into the engine",
         "tool-parser-plugin",
         "reasoning-parser-plugin",
         "io-processor-plugin",
@@ -217,29 +217,29 @@ _ROWS: tuple[Flag, ...] = (
         "worker-extension-cls",
         "scheduler-cls",
     ),
-    *_nobody("list", "it loads code into the server that nothing has checked", "middleware", "logits-processors"),
-    *_nobody("list", "keys come from a file of mode 0400, never from a flag", "api-key"),
-    *_nobody("str", "weights are on the disk already; the engine needs no token", "hf-token"),
-    *_nobody("str", "it lets a request read files of the container", "allowed-local-media-path"),
-    *_nobody("bool", "it lets a request bring its own template", "trust-request-chat-template"),
-    *_nobody("bool", "it lets a request lift the limit on image sizes", "trust-request-mm-kwargs", since="0.31.0"),
-    *_nobody("bool", "it lets a request bring tensors of its own", "enable-prompt-embeds", "enable-mm-embeds"),
-    *_nobody("bool", "it shows the tokenizer without a key", "enable-tokenizer-info-endpoint"),
-    *_nobody("bool", "it writes prompts or answers to the log", "enable-log-requests", "enable-log-outputs"),
-    *_nobody("bool", "it hides the metrics that the checks read", "disable-log-stats", negatable=False),
-    *_nobody("bool", "it blinds the engine's own memory check at the start", "skip-mm-profiling"),
-    *_nobody("bool", "adapters are not in the plan's account of memory", "enable-lora"),
-    *_nobody("bool", "its endpoints stop the engine", "enable-sleep-mode"),
-    *_nobody("bool", "the service has no such door", "headless", negatable=False),
-    *_nobody("bool", "the service has no such door", "grpc", since="0.20.0", negatable=False),
-    *_nobody("str", "the service has no such door", "uds"),
-    *_nobody("str", "TLS ends at the gateway", "ssl-keyfile", "ssl-certfile", "ssl-ca-certs"),
-    *_nobody("str", "the service lives at the root of its address", "root-path"),
-    *_nobody("int", "one host serves one engine", "nnodes", "node-rank", "master-port"),
-    *_nobody("str", "one host serves one engine", "master-addr", "data-parallel-address"),
-    *_nobody(
+    *_refused("list", "it loads unchecked code into the server", "middleware", "logits-processors"),
+    *_refused("list", "keys come from a file with mode 0400, never from a flag", "api-key"),
+    *_refused("str", "the weights are already on the disk, so the engine needs no token", "hf-token"),
+    *_refused("str", "requests could read files of the container", "allowed-local-media-path"),
+    *_refused("bool", "requests could set their own chat template", "trust-request-chat-template"),
+    *_refused("bool", "requests could lift the limit on image sizes", "trust-request-mm-kwargs", since="0.31.0"),
+    *_refused("bool", "requests could send their own tensors", "enable-prompt-embeds", "enable-mm-embeds"),
+    *_refused("bool", "it shows the tokenizer without a key", "enable-tokenizer-info-endpoint"),
+    *_refused("bool", "it writes prompts or answers to the log", "enable-log-requests", "enable-log-outputs"),
+    *_refused("bool", "it hides the metrics that the checks read", "disable-log-stats", negatable=False),
+    *_refused("bool", "it disables the engine's memory check at start-up", "skip-mm-profiling"),
+    *_refused("bool", "the planner does not account for the memory of adapters", "enable-lora"),
+    *_refused("bool", "its endpoints stop the engine", "enable-sleep-mode"),
+    *_refused("bool", "the service does not expose this interface", "headless", negatable=False),
+    *_refused("bool", "the service does not expose this interface", "grpc", since="0.20.0", negatable=False),
+    *_refused("str", "the service does not expose this interface", "uds"),
+    *_refused("str", "TLS ends at the gateway", "ssl-keyfile", "ssl-certfile", "ssl-ca-certs"),
+    *_refused("str", "the service is at the root of its address", "root-path"),
+    *_refused("int", "one host serves one engine", "nnodes", "node-rank", "master-port"),
+    *_refused("str", "one host serves one engine", "master-addr", "data-parallel-address"),
+    *_refused(
         "str",
-        "the weights are a folder of one commit, checked file by file",
+        "the weights are a verified folder of one commit",
         "revision",
         "tokenizer",
         "tokenizer-revision",
@@ -247,13 +247,13 @@ _ROWS: tuple[Flag, ...] = (
         "hf-config-path",
         "download-dir",
     ),
-    *_nobody("map", "it changes the model behind the plan's account of memory", "hf-overrides"),
+    *_refused("map", "it changes the model that the planner accounted for", "hf-overrides"),
 )
 
 #: All known flags by name.
 TABLE: Mapping[str, Flag] = {row.name: row for row in _ROWS}
 
-#: Other spellings that vLLM takes for the same flag.
+#: Other names that vLLM accepts for the same flag.
 ALIASES: Mapping[str, str] = {
     "tp": "tensor-parallel-size",
     "pp": "pipeline-parallel-size",
@@ -277,7 +277,7 @@ _KINDS: Mapping[str, str] = {
 
 
 def canonical(name: str, value: Any) -> tuple[str, Any]:
-    """One spelling for each flag: no dashes in front, dashes inside, and ``no-x: true`` as ``x: false``."""
+    """The canonical spelling of a flag: no leading dashes, dashes as separators, ``no-x: true`` as ``x: false``."""
     plain = str(name).lstrip("-").replace("_", "-")
     plain = ALIASES.get(plain, plain)
     positive = plain.removeprefix("no-")
@@ -287,20 +287,20 @@ def canonical(name: str, value: Any) -> tuple[str, Any]:
 
 
 def merge(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, Setting], list[Refusal]]:
-    """Lay the layers over each other, later ones on top.
+    """Merge the layers; later ones override earlier ones.
 
     Args:
-        layers: Pairs of a layer's name (a key of ``LAYERS``) and its flags. A value of None takes a flag back.
+        layers: Pairs of a layer's name (a key of ``LAYERS``) and its flags. A value of None removes a flag.
 
     Returns:
-        The flags that result, and a refusal for each flag that a layer names twice or may not set.
+        The merged flags, and a refusal for each flag that a layer sets twice or may not set.
     """
     merged: dict[str, Setting] = {}
     refusals: list[Refusal] = []
     for layer, flags in layers:
         seen: set[str] = set()
-        for spelt, given in flags.items():
-            name, value = canonical(spelt, given)
+        for spelling, raw in flags.items():
+            name, value = canonical(spelling, raw)
             if name in seen:
                 refusals.append(
                     Refusal("flag_twice", f"{LAYERS[layer]} sets {name} in two spellings.", "Keep one of them.")
@@ -317,36 +317,36 @@ def merge(layers: Iterable[tuple[str, Mapping[str, Any]]]) -> tuple[dict[str, Se
 
 
 def validate(flags: Mapping[str, Setting], version: str, model: Mapping[str, Any]) -> list[Refusal]:
-    """Judge merged flags by themselves and in their pairs.
+    """Check merged flags, each one and in combination.
 
     Args:
-        flags: What :func:`merge` gave.
+        flags: Result of :func:`merge`.
         version: Release of the engine, e.g. ``0.33.0``.
         model: Entry of the catalogue as plain data; ``variant``, ``images_per_prompt`` and ``quantization`` are read.
 
     Returns:
-        All reasons against them; an empty list where vLLM may be started.
+        All reasons against them; empty if vLLM may be started.
     """
     versions = (_wrong_version(TABLE[name], setting, version) for name, setting in flags.items())
     single = [*filter(None, versions), *value_refusals(flags)]
     if single:
-        # Pairs of values that are wrong by themselves would only repeat the reason.
+        # Combinations of invalid values would only repeat the reason.
         return single
     return [*_pairs(flags), *_against_model(flags, model)]
 
 
 def value_refusals(flags: Mapping[str, Setting]) -> list[Refusal]:
-    """Values that no release of the engine takes, each judged by itself; an empty list where there are none."""
+    """Refusals of values that no release of the engine accepts; empty if there are none."""
     return [*filter(None, (_wrong_value(TABLE[name], setting) for name, setting in flags.items()))]
 
 
 def engine_refusals(version: str, model: Mapping[str, Any], *, allow_old: bool = False) -> list[Refusal]:
-    """Reasons against an engine's release: below what the model needs, or below the security floor.
+    """Reasons against an engine's release: older than the model needs, or than the security floor.
 
     Args:
         version: Release of the engine.
         model: Entry of the catalogue; ``name`` and ``min_engine_version`` are read.
-        allow_old: Whether the operator accepts an engine with known holes.
+        allow_old: Whether the operator accepts an engine with known vulnerabilities.
     """
     try:
         engine = versions.parse(version)
@@ -354,7 +354,7 @@ def engine_refusals(version: str, model: Mapping[str, Any], *, allow_old: bool =
         return [
             Refusal(
                 "engine_version_unknown",
-                f"image.json: vllm_version is {version!r}, which is no version.",
+                f"image.json: vllm_version is {version!r}, which is not a version.",
                 "Run role engine_image again; it asks the image for its version.",
             )
         ]
@@ -364,9 +364,9 @@ def engine_refusals(version: str, model: Mapping[str, Any], *, allow_old: bool =
         refusals.append(
             Refusal(
                 "engine_unsafe",
-                f"The image holds vLLM {version}; releases before {versions.SECURITY_FLOOR} have known holes.",
-                f"Use vLLM {versions.SECURITY_FLOOR} or newer; or accept the holes with"
-                " vllm_unsafe_allow_old_engine: true.",
+                f"The image holds vLLM {version}; releases before {versions.SECURITY_FLOOR} have known "
+                "vulnerabilities.",
+                f"Use vLLM {versions.SECURITY_FLOOR} or newer; or accept them with vllm_unsafe_allow_old_engine: true.",
             )
         )
     if engine < versions.parse(needed) and not allow_old:
@@ -381,10 +381,10 @@ def engine_refusals(version: str, model: Mapping[str, Any], *, allow_old: bool =
 
 
 def render(flags: Mapping[str, Setting]) -> str:
-    """The file for ``vllm serve --config``: one flag a line, sorted; the same flags always give the same text.
+    """The file for ``vllm serve --config``: one flag per line, sorted; the same flags always give the same text.
 
-    vLLM turns the file into arguments: it drops a ``false`` where ``--no-<name>`` does not exist, so that such a flag
-    is left out here, and an empty list, which :func:`validate` has refused.
+    vLLM converts the file to arguments and drops a ``false`` for which ``--no-<name>`` does not exist, so such a flag
+    is omitted here. It also drops an empty list, which :func:`validate` refuses.
     """
     import yaml
 
@@ -393,7 +393,7 @@ def render(flags: Mapping[str, Setting]) -> str:
         for name, setting in sorted(flags.items())
         if not (setting.value is False and not TABLE[name].negatable)
     }
-    # Escaped, not as it is: PyYAML writes U+0085 and its like bare, and reads them back as a blank.
+    # Escaped, because PyYAML writes characters such as U+0085 unescaped and reads them back as blanks.
     return str(yaml.safe_dump(plain, sort_keys=False, default_flow_style=False, allow_unicode=False, width=1000))
 
 
@@ -408,12 +408,12 @@ def _not_allowed_here(name: str, layer: str) -> Refusal | None:
     if row is None:
         alike = closest(name, TABLE, cutoff=0.6)
         fix = f"Did you mean {' or '.join(alike)}?" if alike else "Remove it; `vllm serve --help` lists what exists."
-        return Refusal("unknown_flag", f"{where}: {name!r} is no flag that this project knows.", fix)
+        return Refusal("unknown_flag", f"{where}: {name!r} is not a known flag.", fix)
     if not row.owners:
         return Refusal("flag_refused", f"{where}: {name} is never set, because {row.why}.", "Remove it.")
     if layer in row.owners:
         return None
-    # Where the plan has a variable for it, that is the way, whichever other layer may set it.
+    # A variable of the plan takes precedence over other layers that may set the flag.
     variable = VARIABLE_OF_FLAG.get(name)
     owner = "plan" if variable else row.owners[0]
     because = f" ({row.why})" if row.why else ""
@@ -422,7 +422,7 @@ def _not_allowed_here(name: str, layer: str) -> Refusal | None:
         return Refusal("flag_of_plan", message, "Remove it; no variable sets it.")
     return Refusal(
         f"flag_of_{owner}",
-        f"{where}: {name} is set by {LAYERS[owner]} alone{because}.",
+        f"{where}: {name} is set by {LAYERS[owner]} only{because}.",
         f"Remove it there. {f'Set {variable}.' if variable else OWNERS_FIX[owner]}",
     )
 
@@ -433,13 +433,13 @@ def _wrong_version(row: Flag, setting: Setting, version: str) -> Refusal | None:
     if row.since and engine < versions.parse(row.since):
         return Refusal(
             "flag_too_new",
-            f"{where}: {row.name} exists from vLLM {row.since} on, the image holds {version}.",
+            f"{where}: {row.name} exists since vLLM {row.since}; the image holds {version}.",
             "Remove the flag, or use a newer engine image.",
         )
     if row.removed and engine >= versions.parse(row.removed):
         return Refusal(
             "flag_removed",
-            f"{where}: {row.name} was removed in vLLM {row.removed}, the image holds {version}.",
+            f"{where}: {row.name} was removed in vLLM {row.removed}; the image holds {version}.",
             "Remove the flag.",
         )
     return None
@@ -514,8 +514,8 @@ def _pairs(flags: Mapping[str, Setting]) -> list[Refusal]:
         refusals.append(
             Refusal(
                 "flag_pair",
-                "tool-call-parser and enable-auto-tool-choice do nothing without each other.",
-                "Set both or none; a catalogue entry's tool_call_parser sets both.",
+                "tool-call-parser and enable-auto-tool-choice have no effect without each other.",
+                "Set both or neither; tool_call_parser of a catalogue entry sets both.",
             )
         )
     batched, sequences = value.get("max-num-batched-tokens"), value.get("max-num-seqs")
@@ -524,7 +524,7 @@ def _pairs(flags: Mapping[str, Setting]) -> list[Refusal]:
             Refusal(
                 "flag_pair",
                 f"max-num-batched-tokens {batched} is less than max-num-seqs {sequences}.",
-                "Each running request needs one token of a step: raise the one or lower the other.",
+                "Each running request needs one token of a step: raise the first or lower the second.",
             )
         )
     length = value.get("max-model-len")
@@ -548,7 +548,7 @@ def _structured_outputs(config: Mapping[str, Any]) -> list[Refusal]:
         refusals.append(
             Refusal(
                 "flag_pair",
-                f"structured-outputs-config: disable_any_whitespace does not go with backend {backend}.",
+                f"structured-outputs-config: disable_any_whitespace is not compatible with backend {backend}.",
                 "Set backend to xgrammar or guidance.",
             )
         )
@@ -556,7 +556,7 @@ def _structured_outputs(config: Mapping[str, Any]) -> list[Refusal]:
         refusals.append(
             Refusal(
                 "flag_pair",
-                f"structured-outputs-config: disable_additional_properties does not go with backend {backend}.",
+                f"structured-outputs-config: disable_additional_properties is not compatible with backend {backend}.",
                 "Set backend to guidance.",
             )
         )
@@ -565,7 +565,7 @@ def _structured_outputs(config: Mapping[str, Any]) -> list[Refusal]:
             refusals.append(
                 Refusal(
                     "flag_refused",
-                    f"structured-outputs-config: {key} is {config[key]!r}; the parser has a flag of its own.",
+                    f"structured-outputs-config: {key} is {config[key]!r}; the parser has its own flag.",
                     "Remove it; a thinking variant's catalogue entry sets reasoning_parser.",
                 )
             )
@@ -579,8 +579,8 @@ def _against_model(flags: Mapping[str, Setting], model: Mapping[str, Any]) -> li
         refusals.append(
             Refusal(
                 "reasoning_parser_on_instruct",
-                f"reasoning-parser {value['reasoning-parser']} with {model.get('name')}, which is no thinking variant: "
-                "every answer would come back with content null.",
+                f"reasoning-parser {value['reasoning-parser']} with {model.get('name')}, which is not a thinking "
+                "variant: the content of every answer would be null.",
                 "Remove reasoning_parser from the catalogue entry.",
             )
         )
@@ -589,7 +589,7 @@ def _against_model(flags: Mapping[str, Setting], model: Mapping[str, Any]) -> li
         refusals.append(
             Refusal(
                 "flag_pair",
-                f"quantization {value['quantization']} with weights that are {method}.",
+                f"quantization is {value['quantization']}, but the weights are {method}.",
                 "Remove the flag; vLLM reads the method from the model's config.json.",
             )
         )

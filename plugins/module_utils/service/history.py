@@ -1,7 +1,7 @@
-"""What a host remembers of its releases: which one is current, which were proven, and which one to step back to.
+"""The releases of a host: which one is current, which were proven, and which one a rollback starts.
 
-Read from the files that the chain leaves: ``releases/<id>/manifest.json`` says what a release is,
-``reports/<id>/verdict.json`` what its last proof said. Nothing is written here.
+Reads ``releases/<id>/manifest.json``, the content of a release, and ``reports/<id>/verdict.json``, the result of its
+last proof. Writes nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.columns import columns
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.service.releases import MANIFEST, Store, problems_of
 
@@ -22,18 +23,18 @@ PROVEN, FAILED, PREPARED = "proven", "failed", "prepared"
 
 @dataclass(frozen=True)
 class Past:
-    """One release as the host knows it.
+    """One release of the host.
 
     Attributes:
         id: Its identifier.
         current: Whether the link ``current`` points to it.
-        state: ``proven`` or ``failed`` as its last verdict says, ``prepared`` where it was never proven.
-        finished: End of its last proof, UTC, ISO 8601; empty where there was none.
+        state: ``proven`` or ``failed`` by its last verdict, ``prepared`` if it has none.
+        finished: End of its last proof, UTC, ISO 8601; empty if there was none.
         failures: Codes of the checks that failed in its last proof.
         model: Name of the model's entry in the catalogue.
         commit: Revision of the weights.
         image: Reference of the engine's image.
-        problems: What in its folder differs from the day it was written; such a release is never started.
+        problems: Differences between its folder and its manifest; a release with any is never started.
     """
 
     id: str
@@ -85,7 +86,7 @@ def history(home: Path) -> list[Past]:
 
 
 def step_back(releases: Sequence[Past]) -> Past:
-    """The newest release that was proven, is whole, and is not current.
+    """The newest release that was proven, is unchanged, and is not current.
 
     Raises:
         RefusalError: There is none.
@@ -98,7 +99,7 @@ def step_back(releases: Sequence[Past]) -> Past:
         Refusal(
             "no_former_release",
             f"No other release was proven on this host; it has: {known}.",
-            "Correct the inventory and deploy: what is proven becomes current.",
+            "Correct the inventory and deploy again: a proven release becomes the current one.",
         )
     )
 
@@ -107,19 +108,19 @@ def chosen(home: Path, release_id: str) -> Past:
     """A release by its identifier.
 
     Raises:
-        RefusalError: It is not there, or its folder was edited.
+        RefusalError: It does not exist, or its folder was edited.
     """
     Store(home).check(release_id)
     return next(past for past in history(home) if past.id == release_id)
 
 
 def status_text(host: str, releases: Sequence[Mapping[str, Any]], containers: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What an operator wants to know of a host, as lines.
+    """The releases and containers of a host, as lines of text.
 
     Args:
         host: Name of the host.
         releases: Releases in the shape of :meth:`Past.as_dict`, newest first.
-        containers: What ``docker ps --format json`` says of each container of the service.
+        containers: Output of ``docker ps --format json``, one mapping for each container of the service.
     """
     if not releases:
         return [f"{host}: nothing is deployed"]
@@ -130,7 +131,7 @@ def status_text(host: str, releases: Sequence[Mapping[str, Any]], containers: Se
     ]
     running = [f"container {c.get('Names')}: {c.get('Status')}, release {_release_of(c)}" for c in containers]
     failed = [f"{past.id} failed: {', '.join(past.failures)}" for past in pasts if past.failures]
-    return [f"{host}:", *columns(rows), *(running or ["no container of the service is there"]), *failed]
+    return [f"{host}:", *columns(rows), *(running or ["the service has no container"]), *failed]
 
 
 def _standing(past: Past) -> str:
@@ -145,17 +146,15 @@ def _release_of(container: Mapping[str, Any]) -> str:
 
 def _past(home: Path, release_id: str, current: bool, problems: Sequence[str]) -> Past:
     manifest = _read(home / "releases" / release_id / MANIFEST)
-    verdict = _read(home / "reports" / release_id / VERDICT)
+    verdict = _verdict(home / "reports" / release_id / VERDICT)
     model, image = (_mapping(manifest.get(key)) for key in ("model", "image"))
-    checks = [_mapping(check) for check in verdict.get("checks") or ()]
-    failures = tuple(str(c.get("code")) for c in checks if not c.get("ok") and c.get("severity") == "error")
-    state = PREPARED if not verdict else PROVEN if verdict.get("ok") is True else FAILED
+    state = PREPARED if verdict is None else PROVEN if verdict.ok else FAILED
     return Past(
         id=release_id,
         current=current,
         state=state,
-        finished=str(verdict.get("finished") or ""),
-        failures=failures,
+        finished=verdict.finished if verdict else "",
+        failures=tuple(check.code for check in verdict.failures) if verdict else (),
         model=str(model.get("name") or ""),
         commit=str(model.get("commit") or ""),
         image=str(image.get("reference") or ""),
@@ -165,6 +164,13 @@ def _past(home: Path, release_id: str, current: bool, problems: Sequence[str]) -
 
 def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def _verdict(path: Path) -> Verdict | None:
+    try:
+        return Verdict.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    except (OSError, RefusalError):
+        return None
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -1,12 +1,11 @@
-"""Releases: folders that are written once, whole, and never edited.
+"""Releases: folders that are written once, atomically, and never edited.
 
-``<home>/releases/<id>/`` holds the files that a deployment runs from and ``manifest.json``, which says what they are.
-The id is a readable prefix and a hash of the files, so that the same files are always the same release, and any file
-that was touched later no longer fits the name of its folder. ``<home>/current`` is a symbolic link to the release that
-was proven.
+``<home>/releases/<id>/`` holds the files of a deployment and ``manifest.json``, which describes them. The id is a
+readable prefix and a hash of the files: the same files always give the same release, and an edited file no longer
+matches the name of its folder. ``<home>/current`` is a symbolic link to the proven release.
 
-A folder appears under its final name by one rename of a folder that is complete and on the disk. What an interrupted
-run leaves behind begins with ``.tmp-`` and is removed by the next one.
+A release gets its final name by one rename, after all its files are on the disk. Folders of an interrupted run begin
+with ``.tmp-``; the next run removes them.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.files import sync_f
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
 MANIFEST = "manifest.json"
-#: Stands in the files for the release's own id, which is a hash of the files and so cannot stand there before.
+#: Placeholder in the files for the release's id, which is known only after the files are hashed.
 PLACEHOLDER = "@RELEASE_ID@"
 HASH_LENGTH = 12
 DEFAULT_MODE = 0o644
@@ -43,13 +42,13 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 @dataclass(frozen=True)
 class Release:
-    """A release that is to be, or that was read.
+    """A release, before it is written or as it was read.
 
     Attributes:
         id: Prefix and hash, the name of its folder.
         files: Final texts by name, without the manifest.
         modes: Permission bits by name.
-        manifest: What ``manifest.json`` holds.
+        manifest: Content of ``manifest.json``.
     """
 
     id: str
@@ -59,16 +58,16 @@ class Release:
 
 
 def design(prefix: str, files: Mapping[str, str], modes: Mapping[str, int], manifest: Mapping[str, Any]) -> Release:
-    """Name a release by its content and fill the name into its files.
+    """Compute the id of a release from its content and insert it into the files.
 
     Args:
         prefix: Readable beginning of the id: lower case letters, digits, dots and dashes.
         files: Texts by plain file name; ``@RELEASE_ID@`` in them becomes the id.
         modes: Permission bits of files that do not have 0644.
-        manifest: What is to be known of the release. It does not count for the id: what runs is in the files.
+        manifest: Description of the release. It is not part of the id.
 
     Raises:
-        RefusalError: A name or the prefix cannot be a file's name, or a mode names no file.
+        RefusalError: A name or the prefix is no valid file name, or a mode names no file.
     """
     problems = _wrong_names(prefix, files, modes)
     if problems:
@@ -87,7 +86,7 @@ def manifest_text(release: Release) -> str:
 
 
 def problems_of(folder: Path) -> list[str]:
-    """What in a release's folder differs from the day it was written, one sentence each; empty where nothing does."""
+    """Differences between a release's folder and its manifest, one sentence each; empty if there are none."""
     if not (folder / MANIFEST).is_file():
         return [f"{MANIFEST} is missing"]
     try:
@@ -116,7 +115,7 @@ class Store:
     """The releases of one host."""
 
     def __init__(self, home: Path) -> None:
-        """Look at ``<home>/releases`` and ``<home>/current``; nothing needs to exist yet."""
+        """Use ``<home>/releases`` and ``<home>/current``; neither needs to exist yet."""
         self.folder = home / "releases"
         self.link = home / "current"
 
@@ -132,7 +131,7 @@ class Store:
         return [entry.name for entry in sorted(found, key=lambda entry: (-entry.stat().st_mtime_ns, entry.name))]
 
     def current(self) -> str | None:
-        """Id that ``current`` points to, None where there is no such link."""
+        """Id that ``current`` points to; None if there is no such link."""
         return self.link.readlink().name if self.link.is_symlink() else None
 
     def leftovers(self) -> list[str]:
@@ -142,7 +141,7 @@ class Store:
         return sorted(entry.name for entry in self.folder.iterdir() if entry.name.startswith(_LEFTOVER))
 
     def files(self, release_id: str | None) -> dict[str, str]:
-        """Texts of a release by name, empty where there is none."""
+        """Texts of a release by name; empty if the release does not exist."""
         folder = self.path(release_id) if release_id else None
         if folder is None or not folder.is_dir():
             return {}
@@ -153,7 +152,7 @@ class Store:
         }
 
     def check(self, release_id: str) -> None:
-        """Raise RefusalError where a release is not there or not as it was written."""
+        """Raise RefusalError if a release does not exist or was edited."""
         if not _ID.fullmatch(release_id) or not self.path(release_id).is_dir():
             have = ", ".join(self.ids()) or "none"
             raise RefusalError(
@@ -164,18 +163,18 @@ class Store:
             raise RefusalError(
                 Refusal(
                     "release_tampered",
-                    f"{self.path(release_id)} is not as it was written: {'; '.join(problems)}.",
-                    "Changes belong into the variables of role vllm_service. Put the file back, or remove the folder "
-                    "and deploy again, which writes it anew.",
+                    f"{self.path(release_id)} was changed after it was written: {'; '.join(problems)}.",
+                    "Change the variables of role vllm_service instead. Restore the file, or remove the folder and "
+                    "deploy again, which writes it again.",
                 )
             )
 
     def write(self, release: Release) -> bool:
-        """Bring a release onto the disk; False where it is there already, unharmed.
+        """Write a release; False if it exists already and is unchanged.
 
         Raises:
             RefusalError: A folder of that name was changed by hand.
-            OSError: The disk does not take it; nothing is left under the final name.
+            OSError: It could not be written; nothing remains under the final name.
         """
         if self.path(release.id).exists():
             self.check(release.id)
@@ -196,21 +195,21 @@ class Store:
         return True
 
     def point(self, release_id: str) -> bool:
-        """Make ``current`` point to a release in one step; False where it does already."""
+        """Make ``current`` point to a release, atomically; False if it already does."""
         self.check(release_id)
         if self.current() == release_id:
             return False
-        # A relative target, so that the link also holds where the home is mounted elsewhere.
+        # A relative target, so that the link stays valid if the home is mounted elsewhere.
         target = Path(self.folder.name) / release_id
-        beside = self.link.with_name(f"{_LEFTOVER}current")
-        beside.unlink(missing_ok=True)
-        beside.symlink_to(target)
-        beside.replace(self.link)
+        staged = self.link.with_name(f"{_LEFTOVER}current")
+        staged.unlink(missing_ok=True)
+        staged.symlink_to(target)
+        staged.replace(self.link)
         sync_folder(self.link.parent)
         return True
 
     def removable(self, release_id: str) -> bool:
-        """Whether a release is there to be removed; raises RefusalError for the current one."""
+        """Whether a release exists and may be removed; raises RefusalError for the current one."""
         if release_id == self.current():
             raise RefusalError(
                 Refusal(
@@ -222,13 +221,13 @@ class Store:
         return self.path(release_id).is_dir()
 
     def surplus(self, keep: int, spare: tuple[str, ...] = ()) -> list[str]:
-        """Releases beyond the ``keep`` newest, the current one and those of ``spare``."""
+        """All releases except the ``keep`` newest, the current one and those in ``spare``."""
         safe = {self.current(), *spare}
         others = [release_id for release_id in self.ids() if release_id not in safe]
         return others[keep:]
 
     def remove(self, release_id: str) -> None:
-        """Remove a release; it is gone at once from the list, also where the run is interrupted."""
+        """Remove a release. It is renamed first, so that an interrupted run never leaves half of it in the list."""
         if self.removable(release_id):
             gone = self.folder / f"{_LEFTOVER}removed-{release_id}"
             shutil.rmtree(gone, ignore_errors=True)
@@ -236,7 +235,7 @@ class Store:
             shutil.rmtree(gone)
 
     def tidy(self) -> list[str]:
-        """Remove what interrupted runs left; returns the names. Needs :meth:`lock`, for it would harm a live writer."""
+        """Remove the folders of interrupted runs; returns their names. Needs :meth:`lock`."""
         names = self.leftovers()
         for name in names:
             shutil.rmtree(self.folder / name)
@@ -244,7 +243,7 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Let one process at a time change the releases; others wait. The lock ends with the process."""
+        """Lock the releases for one process; others wait. The lock ends with the process."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=FOLDER_MODE)
         descriptor = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -260,7 +259,7 @@ def parse_modes(modes: Mapping[str, str]) -> dict[str, int]:
     for name, text in modes.items():
         if not re.fullmatch(r"0?[0-7]{3}", str(text)):
             raise RefusalError(
-                Refusal("bad_mode", f"modes: {name} is {text!r}, which is no octal mode.", "Write it as '0755'.")
+                Refusal("bad_mode", f"modes: {name} is {text!r}, which is not an octal mode.", "Write it as '0755'.")
             )
         parsed[name] = int(str(text), 8)
     return parsed
@@ -307,6 +306,6 @@ def _write_file(path: Path, text: str, mode: int) -> None:
     with path.open("w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
-        # fchmod, so that the process's umask has no say.
+        # fchmod, because open() applies the umask.
         os.fchmod(stream.fileno(), mode)
         os.fsync(stream.fileno())

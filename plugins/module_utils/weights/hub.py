@@ -1,7 +1,7 @@
-"""The hub as seen by a download: what a revision holds, and the bytes of a file.
+"""Client of a hub: the files of a revision, and the bytes of a file.
 
-Built on huggingface_hub's API client, HTTP session, headers and address rules. Its downloads are not used: they begin
-again from the first byte after a crash and check no hash. ``weights_stream`` says why the bytes come another way.
+Built on huggingface_hub's API client, HTTP session, headers and address rules. Its downloads are not used: after a
+crash they start from the first byte, and they check no hash. Module ``stream`` downloads the bytes.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ HUB = "https://huggingface.co"
 LEAST_LIBRARY = 2  # major version of huggingface_hub; the first on httpx2
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 PORTS = {"http": 80, "https": 443}
-CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")  # what the environment may name instead of the system's own
+CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR")  # variables that replace the system's certificates
 
 OK, PARTIAL, TIMEOUT, RANGE_REFUSED, SERVER_ERROR = 200, 206, 408, 416, 500
 
-# Codes of refusals that say nothing about the model, only that the hub cannot answer now.
+# Codes of temporary failures of the hub, which do not concern the model.
 PASSING_CODES = frozenset({"hub_unreachable", "hub_error", "rate_limited"})
 
-# What an answer means: by the hub's X-Error-Code, else by HTTP status. Code, problem, fix.
+# Refusals by the hub's X-Error-Code, otherwise by HTTP status: code, problem, fix.
 BY_ERROR_CODE = {
     "GatedRepo": (
         "gated",
@@ -57,7 +57,11 @@ BY_ERROR_CODE = {
         "there is no revision {revision!r}",
         "Set revision to a branch, tag or commit shown at {host}/{repository}/commits.",
     ),
-    "EntryNotFound": ("file_not_found", "the file is gone", "Run again; if it stays, ask the owner of the hub."),
+    "EntryNotFound": (
+        "file_not_found",
+        "the file does not exist",
+        "Run again; if it fails again, ask the owner of the hub.",
+    ),
 }
 BY_STATUS = {
     401: (
@@ -73,18 +77,18 @@ BY_STATUS = {
     ),
     429: ("rate_limited", "too many requests", "Run again later: finished bytes are kept. A token raises the limit."),
 }
-HUB_FAULT = ("hub_error", "the hub has a fault", "Run again later: finished bytes are kept.")
-OTHER = ("hub_refused", "no reason given", "Check endpoint, and what stands between this host and the hub.")
+HUB_FAULT = ("hub_error", "the hub failed", "Run again later: finished bytes are kept.")
+OTHER = ("hub_refused", "no reason given", "Check endpoint, and the proxies between this host and the hub.")
 
 
 @dataclass(frozen=True)
 class Retry:
-    """How patient to be with a hub that fails.
+    """Limits of the retries after failures of a hub.
 
     Attributes:
-        times: Attempts after the first that may fail in a row without a new byte.
-        delay: Seconds before the second attempt; doubled each time.
-        longest: Most seconds to wait at once, also when the hub asks for more.
+        times: Number of consecutive retries without a new byte.
+        delay: Seconds before the first retry; doubled for each further one.
+        longest: Maximum seconds to wait before a retry, also if the hub asks for more.
     """
 
     times: int = 5
@@ -92,25 +96,25 @@ class Retry:
     longest: float = 60.0
 
     def wait(self, failures: int) -> float:
-        """Seconds to wait after this many failures in a row."""
+        """Seconds to wait after this many consecutive failures."""
         return float(min(self.longest, self.delay * 2 ** (failures - 1)))
 
 
 class HubProblemError(Exception):
-    """A request failed; the same request may succeed later if ``passing``."""
+    """A request failed; with ``passing`` it may succeed later."""
 
     def __init__(self, refusal: Refusal, passing: bool, wait: float | None = None) -> None:
-        """Keep the refusal that it becomes when patience ends, and the seconds that the hub asked to wait."""
+        """Store the refusal to raise after the last retry, and the seconds that the hub asked to wait."""
         super().__init__(str(refusal))
         self.refusal, self.passing, self.wait = refusal, passing, wait
 
 
 class StoppedError(Exception):
-    """This download was given up because another one failed."""
+    """This download was cancelled because another one failed."""
 
 
 def origin(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port of an address: who receives what is sent there."""
+    """Scheme, host and port of an address, which identify the receiver."""
     parts = urlsplit(url)
     return parts.scheme, (parts.hostname or "").lower(), parts.port or PORTS.get(parts.scheme, 0)
 
@@ -129,14 +133,14 @@ def check_endpoint(name: str, url: str) -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer that is an error: status, the hub's ``X-Error-Code`` (or empty), and what was asked."""
+    """An error response: status, the hub's ``X-Error-Code`` (or empty), and the request."""
 
     status: int
     error_code: str
     url: str
 
     def explain(self, repository: str, revision: str) -> Refusal:
-        """The refusal that says what it means and what to do."""
+        """The refusal with its meaning and a fix."""
         fault = HUB_FAULT if self.status >= SERVER_ERROR or self.status == TIMEOUT else OTHER
         code, problem, fix = BY_ERROR_CODE.get(self.error_code) or BY_STATUS.get(self.status) or fault
         names = {
@@ -149,7 +153,7 @@ class Answer:
 
 
 class Hub:
-    """One hub, asked about one repository."""
+    """Client of one hub for one repository."""
 
     def __init__(
         self,
@@ -168,20 +172,20 @@ class Hub:
         Args:
             endpoint: Address of the hub; empty for huggingface_hub's own default.
             repository: ``<org>/<name>``.
-            token: Secret for the hub that it belongs to, or None.
-            token_endpoint: Address of that hub. The token goes to no other host, scheme or port.
-            timeout: Seconds without a byte after which a connection counts as dead.
-            retry: Patience.
+            token: Secret for ``token_endpoint``, or None.
+            token_endpoint: Address of the hub of the token. The token is sent to no other host, scheme or port.
+            timeout: Seconds without a byte after which a connection is closed.
+            retry: Limits of the retries.
             direct: Use no proxy for the bytes of files.
-            headers: More headers for these.
+            headers: Additional headers for the bytes of files.
 
         Raises:
             RefusalError: ``library_missing``, ``bad_certificates`` or ``bad_endpoint``.
         """
-        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # else a look at the hub before the first request
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # otherwise a request to the hub before the first one
         try:
             self._library: Any = importlib.import_module("huggingface_hub")
-            # Its parts by name: none of them has to be there because another one is.
+            # Each part is imported by name: one part does not imply another.
             constants: Any = importlib.import_module("huggingface_hub.constants")
             self._errors: Any = importlib.import_module("huggingface_hub.errors")
             self._utils: Any = importlib.import_module("huggingface_hub.utils")
@@ -201,18 +205,18 @@ class Hub:
 
     @property
     def is_protected(self) -> bool:
-        """Whether nobody on the way can change what the hub says: TLS, or never leaving this host."""
+        """Whether the connection is protected from changes by others: TLS, or within this host."""
         scheme, host, _port = origin(self.endpoint)
         return scheme == "https" or host in LOOPBACK
 
     def guard(self, request: httpx2.Request) -> None:
-        """Look at each request of the library, also after a redirect: no token for strangers, no way back from TLS."""
+        """Check each request of the library and each redirect: no token to other hosts, no downgrade from TLS."""
         self._check_way(str(request.url))
         if not self._is_tokens_own(str(request.url)):
             request.headers.pop("authorization", None)
 
     def headers_for(self, url: str) -> dict[str, str]:
-        """The headers that an address may see, by the same two rules."""
+        """The headers for an address, by the same two rules."""
         self._check_way(url)
         token = self._token if self._is_tokens_own(url) else None
         return {**self._utils.build_hf_headers(token=token or False), "Accept-Encoding": "identity", **self._headers}
@@ -220,10 +224,10 @@ class Hub:
     def stream(
         self, url: str, headers: Mapping[str, str] = MappingProxyType({}), timeout: float = 0
     ) -> AbstractContextManager[Stream]:
-        """An answer whose body is still to come, asked for by the same two rules.
+        """Send a request by the same two rules; returns the response before its body.
 
         Raises:
-            BrokenStreamError: Nobody answers, within ``timeout`` seconds or those of this hub.
+            BrokenStreamError: No response within ``timeout`` seconds or those of this hub.
         """
         return stream(
             url, lambda url: {**self.headers_for(url), **headers}, timeout or self._timeout, self._context, self._direct
@@ -236,12 +240,12 @@ class Hub:
         if origin(self.endpoint)[0] == "https" and origin(url)[0] != "https":
             refuse(
                 "insecure_redirect",
-                f"{self.endpoint} sends {self._repository} on to {url}, which is not encrypted.",
-                "Check endpoint, and what stands between this host and the hub.",
+                f"{self.endpoint} redirects {self._repository} to {url}, which is not encrypted.",
+                "Check endpoint, and the proxies between this host and the hub.",
             )
 
     def listing(self, revision: str) -> Listing:
-        """The commit that a revision stands for and all files of it.
+        """The commit of a revision, and all its files.
 
         Raises:
             RefusalError: With a code of ``Answer.explain``, or ``hub_unreachable``, ``not_a_hub``, ``unsafe_path``.
@@ -251,7 +255,7 @@ class Hub:
 
     def _listing_once(self, revision: str) -> Listing:
         url = f"{self.endpoint}/api/models/{self._repository}/revision/{revision}"
-        # The session is one for the whole library; another hub may have set its own guard since.
+        # The library has one session; another hub may have set its guard in the meantime.
         self._library.set_client_factory(
             lambda: self._http.Client(
                 verify=self._context, event_hooks={"request": [self.guard]}, follow_redirects=True
@@ -268,8 +272,8 @@ class Hub:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             refusal = Refusal(
                 "not_a_hub",
-                f"{url} gave no usable answer: {type(error).__name__}: {error}.",
-                "Check endpoint: it must speak the Hugging Face hub's protocol.",
+                f"{url} returned no usable answer: {type(error).__name__}: {error}.",
+                "Check endpoint: it must implement the protocol of the Hugging Face hub.",
             )
             raise HubProblemError(refusal, passing=False) from error
         check_paths([spec.path for spec in files], self.endpoint)
@@ -278,14 +282,14 @@ class Hub:
     def download(
         self, commit: str, spec: FileSpec, part: Sink, stop: threading.Event, count: Callable[[int], None]
     ) -> None:
-        """Bring a part to its full length; content that is there is not asked for again.
+        """Complete a partial file; existing content is not downloaded again.
 
         Args:
             commit: Of the repository.
             spec: The file.
             part: Receives the bytes.
             stop: Ends the download when set.
-            count: Is told of each number of bytes received.
+            count: Called with the number of bytes of each piece.
 
         Raises:
             RefusalError: With a code of ``Answer.explain``, or ``hub_unreachable``, ``size_mismatch``.
@@ -305,7 +309,7 @@ class Hub:
         self._patiently(lambda: self._stream_once(url, commit, spec, part, receive), lambda: part.offset, stop)
 
     def _stream_once(self, url: str, commit: str, spec: FileSpec, part: Sink, receive: Callable[[bytes], None]) -> None:
-        if part.offset == spec.size:  # nothing left, e.g. after a connection that broke behind the last byte
+        if part.offset == spec.size:  # complete, e.g. after a connection that broke after the last byte
             return
         span = {"Range": f"bytes={part.offset}-"} if part.offset else {}
         try:
@@ -327,7 +331,7 @@ class Hub:
             raise HubProblemError(_size_refusal(url, spec, f"the hub ended after {part.offset:,}"), passing=True)
 
     def _patiently(self, act: Callable[[], Any], progress: Callable[[], int], stop: threading.Event) -> Any:
-        """Do something until it works, with patience; an attempt that made progress counts as a first one."""
+        """Repeat an action until it succeeds; an attempt with progress resets the count of retries."""
         failures, best = 0, progress()
         while True:
             try:
@@ -353,7 +357,7 @@ class Hub:
         return HubProblemError(refusal, refusal.code in PASSING_CODES, wait)
 
     def _problem(self, error: Exception, url: str, revision: str) -> Exception:
-        """What an exception of the libraries means; one that is not theirs comes back as it is."""
+        """The problem for an exception of the libraries; other exceptions are returned unchanged."""
         http = self._http
         if isinstance(error, self._errors.HfHubHTTPError):
             return self._status_problem(error.response.status_code, error.response.headers, url, revision)
@@ -365,7 +369,7 @@ class Hub:
 
 @cache
 def _certificates(http: Any) -> ssl.SSLContext:
-    """Which certificates to trust, read once: that takes longer than a small file, and each peer is a hub."""
+    """The trusted certificates, read once: this takes longer than a small download, and each peer is a hub."""
     try:
         context: ssl.SSLContext = http.create_ssl_context()
     except OSError as error:
@@ -373,7 +377,7 @@ def _certificates(http: Any) -> ssl.SSLContext:
         refuse(
             "bad_certificates",
             f"The certificates to trust cannot be read ({named or 'those of the system'}): {error}.",
-            f"Install ca-certificates, or let {' or '.join(CERTIFICATES)} name a file or folder of them, or unset it.",
+            f"Install ca-certificates, or set {' or '.join(CERTIFICATES)} to certificates, or unset it.",
         )
     return context
 
@@ -386,7 +390,7 @@ def _library_missing(problem: str) -> RefusalError:
 def _file_spec(sibling: Any) -> FileSpec:
     if not isinstance(sibling.size, int) or sibling.size < 0:
         raise ValueError(f"no size of {sibling.rfilename}")
-    if sibling.lfs:  # its blob id is that of the pointer file, not of the content
+    if sibling.lfs:  # the blob id is of the pointer file, not of the content
         return FileSpec(sibling.rfilename, sibling.size, sibling.lfs.sha256)
     return FileSpec(sibling.rfilename, sibling.size, None, sibling.blob_id)
 
@@ -395,7 +399,7 @@ def _size_refusal(url: str, spec: FileSpec, problem: str) -> Refusal:
     return Refusal(
         "size_mismatch",
         f"{spec.path} must have {spec.size:,} bytes, but {problem}: {url}.",
-        "Run again; if it stays, the hub or a proxy before it is broken: use another endpoint.",
+        "Run again; if it fails again, the hub or its proxy is defective: use another endpoint.",
     )
 
 
@@ -403,12 +407,12 @@ def _unreachable(url: str, problem: str) -> Refusal:
     return Refusal(
         "hub_unreachable",
         f"{url} does not answer: {problem}.",
-        "Check endpoint, DNS, proxy and firewall; without a way out, use a mirror or a folder that holds the files.",
+        "Check endpoint, DNS, proxy and firewall; without Internet access, use a mirror or a folder with the files.",
     )
 
 
 def _continues(answer: Stream, offset: int) -> bool:
-    """Whether the body begins at the byte that was asked for."""
+    """Whether the body begins at the requested byte."""
     if answer.status == OK:
         return offset == 0
     return (answer.headers.get("Content-Range") or "").startswith(f"bytes {offset}-")

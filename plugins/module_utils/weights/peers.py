@@ -1,10 +1,10 @@
-"""Model files from the other hosts of a deployment, also while those are still fetching them.
+"""Download model files from the other hosts of a deployment, also while these still fetch them.
 
-Hosts need no agreement: all know the same order of hosts. Each takes from any other what that one holds, and asks a hub
-itself only when no host before it in that order is at work any more. So the first host that lives fetches, the others
-follow file by file, and each that has a file gives it on: a tree that forms by itself, and heals by itself.
+Hosts do not coordinate: all have the same ordered list of hosts. Each takes files from any host that has them, and uses
+a hub only if no host before it in the list is active. So the first live host fetches from the hub, the others follow
+file by file, and each host with a file serves it. A host that fails is replaced by the next one in the list.
 
-A host is trusted with nothing but its bandwidth: what a file must be comes from the lock, or from the hub's list.
+The content from other hosts is not trusted: size and hash of a file come from the lock or from the hub's list.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from ansible_collections.inference.vllm.plugins.module_utils.weights.store impor
 from ansible_collections.inference.vllm.plugins.module_utils.weights.stream import BrokenStreamError
 
 OK = 200
-SURVEY_BYTES = 16 << 20  # of an answer that lists files; more cannot be meant
+SURVEY_BYTES = 16 << 20  # limit of a response that lists files
 SURVEY_SECONDS = 3.0
 SURVEYS_AT_ONCE = 16
-LOST_SURVEYS = 3  # in a row, after which a host counts as dead
-# Hosts that lose the one before them at the same time do not all turn to the hub: each gives the one before it time to
-# begin, and to be seen at it. In looks at the others.
+LOST_SURVEYS = 3  # consecutive failures after which a host counts as dead
+# When a host fails, the hosts after it must not all use the hub: each waits for the one before it to start. In surveys
+# of the others.
 STAGGER = 5.0
-BUSY_PART = 4  # one that is busy now is asked again after this part of a pause: files are short, or many wait for it
-NOT_NOW = frozenset({"rate_limited", "file_not_found"})  # a host that has enough to do, or has just moved the file
+BUSY_PART = 4  # a busy host is asked again after this fraction of a pause
+NOT_NOW = frozenset({"rate_limited", "file_not_found"})  # a host that is busy, or has just moved the file
 
 
 @dataclass(frozen=True)
 class Fleet:
-    """The hosts that share what they hold.
+    """The hosts that share their files.
 
     Attributes:
         own: Address of this host's own server, as in ``urls``.
-        urls: Addresses of all hosts' servers, in the order that all know.
+        urls: Addresses of all hosts' servers, in the same order on all hosts.
         token: Secret of this run.
-        patience: Seconds without progress after which a host counts as not at work, and without enough bytes as slow.
+        patience: Seconds without progress after which a host counts as inactive, and without enough bytes as slow.
         least_rate: Bytes per second of one file, below which a host counts as slow.
-        pause: Seconds between two looks at what the others hold.
+        pause: Seconds between two surveys of the others' files.
     """
 
     own: str = ""
@@ -56,7 +56,7 @@ class Fleet:
     pause: float = 1.0
 
     def check(self) -> None:
-        """Refuse addresses that cannot be meant.
+        """Refuse invalid addresses.
 
         Raises:
             RefusalError: ``bad_endpoint`` or ``bad_peers``.
@@ -70,22 +70,24 @@ class Fleet:
                 "Set peer_self to the address of this host, written as in peers.",
             )
         if self.urls and not self.token:
-            refuse("bad_peers", "peers are given without peer_token.", "Give the token with which they were started.")
+            refuse(
+                "bad_peers", "peers are set without peer_token.", "Set the token with which the servers were started."
+            )
 
 
 @dataclass
 class Peer:
-    """Another host, as last seen.
+    """Another host, as of the last survey.
 
     Attributes:
         url: Address of its server.
-        files: Names of the files that it holds.
-        complete: Whether it holds all that it wants.
-        changed_at: When it was last seen to have come further.
-        lost: Looks at it that failed in a row.
+        files: Names of its files.
+        complete: Whether it has all files that it wants.
+        changed_at: Time of its last observed progress.
+        lost: Number of consecutive failed surveys.
         sending: Files that it is sending to this host.
-        busy_until: When it may be asked again, because it had enough to do.
-        usable: Whether it is still asked.
+        busy_until: Time at which it may be asked again after it was busy.
+        usable: Whether it is still used.
     """
 
     url: str
@@ -99,7 +101,7 @@ class Peer:
     _seen: object = field(default=None, repr=False)
 
     def note(self, report: dict[str, Any], now: float) -> None:
-        """Take over what it reported."""
+        """Update from its report."""
         seen = report["files"], report["complete"], report["progress"]
         if seen != self._seen:
             self.changed_at, self._seen = now, seen
@@ -107,7 +109,7 @@ class Peer:
 
 
 class TooSlowError(Exception):
-    """A host sends less than it should."""
+    """A host sends too slowly."""
 
 
 class Peers:
@@ -123,7 +125,7 @@ class Peers:
         warn: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Know them; nothing is sent yet. ``warn`` is told of each that is given up."""
+        """Store the hosts without connecting. ``warn`` is called for each host that is dropped."""
         self._fleet, self._repository, self._commit = fleet, repository, commit
         self._timeout, self._warn, self._clock = min(timeout, fleet.patience), warn, clock
         self._mutex = threading.Lock()
@@ -135,7 +137,7 @@ class Peers:
         self._hubs: dict[str, Hub] = {}
 
     def look(self) -> None:
-        """Ask all of them what they hold."""
+        """Survey the files of all hosts."""
         asked = [peer for peer in self._peers if peer.usable]
         if asked:
             with ThreadPoolExecutor(min(len(asked), SURVEYS_AT_ONCE)) as pool:
@@ -156,32 +158,32 @@ class Peers:
         except (BrokenStreamError, KeyError, TypeError, ValueError) as error:
             peer.lost += 1
             if peer.lost >= LOST_SURVEYS:
-                self._give_up(peer, f"it does not say what it holds: {type(error).__name__}: {error}")
+                self._drop(peer, f"it does not list its files: {type(error).__name__}: {error}")
 
     def best(self, spec: FileSpec) -> Peer | None:
-        """The host to take a file from: one that holds it, and of these one that sends least to this host."""
+        """The host to take a file from: of those that have it, the one that sends least to this host."""
         now = self._clock()
         holders = [peer for peer in self._holding(spec) if peer.busy_until <= now]
-        # Each host begins behind itself in the order, so that not all turn to the first.
+        # Each host starts after its own position in the list, so that not all use the first host.
         turn = {peer.url: (self._peers.index(peer) - self._rank) % len(self._peers) for peer in holders}
         return min(holders, key=lambda peer: (peer.sending, turn[peer.url]), default=None)
 
     def worth_waiting(self, specs: Collection[FileSpec]) -> bool:
-        """Whether a host holds one of these files and is only busy, or one that goes first is at work on them."""
+        """Whether a host with one of these files is only busy, or an earlier host is active."""
         if any(self._holding(spec) for spec in specs):
             return True
         since = self._clock() - self._patience
         return any(peer.usable and not peer.complete and peer.changed_at > since for peer in self._before)
 
     def pause(self, specs: Collection[FileSpec]) -> float:
-        """Seconds until the next look: few when a host that has one of these files is only busy."""
+        """Seconds until the next survey; fewer if a host with one of these files is only busy."""
         busy = any(self._holding(spec) for spec in specs)
         return self._fleet.pause / (BUSY_PART if busy else 1)
 
     def follow_all(self) -> None:
-        """From now on wait for hosts behind this one too: no hub answers this one, and may answer them."""
+        """From now on also wait for later hosts: no hub answers this host, but one may answer them."""
         self._before = self._peers
-        # They begin when their own patience with this host ends.
+        # They start after their own timeout for this host.
         self._patience += self._fleet.patience + len(self._peers) * STAGGER * self._fleet.pause
         for peer in self._peers:
             peer.changed_at = self._clock()
@@ -192,7 +194,7 @@ class Peers:
     def fetch(
         self, peer: Peer, spec: FileSpec, sink: Sink, stop: threading.Event, count: Callable[[str, int], None]
     ) -> bool:
-        """Fill a sink from a host. False where that did not work; what came and may be good stays for the next source.
+        """Fill a sink from a host; False if that failed. Content that may be correct is kept for the next source.
 
         Raises:
             StoppedError: When ``stop`` was set.
@@ -218,10 +220,10 @@ class Peers:
             if error.refusals[0].code in NOT_NOW:
                 peer.busy_until = self._clock() + self._fleet.pause / BUSY_PART
             else:
-                self._give_up(peer, error.refusals[0].message)
+                self._drop(peer, error.refusals[0].message)
             return False
         except TooSlowError as error:
-            self._give_up(peer, f"it is slow ({error})")
+            self._drop(peer, f"it is slow ({error})")
             return False
         finally:
             with self._mutex:
@@ -230,8 +232,8 @@ class Peers:
         if problem is None:
             return True
         sink.restart()
-        if not held:  # else the bytes from before may be the wrong ones
-            self._give_up(peer, f"{spec.path}: {problem}")
+        if not held:  # otherwise earlier bytes may be the wrong ones
+            self._drop(peer, f"{spec.path}: {problem}")
         return False
 
     def _hub(self, peer: Peer) -> Hub:
@@ -249,8 +251,8 @@ class Peers:
                 )
             return self._hubs[peer.url]
 
-    def _give_up(self, peer: Peer, why: str) -> None:
+    def _drop(self, peer: Peer, why: str) -> None:
         with self._mutex:
             given_up, peer.usable = not peer.usable, False
         if not given_up:
-            self._warn(f"{peer.url} is not asked any more: {why}.")
+            self._warn(f"{peer.url} is no longer used: {why}.")

@@ -1,6 +1,6 @@
-"""Decisions about a model's files: what a lock says, which files are wanted, which may be trusted.
+"""Decisions about a model's files: the content of a lock, the wanted files, and their trust.
 
-Pure functions over plain data; nothing here reads a disk or a network.
+Pure functions over plain data, without disk or network access.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # Formats that run code when they are loaded: Python pickles, bare or in a zip.
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".dill", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
-NAME_BYTES = 255  # the longest file name that Linux file systems take
+NAME_BYTES = 255  # limit of file names in Linux file systems
 
 
 @dataclass(frozen=True)
 class FileSpec:
-    """What a file must be.
+    """Expected properties of a file.
 
     Attributes:
         path: Name inside the repository, with ``/``.
         size: In bytes.
-        sha256: Of the content, as hex; None as long as nobody has said it.
-        blob_id: Git's SHA-1 id of the content, which the hub gives for files outside LFS; None if unknown.
+        sha256: Of the content, as hex; None while unknown.
+        blob_id: Git's SHA-1 id of the content, from the hub for files outside LFS; None if unknown.
     """
 
     path: str
@@ -42,7 +42,7 @@ class FileSpec:
     blob_id: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The file in the result of module hf_snapshot; ``sha256`` is null in check mode where no hash is known."""
+        """The file in the result of module hf_snapshot; ``sha256`` is null in check mode if the hash is unknown."""
         return {"path": self.path, "size": self.size, "sha256": self.sha256}
 
 
@@ -56,14 +56,14 @@ class Lock:
     files: tuple[FileSpec, ...]
 
     def file(self) -> LockFile:
-        """The lock as ``lock.json`` has it, files by name; every file has a hash by then."""
+        """The lock in the format of ``lock.json``, with files by name; every file must have a hash."""
         rows = (LockedFile(spec.path, spec.size, spec.sha256 or "") for spec in self.files)
         return LockFile(self.repo, self.revision, self.commit, tuple(sorted(rows, key=lambda row: row.path)))
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a hub says about a revision: its commit and all its files."""
+    """The response of a hub for a revision: its commit and all its files."""
 
     commit: str
     files: tuple[FileSpec, ...]
@@ -79,7 +79,7 @@ def parse_lock(data: object, origin: str) -> Lock:
 
     Args:
         data: The decoded JSON.
-        origin: Where it came from, for messages.
+        origin: Its source, for messages.
 
     Raises:
         RefusalError: ``bad_lock`` when a part is missing or malformed, ``unsafe_path`` for a path outside the folder.
@@ -107,7 +107,7 @@ def _bad_lock(origin: str, problem: str) -> RefusalError:
 
 
 def check_source(repository: str, revision: str, lock: Lock | None) -> None:
-    """Refuse a repository, revision or lock that cannot be meant.
+    """Refuse an invalid repository or revision, or a lock of others.
 
     Raises:
         RefusalError: ``bad_repository``, ``bad_revision`` or ``stale_lock``.
@@ -115,33 +115,33 @@ def check_source(repository: str, revision: str, lock: Lock | None) -> None:
     if not REPOSITORY.fullmatch(repository) or ".." in repository or "--" in repository:
         refuse("bad_repository", f"repository is {repository!r}.", "Write it as <org>/<name>, as on the hub.")
     if not REVISION.fullmatch(revision) or ".." in revision:
-        refuse("bad_revision", f"revision is {revision!r}.", "Give a branch, a tag or a commit of 40 hex digits.")
+        refuse("bad_revision", f"revision is {revision!r}.", "Set a branch, a tag or a commit of 40 hex digits.")
     if lock is None:
         return
     if lock.repo != repository:
         refuse(
             "stale_lock",
             f"The lock is for {lock.repo}, but repository is {repository}.",
-            "Give the lock of this repository, or none.",
+            "Set the lock of this repository, or none.",
         )
     if revision not in (lock.revision, lock.commit):
         refuse(
             "stale_lock",
             f"The lock of {repository} holds revision {lock.revision} (commit {lock.commit}), "
             f"but revision is {revision}.",
-            "Ask for the locked revision, or write and review a new lock.",
+            "Set revision to the locked one, or write and review a new lock.",
         )
 
 
 def pinned_commit(revision: str, lock: Lock | None) -> str | None:
-    """The commit that needs no hub to be known: the lock's, or a revision that is one; else None."""
+    """The commit that is known without a hub: of the lock, or a revision that is a commit; otherwise None."""
     if lock is not None:
         return lock.commit
     return revision if COMMIT.fullmatch(revision) else None
 
 
 def check_paths(paths: Iterable[str], origin: str) -> None:
-    """Refuse a file list in which any path could land outside its folder or on top of another.
+    """Refuse a file list with a path outside its folder, or with conflicting paths.
 
     Raises:
         RefusalError: ``unsafe_path``, naming the path.
@@ -155,20 +155,20 @@ def check_paths(paths: Iterable[str], origin: str) -> None:
             or "\\" in path
             or not path.isprintable()
         ):
-            _unsafe(path, origin, "leaves the folder or is no plain name")
+            _unsafe(path, origin, "leaves the folder or is not a plain name")
         if path in seen:
             _unsafe(path, origin, "is listed twice")
         seen.add(path)
         folders.update("/".join(parts[:depth]) for depth in range(1, len(parts)))
     for path in sorted(seen & folders):
-        _unsafe(path, origin, "is a file and a folder at once")
+        _unsafe(path, origin, "is both a file and a folder")
 
 
 def _unsafe(path: str, origin: str, problem: str) -> NoReturn:
     refuse(
         "unsafe_path",
         f"{origin} lists the file {path!r}, which {problem}.",
-        "Do not use this source; report it to whoever runs it.",
+        "Do not use this source; report the problem to its operator.",
     )
 
 
@@ -194,28 +194,28 @@ def check_wanted(files: Sequence[FileSpec], repository: str, allow_pickle: bool)
     if not files:
         refuse(
             "no_files",
-            f"allow_patterns and ignore_patterns leave no file of {repository}.",
-            "Widen allow_patterns or shorten ignore_patterns.",
+            f"allow_patterns and ignore_patterns exclude all files of {repository}.",
+            "Extend allow_patterns or shorten ignore_patterns.",
         )
     pickles = [spec.path for spec in files if spec.path.lower().endswith(PICKLE_SUFFIXES)]
     if pickles and not allow_pickle:
         refuse(
             "pickle_refused",
-            f"{repository} holds files that can run code when loaded: {', '.join(pickles)}.",
-            "Leave them out with ignore_patterns, or set allow_pickle: true if you trust their author.",
+            f"{repository} has files that can run code when they are loaded: {', '.join(pickles)}.",
+            "Exclude them with ignore_patterns, or set allow_pickle: true if you trust their author.",
         )
 
 
 def apply_lock(files: Sequence[FileSpec], expected: Mapping[str, FileSpec], origin: str) -> tuple[FileSpec, ...]:
-    """Complete what a hub says about files with what is already known of this commit.
+    """Add the known hashes of a commit to the hub's list of files.
 
     Args:
         files: From the hub.
-        expected: Known files by path; paths that the hub does not list are left out of account.
-        origin: Where the expectation comes from, for messages.
+        expected: Known files by path; paths that the hub does not list are ignored.
+        origin: Source of the expectation, for messages.
 
     Raises:
-        RefusalError: ``lock_mismatch``, naming the file, when the two contradict each other.
+        RefusalError: ``lock_mismatch`` with the file, if the two differ.
     """
     merged = []
     for spec in files:
@@ -232,19 +232,19 @@ def apply_lock(files: Sequence[FileSpec], expected: Mapping[str, FileSpec], orig
 
 
 def refuse_mismatch(path: str, origin: str, expected: str, found: str) -> NoReturn:
-    """Raise ``lock_mismatch`` for a file that is not what the lock says."""
+    """Raise ``lock_mismatch`` for a file that differs from the lock."""
     refuse(
         "lock_mismatch",
         f"{path}: {origin} says {expected}, found {found}.",
-        "Find out why the file differs before you trust it; if the change is meant, write and review a new lock.",
+        "Find the reason before you trust the file. If the change is intended, write and review a new lock.",
     )
 
 
 def lock_files(lock: Lock, listing: Listing | None) -> tuple[FileSpec, ...]:
-    """The files of a lock, checked against the hub's list where there is one.
+    """The files of a lock, compared with the hub's list if there is one.
 
     Raises:
-        RefusalError: ``lock_mismatch`` when the hub has another commit, another size or hash, or lacks a file.
+        RefusalError: ``lock_mismatch`` if the hub has another commit, size or hash, or lacks a file.
     """
     if listing is None:
         return lock.files
@@ -258,14 +258,14 @@ def lock_files(lock: Lock, listing: Listing | None) -> tuple[FileSpec, ...]:
 
 
 def check_space(need_bytes: int, need_inodes: int, free_bytes: int, free_inodes: int | None, folder: str) -> None:
-    """Refuse to begin what cannot end.
+    """Refuse a download that does not fit the disk.
 
     Args:
-        need_bytes: Still to be written.
-        need_inodes: Files and folders still to be made.
-        free_bytes: Free for an ordinary user.
-        free_inodes: Free inodes; None where the file system has no limit.
-        folder: Where, for the message.
+        need_bytes: Bytes to write.
+        need_inodes: Files and folders to create.
+        free_bytes: Free bytes for an unprivileged user.
+        free_inodes: Free inodes; None if the file system has no limit.
+        folder: The folder, for the message.
 
     Raises:
         RefusalError: ``disk_full`` or ``inodes_full``.
@@ -285,23 +285,23 @@ def check_space(need_bytes: int, need_inodes: int, free_bytes: int, free_inodes:
 
 
 def superfluous(commits: Mapping[str, float], wanted: str, in_use: Iterable[str], keep: int) -> list[str]:
-    """The commits that need not stay on disk.
+    """The commits to remove from the disk.
 
     Args:
-        commits: All that are complete, and when each was last found to be so.
-        wanted: The one of this run; it stays, and counts.
-        in_use: Others that stay, whatever the count.
-        keep: How many to keep, the newest first; 0 keeps all.
+        commits: All complete commits, with the time of their last verification.
+        wanted: The commit of this run; it is kept, and counts.
+        in_use: Other commits to keep in any case.
+        keep: Number of commits to keep, newest first; 0 keeps all.
     """
     newest = sorted(commits, key=lambda commit: (commit != wanted, -commits[commit], commit))
     return sorted(set(newest[keep:]) - {wanted, *in_use}) if keep else []
 
 
 def used_commit(manifest: object, repository: str) -> str | None:
-    """The commit of a repository that a release's manifest names; None when it runs another repository.
+    """The commit of a repository in a release's manifest; None if the release uses another repository.
 
     Raises:
-        RefusalError: ``bad_manifest`` when it does not say.
+        RefusalError: ``bad_manifest`` if the manifest names none.
     """
     match manifest:
         case {"model": {"repo": str(repo), "commit": str(commit)}} if COMMIT.fullmatch(commit):
@@ -310,11 +310,11 @@ def used_commit(manifest: object, repository: str) -> str | None:
 
 
 def retry_after_seconds(header: str | None, now: str | None) -> float | None:
-    """How long a server asks to wait, in seconds; None when it does not say.
+    """Seconds that a server asks to wait; None if it does not.
 
     Args:
         header: ``Retry-After``: seconds or an HTTP date.
-        now: The server's own ``Date``; a date is measured against it, so that this host's clock does not matter.
+        now: The server's ``Date``, the reference of a date, so that this host's clock does not matter.
     """
     if header is None:
         return None

@@ -1,7 +1,7 @@
-"""How far a run has come: written to a small file while it lasts, read and put into words by who waits.
+"""Progress of a run: written to a small file during the run, and formatted for the play's output.
 
-The module that fetches runs on another machine than the person who watches, and a module cannot print. So it leaves its
-figures in a file; the action plugin of the same name reads that and says it.
+The module runs on the host and cannot print. It writes its figures to a file; action plugin hf_snapshot reads the file
+and prints them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
 
 FILE_NAME = ".progress.json"
-RATE_SECONDS = 15  # the rate is that of the last so many seconds
+RATE_SECONDS = 15  # window of the rate, in seconds
 MINUTE, HOUR = 60, 3600
 KILO, WHOLE_FROM = 1000, 100
 UNITS = ("B", "kB", "MB", "GB")
@@ -30,7 +30,7 @@ class Progress:
     """Counts bytes from any thread and writes the figures every second until the block ends."""
 
     def __init__(self, file: Path | None, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin with nothing; without a file nothing is written."""
+        """Start with zero bytes; without a file nothing is written."""
         self._file, self._clock = file, clock
         self._mutex = threading.Lock()
         self._ended = threading.Event()
@@ -38,7 +38,7 @@ class Progress:
         self.begin("start", 0)
 
     def __enter__(self) -> Progress:
-        """Start to write."""
+        """Start writing."""
         if self._file is not None:
             self._thread.start()
         return self
@@ -46,7 +46,7 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Remove the file: nothing is under way any more."""
+        """Stop writing and remove the file."""
         self._ended.set()
         if self._file is not None:
             self._thread.join()
@@ -54,18 +54,18 @@ class Progress:
                 self._file.unlink(missing_ok=True)
 
     def begin(self, phase: str, total: int) -> None:
-        """A new phase (``check``, ``fetch``) with so many bytes to do."""
+        """Start a phase (``check``, ``fetch``) with ``total`` bytes."""
         with self._mutex:
             self._phase, self._total, self._done = phase, total, 0
             self._samples = deque([(self._clock(), 0)])
 
     def add(self, count: int) -> None:
-        """So many more bytes are done."""
+        """Count ``count`` more bytes."""
         with self._mutex:
             self._done += count
 
     def figures(self) -> dict[str, Any]:
-        """Phase, bytes done and in all, bytes per second of late, and seconds left (None where nothing moves)."""
+        """Phase, bytes done and total, recent bytes per second, and seconds left (None without progress)."""
         with self._mutex:
             now = self._clock()
             while len(self._samples) > 1 and now - self._samples[0][0] > RATE_SECONDS:
@@ -79,22 +79,22 @@ class Progress:
     def _write_on(self, file: Path) -> None:
         while not self._ended.wait(SECONDS_BETWEEN):
             figures = self.figures()
-            # What cannot be written now is no reason to stop a download; the next second tries again.
+            # A failed write must not stop the download; the next one follows in a second.
             with contextlib.suppress(OSError):
                 write_atomic(file, json.dumps(figures), 0o644, durable=False)
 
 
 class Pace:
-    """Holds all threads together to a number of bytes per second."""
+    """Limits the bytes per second of all threads together."""
 
     def __init__(self, bytes_per_second: float, clock: Callable[[], float] = time.monotonic) -> None:
-        """No limit where that is 0."""
+        """Set the limit; 0 for none."""
         self._rate, self._clock = bytes_per_second, clock
         self._mutex = threading.Lock()
         self._free_at = clock()
 
     def wait(self, count: int) -> float:
-        """Seconds to wait before the next bytes, now that so many came."""
+        """Seconds to wait before the next bytes, after ``count`` bytes."""
         if self._rate <= 0:
             return 0.0
         with self._mutex:
@@ -104,7 +104,7 @@ class Pace:
 
 
 def describe(figures: Mapping[str, Any]) -> str:
-    """Figures in words, e.g. ``fetch: 12.3 of 35.0 GB (35%), 110 MB/s, 3 min 26 s left``; GB is 10^9 bytes."""
+    """The figures as text, e.g. ``fetch: 12.3 of 35.0 GB (35%), 110 MB/s, 3 min 26 s left``; GB is 10^9 bytes."""
     done, total = int(figures["done"]), int(figures["total"])
     if not total:
         return str(figures["phase"])
@@ -115,7 +115,7 @@ def describe(figures: Mapping[str, Any]) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes in the decimal unit that fits."""
+    """Bytes as text in the largest suitable decimal unit."""
     unit = 0
     while count >= KILO and unit < len(UNITS) - 1:
         count, unit = count / KILO, unit + 1
@@ -123,7 +123,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the two largest units that fit."""
+    """Seconds as text in the two largest suitable units."""
     whole = round(seconds)
     if whole < MINUTE:
         return f"{whole} s"

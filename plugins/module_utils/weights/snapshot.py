@@ -1,7 +1,7 @@
-"""Bring a model's folder to exactly the files of one commit, and prove it.
+"""Make a model's folder contain exactly the files of one commit, and verify them.
 
-The way through: which commit, which files, what is already good on disk, is there room, fetch the rest, put it in
-place. Each step leaves the disk so that a run that is cut off there can be repeated and continues.
+Steps: resolve the commit, select the files, verify those on disk, check the free space, fetch the rest, move it into
+place. After an interruption at any step, the next run continues.
 """
 
 from __future__ import annotations
@@ -43,40 +43,40 @@ from ansible_collections.inference.vllm.plugins.module_utils.weights.store impor
 
 LOCK_MODE = 0o644
 SPARE_INODES = 8
-SPARE_BYTES = 4 << 20  # room for state, locks and the file system's own bookkeeping
-FETCHES_PER_FILE = 2  # a second fetch helps against bits that flipped on the way; a third would not
+SPARE_BYTES = 4 << 20  # reserve for state, locks and metadata of the file system
+FETCHES_PER_FILE = 2  # a second fetch helps against transmission errors; a third would not
 
 
 @dataclass(frozen=True)
 class Want:
-    """What is wanted and how to get it.
+    """The wanted files and their sources.
 
     Attributes:
         repository: ``<org>/<name>``.
         root: Folder of all models.
         revision: Branch, tag or commit.
-        lock: The files that are accepted, or None to accept and record what the hub gives.
-        refresh: Ask the hub what a branch is now, instead of taking the commit of the last run.
-        folders: Local folders to take files from before any hub is asked.
-        fleet: Other hosts to take files from before any hub is asked.
-        mirrors: Addresses of hubs to ask before ``endpoint``, in this order.
+        lock: The accepted files, or None to accept and record the hub's files.
+        refresh: Resolve a branch at the hub, instead of using the commit of the last run.
+        folders: Local folders, used before hubs.
+        fleet: Other hosts, used before hubs.
+        mirrors: Addresses of hubs to use before ``endpoint``, in this order.
         endpoint: Address of the hub; empty for huggingface_hub's default.
         token: Secret for ``token_endpoint``, or None.
-        token_endpoint: The only place that may see the token.
-        allow: Patterns of files to take; empty for all.
-        ignore: Patterns of files to leave out.
-        allow_pickle: Take files that can run code when loaded.
-        full_check: Read every byte on disk instead of trusting files that look as when they were verified.
-        owner: Numeric owner of all that is written; -1 for whoever runs this.
-        group: Numeric group of all that is written; -1 for that of whoever runs this.
-        workers: Files that are fetched at once.
-        bytes_per_second: Most bytes to take from all sources together; 0 for no limit.
-        timeout: Seconds without a byte after which a connection counts as dead.
-        retry: Patience with the hub.
+        token_endpoint: The only address to which the token is sent.
+        allow: Patterns of files to include; empty for all.
+        ignore: Patterns of files to exclude.
+        allow_pickle: Accept files that can run code when they are loaded.
+        full_check: Read every byte on disk, also of files with unchanged attributes.
+        owner: Numeric owner of all written files; -1 for the current user.
+        group: Numeric group of all written files; -1 for the current group.
+        workers: Number of concurrent downloads.
+        bytes_per_second: Limit for all sources together; 0 for no limit.
+        timeout: Seconds without a byte after which a connection is closed.
+        retry: Limits of the retries at a hub.
         lock_timeout: Seconds to wait for another run on the same repository.
-        keep: How many commits of the repository stay on disk; 0 for all.
-        in_use: Manifest of the release in use; the commit that it names stays, whatever ``keep`` says.
-        show_progress: Write the figures of ``weights_progress`` while this runs.
+        keep: Number of commits of the repository to keep on disk; 0 for all.
+        in_use: Manifest of the release in use; its commit is always kept.
+        show_progress: Write the figures of :class:`Progress` during the run.
     """
 
     repository: str
@@ -108,22 +108,22 @@ class Want:
 
 @dataclass
 class Outcome:
-    """What a run found and did; in a dry run, what it would do.
+    """The result of a run; in a dry run, the expected result.
 
     Attributes:
-        commit: The commit that the folder holds.
+        commit: The commit in the folder.
         path: The folder.
-        files: All files, with their hashes (None where a dry run cannot know one).
-        fetched: Paths that came, or would come, from a source.
+        files: All files, with their hashes (None if a dry run cannot determine one).
+        fetched: Paths that were fetched, or would be.
         bytes_to_fetch: Bytes that were missing on disk before.
-        bytes_fetched: Bytes received, with those received twice; 0 in a dry run.
-        sources: Bytes of them by source: folder or address.
-        removed: Paths that did not belong into the folder.
-        fixed: Paths whose owner or mode was not as it must be.
+        bytes_fetched: Bytes received, including repeated ones; 0 in a dry run.
+        sources: Received bytes by source: folder or address.
+        removed: Unexpected paths in the folder.
+        fixed: Paths with a wrong owner or mode.
         recorded: Whether a new or different ``lock.json`` was written.
         placed: Whether the folder is new.
-        pruned: Commits that were removed, or would be, because they are old.
-        warnings: What a person should know although it worked.
+        pruned: Old commits that were removed, or would be.
+        warnings: Warnings for the operator.
     """
 
     commit: str
@@ -142,19 +142,19 @@ class Outcome:
 
     @property
     def changed(self) -> bool:
-        """Whether anything that others read is different now."""
+        """Whether any file for readers changed."""
         return bool(self.fetched or self.removed or self.fixed or self.recorded or self.placed or self.pruned)
 
 
 def ensure(want: Want, dry_run: bool = False) -> Outcome:
-    """Make the folder hold exactly the wanted files.
+    """Make the folder contain exactly the wanted files.
 
     Args:
-        want: What is wanted.
-        dry_run: Only look; writes nothing and fetches no file.
+        want: The wanted files and their sources.
+        dry_run: Write nothing and fetch no file.
 
     Raises:
-        RefusalError: With a code that says what is wrong; the folder is as it was or has only gained verified files.
+        RefusalError: With the code of the failure; the folder is unchanged or has additional verified files.
     """
     layout = _checked(want)
     try:
@@ -169,7 +169,7 @@ def ensure(want: Want, dry_run: bool = False) -> Outcome:
 
 
 def write_lock(want: Want) -> tuple[Lock, tuple[str, ...]]:
-    """The lock of what the hub has now, and warnings. Writes nothing; reads files of which the hub tells no SHA-256.
+    """The lock of the hub's current files, and warnings. Writes nothing; reads files for which the hub has no SHA-256.
 
     Raises:
         RefusalError: As for ``ensure``.
@@ -183,30 +183,30 @@ def _checked(want: Want) -> Layout:
     want.fleet.check()
     for name, folder in (("root", want.root), *(("folders", folder) for folder in want.folders)):
         if not folder.is_absolute():
-            plan.refuse("bad_root", f"{name} is {str(folder)!r}.", "Give an absolute path.")
+            plan.refuse("bad_root", f"{name} is {str(folder)!r}.", "Set an absolute path.")
     return Layout(want.root, want.repository)
 
 
 def explain_os_error(error: OSError, folder: Path) -> Refusal:
-    """The refusal for a disk that does not take what is written."""
+    """The refusal for a failed write."""
     place = error.filename or folder
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Refusal(
             "disk_full",
-            f"{place}: {error.strerror}; the space was taken while this ran.",
+            f"{place}: {error.strerror}; the space was used during the run.",
             "Free space there and run again: finished bytes are kept.",
         )
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return Refusal(
             "not_writable",
             f"{place}: {error.strerror}.",
-            "Make it writable for the user that runs this, or choose another root.",
+            "Make it writable for the user of the task, or choose another root.",
         )
-    return Refusal("disk_error", f"{place}: {error}.", "Look at the disk and the kernel's log, then run again.")
+    return Refusal("disk_error", f"{place}: {error}.", "Check the disk and the kernel's log, then run again.")
 
 
 class _Run:
-    """One run over one repository: the steps, and what they pass on."""
+    """One run for one repository: the steps and their state."""
 
     def __init__(self, want: Want, layout: Layout, dry_run: bool, progress: Progress) -> None:
         self._want, self._layout, self._dry_run, self._progress = want, layout, dry_run, progress
@@ -228,7 +228,7 @@ class _Run:
         removed, fixed = self._tidy(target, wanted)
         missing = self._missing(target, wanted, state)
         folders = Folders(self._layout, commit, self._want.folders, self._warnings.append)
-        if not self._want.fleet.urls:  # else other hosts may have all of it, and no hub be needed
+        if not self._want.fleet.urls:  # otherwise other hosts may have all files, and no hub is needed
             missing = self._confirm_with_hub(missing, folders)
         left = sum(self._left(commit, spec) for spec in missing)
         outcome = Outcome(
@@ -259,7 +259,7 @@ class _Run:
         return outcome
 
     def lock(self) -> tuple[Lock, tuple[str, ...]]:
-        """What the hub has now, with the hash of every file."""
+        """The hub's current files, with the hash of every file."""
         want = self._want
         listing = self._hubs.ask(lambda hub: hub.listing(want.revision))
         wanted = plan.select(listing.files, want.allow, want.ignore)
@@ -274,7 +274,7 @@ class _Run:
 
     @property
     def _hubs(self) -> Hubs:
-        """The hubs, opened when one is needed for the first time: a complete folder needs none."""
+        """The hubs, opened on first use: a complete folder needs none."""
         if self._opened is None:
             want = self._want
             hubs = [
@@ -289,8 +289,8 @@ class _Run:
                 for endpoint in (*want.mirrors, want.endpoint)
             ]
             self._warnings += [
-                f"{hub.endpoint} is not encrypted and there is no lock: "
-                f"whoever stands between can change {want.repository}."
+                f"{hub.endpoint} is not encrypted and there is no lock: an attacker in the network can change "
+                f"{want.repository}."
                 for hub in hubs
                 if want.lock is None and not hub.is_protected
             ]
@@ -298,12 +298,12 @@ class _Run:
         return self._opened
 
     def _choose(self) -> tuple[str, tuple[FileSpec, ...], State]:
-        """The commit, its wanted files, and what is known of them; asks a source only for what is not known yet."""
+        """The commit, its wanted files, and their recorded state; contacts a source only for unknown facts."""
         want = self._want
         recorded = self._recorded()
         commit = plan.pinned_commit(want.revision, want.lock)
         if commit is not None and not want.refresh and not self._layout.folder(commit).is_dir():
-            self._refuse_unknown(f"{self._layout.base} does not hold commit {commit}.")
+            self._refuse_unknown(f"{self._layout.base} does not contain commit {commit}.")
         listing = None
         if want.lock is None:
             listing = self._listing_without_hub(commit, recorded)
@@ -320,7 +320,7 @@ class _Run:
             if listing.commit != commit:
                 plan.refuse(
                     "wrong_commit",
-                    f"{want.repository}: asked for commit {commit}, the hub gave {listing.commit}.",
+                    f"{want.repository}: the requested commit is {commit}, but the hub returned {listing.commit}.",
                     "Use an endpoint that serves this commit.",
                 )
             state.listing = listing
@@ -332,7 +332,7 @@ class _Run:
         return commit, files, state
 
     def _listing_without_hub(self, commit: str | None, recorded: Lock | None) -> Listing | None:
-        """What a record says that is to be used instead of a hub's list: of the last run, or of a local folder."""
+        """The record to use instead of a hub's list: of the last run, or of a local folder."""
         want = self._want
         if not want.refresh and commit is None:
             if recorded is None or recorded.revision != want.revision:
@@ -342,14 +342,14 @@ class _Run:
         found = recorded_in(want.folders, want.repository, want.revision)
         if found is None or commit not in (None, found[1].commit):
             return None
-        self._warnings.append(f"There is no lock: {found[0]} alone says what {want.repository} must be.")
+        self._warnings.append(f"There is no lock: {found[0]} alone defines the files of {want.repository}.")
         return Listing(found[1].commit, found[1].files)
 
     def _refuse_unknown(self, problem: str) -> NoReturn:
         plan.refuse("not_recorded", problem, "Deploy the weights first, or set refresh: true.")
 
     def _recorded(self) -> Lock | None:
-        """What the last completed run recorded; a damaged record is worth a warning, no more."""
+        """The record of the last completed run; a damaged one causes a warning only."""
         try:
             return store.read_lock(self._layout.lock)
         except RefusalError as error:
@@ -357,7 +357,7 @@ class _Run:
             return None
 
     def _listing(self, revision: str, fallback: Lock | None) -> Listing:
-        """The hub's list; while the hub cannot answer, the record of the same revision stands in for it."""
+        """The hub's list; if the hub cannot answer, the record of the same revision."""
         try:
             return self._hubs.ask(lambda hub: hub.listing(revision))
         except RefusalError as error:
@@ -365,14 +365,14 @@ class _Run:
                 raise
             self._warnings.append(
                 f"{error.refusals[0].message} Using commit {fallback.commit}, "
-                f"which {fallback.revision} was when it was last fetched."
+                f"to which {fallback.revision} pointed at the last fetch."
             )
             return State(self._layout.state(fallback.commit), fallback.commit).listing or Listing(
                 fallback.commit, fallback.files
             )
 
     def _tidy(self, target: Path, wanted: Sequence[FileSpec]) -> tuple[list[str], list[str]]:
-        """Remove what does not belong, set modes and owners. Returns the paths removed and the paths set right."""
+        """Remove unexpected files, correct modes and owners. Returns the removed and the corrected paths."""
         removed = store.strangers(target, {spec.path: spec for spec in wanted})
         if not self._dry_run:
             store.make_folder(target, self._want.owner, self._want.group)
@@ -385,7 +385,7 @@ class _Run:
         return removed, fixed
 
     def _missing(self, target: Path, wanted: Sequence[FileSpec], state: State) -> list[FileSpec]:
-        """The files that are absent or not what they must be."""
+        """The files that are missing or wrong."""
         self._progress.begin("check", sum(spec.size for spec in wanted))
         full = self._want.full_check
         with ThreadPoolExecutor(self._want.workers) as pool:
@@ -393,16 +393,16 @@ class _Run:
             return [spec for spec, is_good in zip(wanted, good, strict=True) if not is_good]
 
     def _confirm_with_hub(self, missing: Sequence[FileSpec], folders: Folders) -> list[FileSpec]:
-        """Compare the lock with the hub's list before its first byte; adds what else the hub knows of the files."""
+        """Compare the lock with the hub's list before the first download; adds the hub's facts about the files."""
         lock = self._want.lock
-        if lock is None or all(folders.offers(spec) for spec in missing):  # no hub may be needed, so none is asked
+        if lock is None or all(folders.offers(spec) for spec in missing):  # no hub may be needed
             return list(missing)
         confirmed = self._hubs.ask(lambda hub: plan.lock_files(lock, hub.listing(lock.commit)))
         by_path = {spec.path: spec for spec in confirmed}
         return [by_path[spec.path] for spec in missing]
 
     def _left(self, commit: str, spec: FileSpec) -> int:
-        """Bytes of a file that are not on disk yet."""
+        """Bytes of a file that are missing on disk."""
         try:
             held = self._layout.part(commit, spec.path).stat().st_size
         except FileNotFoundError:
@@ -410,7 +410,7 @@ class _Run:
         return spec.size - min(held, spec.size)
 
     def _fetch_with_fleet(self, target: Path, missing: Sequence[FileSpec], state: State, folders: Folders) -> None:
-        """Fetch files from other hosts, and from a hub what none of them gives; where no hub answers, wait for them."""
+        """Fetch files from other hosts, and the rest from a hub; if no hub answers, wait for the other hosts."""
         want = self._want
         peers = Peers(want.fleet, want.repository, state.commit, timeout=want.timeout, warn=self._warnings.append)
         refused: RefusalError | None = None
@@ -424,7 +424,7 @@ class _Run:
                 if error.refusals[0].code not in PASSING_CODES:
                     raise
                 refused = error
-            self._warnings.append(f"{refused.refusals[0].message} Waiting for what the other hosts get.")
+            self._warnings.append(f"{refused.refusals[0].message} Waiting for the other hosts.")
             peers.follow_all()
             self._stop.clear()
             missing = [spec for spec in missing if not store.is_good(target, spec, state, False, lambda _: None)]
@@ -432,7 +432,7 @@ class _Run:
     def _fetch_from_fleet(
         self, peers: Peers, target: Path, missing: Sequence[FileSpec], state: State, folders: Folders
     ) -> list[FileSpec]:
-        """Take files from folders, and from other hosts as those come to hold them. Returns those that none gives."""
+        """Take files from folders, and from other hosts as soon as these have them. Returns the missing files."""
         want, rest = self._want, {spec.path: spec for spec in sorted(missing, key=lambda spec: -spec.size)}
         local = {path for path, spec in rest.items() if folders.offers(spec)}
         running: dict[Future[bool], FileSpec] = {}
@@ -440,7 +440,7 @@ class _Run:
 
         def source_of(spec: FileSpec) -> Callable[[PartFile], bool] | None:
             if spec.path in local:
-                local.remove(spec.path)  # one that proves wrong is not tried again
+                local.remove(spec.path)  # a wrong file is not tried again
                 return lambda part: folders.copy(spec, part, self._count)
             peer = peers.best(spec)
             return None if peer is None else lambda part: peers.fetch(peer, spec, part, self._stop, self._count)
@@ -467,7 +467,7 @@ class _Run:
         return list(rest.values())
 
     def _fetch(self, target: Path, missing: Sequence[FileSpec], state: State, folders: Folders) -> None:
-        """Fetch files, the largest first; the first failure ends all."""
+        """Fetch files, largest first; the first failure stops all downloads."""
         if not missing:
             return
         want = self._want
@@ -478,12 +478,19 @@ class _Run:
                 self._hubs.ask(lambda hub: self._download(hub, state.commit, spec, part))
             return True
 
+        def fetch(spec: FileSpec) -> None:
+            if self._stop.is_set():
+                raise StoppedError
+            try:
+                self._fetch_file(target, spec, state, partial(fill, spec))
+            except BaseException:
+                # At once: otherwise this thread begins the next file before the main thread sees the failure.
+                self._stop.set()
+                raise
+
         with ThreadPoolExecutor(want.workers) as pool:
             try:
-                futures: list[Future[bool]] = [
-                    pool.submit(self._fetch_file, target, spec, state, partial(fill, spec))
-                    for spec in sorted(missing, key=lambda spec: -spec.size)
-                ]
+                futures = [pool.submit(fetch, spec) for spec in sorted(missing, key=lambda spec: -spec.size)]
                 wait(futures, return_when=FIRST_EXCEPTION)
             finally:  # also when this thread is interrupted
                 self._stop.set()
@@ -496,7 +503,7 @@ class _Run:
         store.make_folder(self._layout.part(commit, "").parent, self._want.owner, self._want.group)
 
     def _fetch_file(self, target: Path, spec: FileSpec, state: State, fill: Callable[[PartFile], bool]) -> bool:
-        """Have a part filled with verified content and move it to its place below ``target``; False if that failed."""
+        """Fill a part with verified content and move it into ``target``; False if that failed."""
         want = self._want
         part = PartFile(self._layout.part(state.commit, spec.path), spec)
         try:
@@ -511,7 +518,7 @@ class _Run:
         return True
 
     def _download(self, hub: Hub, commit: str, spec: FileSpec, sink: Sink) -> None:
-        """Fill a sink from a hub, until the content is what it must be."""
+        """Fill a sink from a hub until the content is correct."""
         for _ in range(FETCHES_PER_FILE):
             hub.download(commit, spec, sink, self._stop, lambda count: self._count(hub.endpoint, count))
             problem = sink.hash.problem()
@@ -523,12 +530,12 @@ class _Run:
                 plan.refuse_mismatch(spec.path, "the lock", f"sha256 {spec.sha256}", f"another on the hub: {problem}")
         plan.refuse(
             "checksum_mismatch",
-            f"{spec.path} came {FETCHES_PER_FILE} times from {hub.endpoint}, but {problem}.",
-            "Use another endpoint; if the hub itself gives this, its file is damaged.",
+            f"{spec.path} was fetched {FETCHES_PER_FILE} times from {hub.endpoint}, but {problem}.",
+            "Use another endpoint. If the official hub also returns this content, its file is damaged.",
         )
 
     def _count(self, source: str, received: int) -> None:
-        """Note that bytes came from a source, and wait as long as the bandwidth limit says."""
+        """Count the bytes of a source, and wait as the bandwidth limit requires."""
         with self._mutex:
             self._received[source] += received
         self._progress.add(received)
@@ -537,7 +544,7 @@ class _Run:
             raise StoppedError
 
     def _place(self, target: Path, outcome: Outcome, state: State) -> bool:
-        """Make the verified files the commit's folder and record them. Returns whether the record is new."""
+        """Move the verified files into the commit's folder and record them. Returns whether the record is new."""
         folder = outcome.path
         if target != folder:
             for place, _folders, _files in os.walk(target):
@@ -550,13 +557,13 @@ class _Run:
         return write_if_changed(self._layout.lock, lock.file().to_json(), LOCK_MODE)
 
     def _prune(self, commit: str) -> tuple[str, ...]:
-        """Remove, or in a dry run name, old commits and what was begun of others."""
+        """Remove old commits and unfinished downloads of others; a dry run only returns them."""
         if not self._want.keep:
             return ()
         try:
             in_use = self._commit_in_use()
         except (OSError, ValueError) as error:
-            self._warnings.append(f"Nothing old is removed, because {self._want.in_use} cannot be read: {error}")
+            self._warnings.append(f"Old commits are kept, because {self._want.in_use} cannot be read: {error}")
             return ()
         commits = {**self._layout.commits(), commit: float("inf")}
         old = plan.superfluous(commits, commit, in_use, self._want.keep)

@@ -1,4 +1,4 @@
-"""Where a model's bytes come from, in order: what this host already holds, folders, mirrors, the hub."""
+"""Sources of a model's bytes, in order: other commits on this host, folders, mirrors, the hub."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ T = TypeVar("T")
 
 
 class Hubs:
-    """Mirrors and the hub; the first that gives what is asked for. One that does not is not asked again in this run."""
+    """Mirrors and the hub, in order. One that fails is not used again in this run."""
 
     def __init__(self, hubs: Sequence[Hub], warn: Callable[[str], None]) -> None:
-        """Ask in this order; ``warn`` is told of each that drops out."""
+        """Use the hubs in this order; ``warn`` is called for each one that is dropped."""
         self._hubs, self._warn = list(hubs), warn
         self._mutex = threading.Lock()
 
     def ask(self, act: Callable[[Hub], T]) -> T:
-        """What the first hub gives that gives it; the refusal of the last one is raised."""
+        """The result of the first hub that succeeds; raises the refusal of the last one if none does."""
         while True:
             hub = self._hubs[0]
             try:
@@ -50,23 +50,23 @@ class Hubs:
 
 
 class Folders:
-    """Files on local disks that may be the ones that are wanted."""
+    """Files on local disks that may be the wanted ones."""
 
     def __init__(self, layout: Layout, commit: str, folders: Sequence[Path], warn: Callable[[str], None]) -> None:
-        """Look at other commits of the same repository on this host, and then into these folders."""
+        """Search other commits of the same repository on this host, then these folders."""
         self._layout, self._commit, self._folders, self._warn = layout, commit, folders, warn
         self._held = held(layout, commit)
 
     def offers(self, spec: FileSpec) -> list[Path]:
-        """Files of the right size that may be this one, the likeliest first."""
+        """Files of the right size that may be this one, most likely first."""
         own = [self._held[spec.sha256]] if spec.sha256 in self._held else []
         found = [*own, *self._layout.candidates(self._folders, self._commit, spec.path)]
         return [path for path in found if path.is_file() and path.stat().st_size == spec.size]
 
     def copy(self, spec: FileSpec, sink: Sink, count: Callable[[str, int], None]) -> bool:
-        """Fill a sink from the first offer that proves right; False, and the sink empty, where none does."""
+        """Fill a sink from the first correct candidate; False, with an empty sink, if there is none."""
         for path in self.offers(spec):
-            if sink.offset:  # do not give up bytes that a hub sent, unless this file is better
+            if sink.offset:  # keep bytes that a hub sent, unless this file is correct
                 trial = HashOnly(spec)
                 if _problem(path, spec, trial, lambda _: None) is not None:
                     continue
@@ -75,7 +75,7 @@ class Folders:
             if problem is None:
                 return True
             sink.restart()
-            self._warn(f"{path} is not the file that is wanted: {problem}. It was left alone.")
+            self._warn(f"{path} is not the wanted file: {problem}. It was not changed.")
         return False
 
     def _root_of(self, path: Path) -> Path:
@@ -83,7 +83,7 @@ class Folders:
 
 
 def _problem(path: Path, spec: FileSpec, sink: Sink, count: Callable[[int], None]) -> str | None:
-    """Read a file into a sink. Returns what is wrong with it; None when nothing is."""
+    """Read a file into a sink. Returns its difference from the specification; None if there is none."""
     error = copy(path, sink, count)
     if error is not None:
         return str(error)
@@ -91,7 +91,7 @@ def _problem(path: Path, spec: FileSpec, sink: Sink, count: Callable[[int], None
 
 
 def recorded_in(folders: Sequence[Path], repository: str, revision: str) -> tuple[Path, Lock] | None:
-    """The first record in these folders that says which files a revision of a repository has, and where it lies."""
+    """The first lock of a revision of a repository in these folders, with its path."""
     for folder in folders:
         path = Layout(folder, repository).lock
         lock = read_lock(path)

@@ -1,4 +1,4 @@
-"""Model files on disk: where they lie, what was last known of them, and whether they are still the same."""
+"""Model files on disk: their paths, their recorded state, and their verification."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ UNFINISHED, CONDEMNED = ".incomplete-", ".condemned-"
 
 
 class Hash(Protocol):
-    """What hashlib's objects have in common."""
+    """The common interface of hashlib's objects."""
 
     def update(self, data: bytes, /) -> None:
         """Take in more content."""
@@ -47,7 +47,7 @@ class Hash(Protocol):
 
 @dataclass(frozen=True)
 class Seen:
-    """How a file looked when its content was last hashed; any later change of it changes one of these."""
+    """Attributes of a file when its content was last hashed; every later change of the file changes one of them."""
 
     size: int
     mtime_ns: int
@@ -56,12 +56,12 @@ class Seen:
 
     @classmethod
     def of(cls, found: os.stat_result) -> Seen:
-        """Take the four marks from a stat result."""
+        """Take the attributes from a stat result."""
         return cls(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
 class ContentHash:
-    """Hashes of one content, fed in pieces: SHA-256, and Git's blob id where the hub gave one."""
+    """Hashes of content in pieces: SHA-256, and Git's blob id if the hub reported one."""
 
     def __init__(self, spec: FileSpec) -> None:
         """Start empty; the size in Git's header comes from the specification."""
@@ -83,11 +83,11 @@ class ContentHash:
 
     @property
     def is_blob(self) -> bool:
-        """Whether this is the very content that the hub's blob id names."""
+        """Whether the content matches the hub's blob id."""
         return self._blob is not None and self._blob.hexdigest() == self._spec.blob_id
 
     def problem(self) -> str | None:
-        """How the content differs from the specification; None when it does not, or nothing is known of it."""
+        """Difference of the content from the specification; None if there is none, or if no hash is known."""
         if self._spec.sha256 is not None and self.sha256() != self._spec.sha256:
             return f"its sha256 is {self.sha256()}, not {self._spec.sha256}"
         if self._blob is not None and not self.is_blob:
@@ -96,7 +96,7 @@ class ContentHash:
 
 
 class Sink(Protocol):
-    """What takes the content of one file, piece by piece."""
+    """Receiver of the content of one file, in pieces."""
 
     hash: ContentHash
     offset: int
@@ -105,14 +105,14 @@ class Sink(Protocol):
         """Add a piece at the end."""
 
     def restart(self) -> None:
-        """Throw away all content."""
+        """Discard all content."""
 
 
 class HashOnly:
-    """Takes a file's content to know its hash, and keeps none of it."""
+    """Hashes a file's content without storing it."""
 
     def __init__(self, spec: FileSpec) -> None:
-        """Begin with nothing."""
+        """Start empty."""
         self._spec = spec
         self.restart()
 
@@ -122,7 +122,7 @@ class HashOnly:
         self.offset += len(piece)
 
     def restart(self) -> None:
-        """Forget all pieces."""
+        """Discard all pieces."""
         self.hash = ContentHash(self._spec)
         self.offset = 0
 
@@ -141,20 +141,20 @@ class Layout:
 
     @property
     def lock(self) -> Path:
-        """The record of the last commit that was completed."""
+        """The record of the last completed commit."""
         return self.base / "lock.json"
 
     @property
     def mutex(self) -> Path:
-        """The file that a run holds locked while it changes anything."""
+        """The lock file of a run that makes changes."""
         return self.base / ".running"
 
     def folder(self, commit: str) -> Path:
-        """The complete files of a commit; it exists only when all of them are verified."""
+        """The complete files of a commit; exists only after all of them are verified."""
         return self.base / commit
 
     def incomplete(self, commit: str) -> Path:
-        """All that an unfinished download has on disk."""
+        """All files of an unfinished download."""
         return self.base / f"{UNFINISHED}{commit}"
 
     def staging(self, commit: str) -> Path:
@@ -162,29 +162,29 @@ class Layout:
         return self.incomplete(commit) / "files"
 
     def part(self, commit: str, path: str) -> Path:
-        """The bytes of one file so far, under a name that no path in a repository can reach."""
+        """The partial content of one file, under a name that cannot collide with a path in a repository."""
         return self.incomplete(commit) / "parts" / hashlib.sha256(path.encode()).hexdigest()
 
     def state(self, commit: str) -> Path:
-        """What is known of a commit: the hub's list and the marks of each verified file."""
+        """Recorded state of a commit: the hub's list and the attributes of each verified file."""
         return self.base / f".state-{commit}.json"
 
     @property
     def progress(self) -> Path:
-        """The figures of the run that is under way."""
+        """The progress figures of the current run."""
         return self.base / progress.FILE_NAME
 
     def commits(self) -> dict[str, float]:
-        """The complete commits on disk, and when each was last found to be so, in seconds since 1970."""
+        """The complete commits on disk, with the time of their last verification, in seconds since 1970."""
         found = {p.name: p for p in self.base.glob("*") if COMMIT.fullmatch(p.name) and p.is_dir()}
         return {commit: _last_change(self.state(commit), folder) for commit, folder in found.items()}
 
     def unfinished(self) -> list[str]:
-        """The commits that a download began and did not end."""
+        """The commits with an unfinished download."""
         return sorted(p.name.removeprefix(UNFINISHED) for p in self.base.glob(f"{UNFINISHED}*"))
 
     def candidates(self, folders: Sequence[Path], commit: str, path: str) -> Iterator[Path]:
-        """Where a file may lie in local folders: laid out as here, as a cache of huggingface_hub, or as one model."""
+        """Candidate paths of a file in local folders: with this layout, of huggingface_hub's cache, or of one model."""
         for folder in folders:
             yield folder / self.repository / commit / path
             yield folder / f"models--{self.repository.replace('/', '--')}" / "snapshots" / commit / path
@@ -192,10 +192,10 @@ class Layout:
 
 
 class State:
-    """What earlier runs found out about one commit; safe to use from several threads."""
+    """Recorded state of one commit from earlier runs; thread-safe."""
 
     def __init__(self, path: Path, commit: str) -> None:
-        """Read the state; one that is missing, damaged or of another version counts as empty."""
+        """Read the state; a missing or damaged one, or one of another version, counts as empty."""
         self._path = path
         self.commit = commit
         self._mutex = threading.Lock()
@@ -208,7 +208,7 @@ class State:
                 self.listing = _listing(data["listing"], commit)
 
     def known_sha256(self, path: str) -> str | None:
-        """The hash that this file had when it was verified."""
+        """The hash of this file at its verification."""
         row = self._files.get(path)
         return row[1] if row else None
 
@@ -217,17 +217,17 @@ class State:
         return {path: sha256 for path, (_, sha256) in self._files.items()}
 
     def seen(self, path: str) -> Seen | None:
-        """The marks of the file when it was verified."""
+        """The attributes of the file at its verification."""
         row = self._files.get(path)
         return row[0] if row else None
 
     def record(self, path: str, found: os.stat_result, sha256: str) -> None:
-        """Note that a file with these marks was verified."""
+        """Record that a file with these attributes was verified."""
         with self._mutex:
             self._files[path] = (Seen.of(found), sha256)
 
     def forget(self, path: str) -> None:
-        """Note that nothing is known of a file any more."""
+        """Remove the record of a file."""
         with self._mutex:
             self._files.pop(path, None)
 
@@ -240,9 +240,9 @@ class State:
             }
             listing = self.listing and [[f.path, f.size, f.sha256, f.blob_id] for f in self.listing.files]
             data = {"version": STATE_VERSION, "commit": self.commit, "listing": listing, "files": rows}
-            # Not durable: a state that a power cut takes costs a look at the files, and this comes after each file.
+            # Not durable: it is written after each file, and after a power failure the files are verified again.
             write_if_changed(self._path, json.dumps(data, indent=1) + "\n", 0o600, durable=False)
-            os.utime(self._path)  # the time of the last run tells which commits are the oldest
+            os.utime(self._path)  # the time of the last run orders the commits by age
 
 
 def _listing(rows: list[list[Any]] | None, commit: str) -> Listing | None:
@@ -264,13 +264,13 @@ def read_lock(path: Path) -> Lock | None:
     try:
         data = json.loads(text)
     except ValueError as error:
-        refuse("bad_lock", f"The lock {path} is no JSON: {error}.", "Repair or remove it.")
+        refuse("bad_lock", f"The lock {path} is not JSON: {error}.", "Repair or remove it.")
     return parse_lock(data, str(path))
 
 
 @contextlib.contextmanager
 def only_one(layout: Layout, wait_seconds: float) -> Iterator[None]:
-    """Hold a repository's folder for this run; others wait. The kernel lets go even when the run is killed.
+    """Lock a repository's folder for this run; others wait. The kernel releases the lock if the run is killed.
 
     Raises:
         RefusalError: ``busy`` when another run holds it for longer than ``wait_seconds``.
@@ -299,7 +299,7 @@ def only_one(layout: Layout, wait_seconds: float) -> Iterator[None]:
 
 
 def make_folder(folder: Path, owner: int, group: int) -> None:
-    """Make a folder and its missing parents, traversable whatever the umask says; -1 leaves owner or group."""
+    """Create a folder and its parents, traversable regardless of the umask; -1 keeps owner or group."""
     missing = [f for f in (folder, *folder.parents) if not f.exists()]
     for new in reversed(missing):
         new.mkdir(exist_ok=True)
@@ -308,7 +308,7 @@ def make_folder(folder: Path, owner: int, group: int) -> None:
 
 
 def hash_file(path: Path, spec: FileSpec, count: Callable[[int], None]) -> ContentHash:
-    """Read a file once, in pieces, and hash it; ``count`` is told of the bytes."""
+    """Read a file once, in pieces, and hash it; ``count`` is called with the bytes of each piece."""
     content_hash = ContentHash(spec)
     with path.open("rb", buffering=0) as content:
         os.posix_fadvise(content.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
@@ -319,10 +319,10 @@ def hash_file(path: Path, spec: FileSpec, count: Callable[[int], None]) -> Conte
 
 
 def is_good(folder: Path, spec: FileSpec, state: State, full: bool, count: Callable[[int], None]) -> bool:
-    """Whether a file is there and is what it must be.
+    """Whether a file exists and is correct.
 
-    A file whose marks are those of its last verification is not read again, unless ``full``. One that was read and
-    found good is recorded with its new marks. ``count`` is told of the bytes that were read, or need not be.
+    A file with the attributes of its last verification is not read again, unless ``full``. A file that was read and
+    is correct is recorded with its new attributes. ``count`` is called with the bytes that were read or skipped.
     """
     path = folder / spec.path
     try:
@@ -343,10 +343,10 @@ def is_good(folder: Path, spec: FileSpec, state: State, full: bool, count: Calla
 
 
 class PartFile:
-    """The growing content of one file: what is on disk counts, is hashed, and is added to."""
+    """The partial content of one file: existing content is hashed and extended."""
 
     def __init__(self, path: Path, spec: FileSpec) -> None:
-        """Open or create the part and hash what it holds."""
+        """Open or create the part and hash its content."""
         self._spec = spec
         self._path = path
         self._file: IO[bytes] = path.open("r+b" if path.exists() else "x+b", buffering=0)
@@ -361,20 +361,20 @@ class PartFile:
     def write(self, piece: bytes) -> None:
         """Add a piece at the end."""
         left = memoryview(piece)
-        while left:  # an unbuffered write may take only a part
+        while left:  # an unbuffered write may be partial
             left = left[self._file.write(left) :]
         self.hash.update(piece)
         self.offset += len(piece)
 
     def restart(self) -> None:
-        """Throw away all content."""
+        """Discard all content."""
         self._file.seek(0)
         self._file.truncate()
         self.hash = ContentHash(self._spec)
         self.offset = 0
 
     def finish(self, target: Path, owner: int, group: int) -> os.stat_result:
-        """Make the content durable and read-only and move it to its place. Returns the marks it has there."""
+        """Flush the content, make it read-only and move it to its target. Returns its attributes there."""
         os.fsync(self._file.fileno())
         os.fchown(self._file.fileno(), owner, group)
         os.fchmod(self._file.fileno(), FILE_MODE)
@@ -382,12 +382,12 @@ class PartFile:
         return os.fstat(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file; its content stays for the next run."""
+        """Close the file; its content is kept for the next run."""
         self._file.close()
 
 
 def strangers(folder: Path, wanted: Mapping[str, FileSpec]) -> list[str]:
-    """Whatever lies below ``folder`` and does not belong there, by its topmost name; links never belong."""
+    """Unexpected files and folders below ``folder``, by their topmost path; links are always unexpected."""
     parents = {parent.as_posix() for path in wanted for parent in Path(path).parents}
     found = []
     for place, folders, files in os.walk(folder):
@@ -401,7 +401,7 @@ def strangers(folder: Path, wanted: Mapping[str, FileSpec]) -> list[str]:
 
 
 def wrong_modes(folder: Path, wanted: Sequence[FileSpec], owner: int, group: int) -> list[str]:
-    """Wanted files, and the folders around them, that others could write or not read, or that have another owner."""
+    """Wanted files and their folders that have another owner, or that others can write or cannot read."""
     parents = {parent.as_posix() for spec in wanted for parent in Path(spec.path).parents}
     found = []
     for path in sorted({*parents, *(spec.path for spec in wanted)}):
@@ -417,13 +417,13 @@ def wrong_modes(folder: Path, wanted: Sequence[FileSpec], owner: int, group: int
 
 
 def set_mode(path: Path, owner: int, group: int) -> None:
-    """Give a file or folder the mode and owner that all weights have."""
+    """Set the mode and owner of a file or folder to those of all weights."""
     os.chown(path, owner, group)
     path.chmod(FOLDER_MODE if path.is_dir() else FILE_MODE)
 
 
 def remove(folder: Path, path: str) -> None:
-    """Remove a file, a link or a folder with all below it."""
+    """Remove a file, a link, or a folder with its content."""
     target = folder / path
     if target.is_dir() and not target.is_symlink():
         shutil.rmtree(target)
@@ -432,7 +432,7 @@ def remove(folder: Path, path: str) -> None:
 
 
 def copy(source: Path, sink: Sink, count: Callable[[int], None]) -> OSError | None:
-    """Feed a local file to a sink. Returns why the file could not be read to its end, if so."""
+    """Copy a local file to a sink. Returns the error if the file could not be read completely."""
     try:
         content = source.open("rb", buffering=0)
     except OSError as error:
@@ -445,12 +445,12 @@ def copy(source: Path, sink: Sink, count: Callable[[int], None]) -> OSError | No
                 return error
             if not piece:
                 return None
-            sink.write(piece)  # what goes wrong here is this disk's fault, not the source's
+            sink.write(piece)  # an error here is of the target disk, not of the source
             count(len(piece))
 
 
 def held(layout: Layout, but: str) -> dict[str, Path]:
-    """The files of other complete commits, by the hash that they had when they were verified."""
+    """The files of other complete commits, by their hash at verification."""
     found = {}
     for commit in layout.commits():
         if commit != but:
@@ -461,9 +461,9 @@ def held(layout: Layout, but: str) -> dict[str, Path]:
 
 
 def discard(layout: Layout, commit: str, complete: bool) -> None:
-    """Remove what was begun of a commit, and with ``complete`` its files too.
+    """Remove the unfinished download of a commit, and with ``complete`` also its files.
 
-    A folder loses its name first: what has a commit's name is always whole.
+    A folder is renamed first, so that a folder with the name of a commit is always complete.
     """
     for folder in (layout.incomplete(commit), *([layout.folder(commit)] if complete else [])):
         if folder.is_dir():
@@ -474,7 +474,7 @@ def discard(layout: Layout, commit: str, complete: bool) -> None:
 
 
 def sweep(layout: Layout) -> None:
-    """Remove what an earlier run condemned and could not finish."""
+    """Remove folders whose removal an earlier run did not finish."""
     for folder in layout.base.glob(f"{CONDEMNED}*"):
         shutil.rmtree(folder)
 
@@ -484,7 +484,7 @@ def _last_change(*paths: Path) -> float:
 
 
 def free_space(folder: Path) -> tuple[int, int | None]:
-    """Bytes and inodes free for an ordinary user at a folder or its nearest parent; inodes None where unlimited."""
+    """Free bytes and inodes for an unprivileged user at a folder or its nearest parent; None for unlimited inodes."""
     while not folder.exists():
         folder = folder.parent
     found = os.statvfs(folder)

@@ -1,8 +1,8 @@
-"""The bytes of a file over HTTP, in large pieces.
+"""Download of a file over HTTP, in large pieces.
 
-Python's own client, not huggingface_hub's: that one parses 64 KiB at a time in Python, takes three times the processor
-time of this one, and so is slower than the hash of the same bytes. Listings, addresses, headers, the trust in
-certificates and the meaning of answers stay huggingface_hub's; here is only what happens between a URL and its bytes.
+Uses Python's HTTP client instead of huggingface_hub's: the latter parses 64 KiB at a time in Python, needs three times
+the processor time, and so is slower than hashing the same bytes. huggingface_hub still provides listings, addresses,
+headers, trusted certificates and the meaning of errors.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 PIECE_BYTES = 1 << 20
-RECORD_BYTES = 16 << 10  # TLS gives no more at once
+RECORD_BYTES = 16 << 10  # size of a TLS record
 GATHER_SECONDS = 0.25
 
 
@@ -28,11 +28,11 @@ class BrokenStreamError(Exception):
 
 @dataclass(frozen=True)
 class Stream:
-    """An answer whose body is still to come.
+    """A response before its body is read.
 
     Attributes:
         status: HTTP status.
-        headers: Of the answer; ``get`` ignores case.
+        headers: Headers; ``get`` ignores case.
         pieces: The body; raises BrokenStreamError when the connection fails.
     """
 
@@ -42,7 +42,7 @@ class Stream:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects with headers chosen anew for each address: what one host may see is not for the next."""
+    """Follows redirects with headers for each address, so that no secret is sent to another host."""
 
     def __init__(self, headers_for: Callable[[str], Mapping[str, str]]) -> None:
         self._headers_for = headers_for
@@ -55,7 +55,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _request(url: str, headers_for: Callable[[str], Mapping[str, str]]) -> urllib.request.Request:
-    # Addresses come from huggingface_hub and from redirects; no handler below knows another scheme than http(s).
+    # Addresses come from huggingface_hub and from redirects; the handlers below support http(s) only.
     return urllib.request.Request(url, headers=dict(headers_for(url)))  # noqa: S310
 
 
@@ -67,17 +67,17 @@ def stream(
     context: ssl.SSLContext,
     direct: bool = False,
 ) -> Iterator[Stream]:
-    """Ask for an address, through the environment's proxies, and follow redirects.
+    """Request an address, through the environment's proxies, and follow redirects.
 
     Args:
-        url: What to get.
-        headers_for: The headers for an address; asked for each redirect again, and may raise to refuse it.
-        timeout: Seconds without a byte after which the connection counts as dead.
-        context: Which certificates to trust.
+        url: The address.
+        headers_for: Returns the headers for an address; called for each redirect, and may raise to refuse it.
+        timeout: Seconds without a byte after which the connection is closed.
+        context: The trusted certificates.
         direct: Use no proxy.
 
     Raises:
-        BrokenStreamError: Nobody answers.
+        BrokenStreamError: No response.
     """
     handlers: list[urllib.request.BaseHandler] = [
         urllib.request.ProxyHandler({} if direct else None),
@@ -94,7 +94,7 @@ def stream(
         opener.add_handler(handler)
     try:
         answer = opener.open(_request(url, headers_for), timeout=timeout)
-    except urllib.error.HTTPError as error:  # an answer as well, with a status that is no success
+    except urllib.error.HTTPError as error:  # also a response, with an error status
         answer = error
     except (OSError, http.client.HTTPException) as error:
         raise BrokenStreamError(_reason(error)) from error
@@ -104,10 +104,10 @@ def stream(
 
 
 def _pieces(read: Callable[[int], bytes], most: int, clock: Callable[[], float] = time.monotonic) -> Iterator[bytes]:
-    """What ``read`` gives, ``most`` bytes at once; small reads that follow each other closely become one piece.
+    """Pieces of at most ``most`` bytes from ``read``; small reads in quick succession become one piece.
 
-    Each piece costs its receiver a hash and a write, and each of these a wait for the other threads: over TLS, half of
-    the processor's time.
+    Each piece costs its receiver a hash and a write, both of which wait for other threads. With pieces of one TLS
+    record this takes half of the processor time.
     """
     broken: Exception | None = None
     while broken is None:
@@ -122,7 +122,7 @@ def _pieces(read: Callable[[int], bytes], most: int, clock: Callable[[], float] 
                 size += len(part)
         except (OSError, http.client.HTTPException) as error:
             broken = error
-        if parts:  # also those that came before it broke
+        if parts:  # including those before a broken connection
             yield b"".join(parts)
         elif broken is None:
             return

@@ -1,4 +1,4 @@
-"""The rig that boots real engines on GPU hosts: what it tells them, what it sends, and what it makes of the answers."""
+"""The rig that boots real engines on GPU hosts: their flags, the load, and the evaluation of the answers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_matrix_is_whole(path: Path) -> None:
     boots = read(path)
     assert len({boot["name"] for boot in boots}) == len(boots) > 1
     for boot in boots:
-        # A folder is named after it, and it tells every setting that a row of the calibration needs.
+        # A folder is named after it, and it has every setting that a row of the calibration needs.
         assert "/" not in boot["name"]
         assert boot["settings"].keys() >= {"tensor_parallel_size", "gpu_memory_utilization", "max_num_seqs"}
         assert boot["stages"]
@@ -53,7 +53,7 @@ def test_matrix_is_whole(path: Path) -> None:
         ("baseline-awq", "qwen3-32b-awq", Requirements()),
     ],
 )
-def test_boot_of_a_plan_carries_what_the_planner_says(name: str, model: str, requirements: Requirements) -> None:
+def test_boot_of_a_plan_has_the_flags_of_the_planner(name: str, model: str, requirements: Requirements) -> None:
     case = Case(from_entry(catalogue.load(model)), gpus.parse("2x RTX 4090"), engines.engine(versions.DEPLOYED))
     plan = solve(case, requirements)
     (boot,) = (boot for path in MATRICES for boot in read(path) if boot["name"] == name)
@@ -84,12 +84,12 @@ def test_the_text_comparison_is_that_of_role_benchmark() -> None:
     for boot in boots:
         assert boot["bench"] == boots[0]["bench"]
         for point in points_of([workload], 11, again=True):
-            told = list(map(str, boot["bench"][f"text {point.concurrency}{' again' if point.again else ''}"]))
+            values = list(map(str, boot["bench"][f"text {point.concurrency}{' again' if point.again else ''}"]))
             sent = DRIVERS["vllm"].command(point, goals, Call("", "", "", "", ""))
             for name in ("--random-input-len", "--random-output-len", "--num-prompts", "--max-concurrency", "--seed"):
-                assert told[told.index(name) + 1] == sent[sent.index(name) + 1]
-            assert told[told.index("--goodput") :] == sent[sent.index("--goodput") :]
-            assert "--ignore-eos" in told
+                assert values[values.index(name) + 1] == sent[sent.index(name) + 1]
+            assert values[values.index("--goodput") :] == sent[sent.index("--goodput") :]
+            assert "--ignore-eos" in values
 
 
 def test_a_baseline_is_shown_figure_by_figure() -> None:
@@ -111,9 +111,9 @@ def test_a_baseline_is_shown_figure_by_figure() -> None:
 
 def test_utilization_is_a_share_of_the_emulated_card() -> None:
     boot = {"card_gib": 24.0, "settings": {"gpu_memory_utilization": 0.9, "kv_cache_dtype": "bfloat16"}}
-    told = flags(boot, 80.0)
-    assert told[told.index("--gpu-memory-utilization") + 1] == "0.27000"
-    assert told[told.index("--kv-cache-dtype") + 1] == "auto"
+    values = flags(boot, 80.0)
+    assert values[values.index("--gpu-memory-utilization") + 1] == "0.27000"
+    assert values[values.index("--kv-cache-dtype") + 1] == "auto"
 
 
 def test_boots_of_one_gpu_run_side_by_side_and_others_alone() -> None:
@@ -140,7 +140,7 @@ def test_no_two_images_of_a_stage_are_alike() -> None:
     assert len(set(urls)) == len(urls) == 32
 
 
-def test_prompts_have_their_length_and_differ_at_once() -> None:
+def test_prompts_have_their_length_and_differ_from_the_start() -> None:
     first, second = load.prompt(1000, 0), load.prompt(1000, 1)
     assert len(first["prompt"]) == 1000
     assert first["prompt"][0] != second["prompt"][0]
@@ -204,8 +204,8 @@ def seen(name: str) -> dict[str, Any]:
 
 
 def test_row_of_a_boot_that_lived() -> None:
-    told = seen("4mp-0.88")
-    assert told["gpu"] == {
+    values = seen("4mp-0.88")
+    assert values["gpu"] == {
         "measured_on": "H100 80GB, held to 23.52 GiB",
         "total_gib": 23.52,
         "count": 2,
@@ -213,9 +213,9 @@ def test_row_of_a_boot_that_lived() -> None:
         "peer_to_peer": True,
         "marlin": True,
     }
-    assert told["settings"]["budget_gib"] == 20.7
-    assert "max_model_len" not in told["settings"]
-    measured = told["measured"]
+    assert values["settings"]["budget_gib"] == 20.7
+    assert "max_model_len" not in values["settings"]
+    measured = values["measured"]
     assert (measured["starts"], measured["survives"]) == (True, True)
     assert (measured["weights_gib"], measured["kv_cache_tokens"]) == (17.33, 49104)
     assert measured["outside_gib"] == pytest.approx(1.531, abs=0.001)
@@ -230,8 +230,8 @@ def test_row_of_a_boot_that_died_of_an_image() -> None:
 def test_engine_that_is_gone_at_the_end_did_not_survive() -> None:
     results = [json.loads(text) for text in SEEN.read_text(encoding="utf-8").splitlines()]
     (lived,) = (result for result in results if result["name"] == "4mp-0.88")
-    told = row(lived | {"alive": False}, engine="0.26.0", card="H100 80GB", capability=9.0, date="2026-11-25")
-    assert told["measured"]["survives"] is False
+    values = row(lived | {"alive": False}, engine="0.26.0", card="H100 80GB", capability=9.0, date="2026-11-25")
+    assert values["measured"]["survives"] is False
 
 
 def test_row_of_a_boot_that_never_became_ready() -> None:

@@ -74,7 +74,7 @@ def test_a_link_of_an_earlier_run_is_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "group_vars" / "vllm.yml").is_file()
 
 
-def test_rounds_are_compared_each_by_itself() -> None:
+def test_each_round_is_compared_separately() -> None:
     rows = fleet.figures(8, [(10, 15), (20, 50), (30, 48)])
     assert [row.value for row in rows] == [20, 48, 1.6, 1.5, 2.5]
     assert rows[2].goal == 2

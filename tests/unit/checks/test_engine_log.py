@@ -42,7 +42,7 @@ def test_it_is_not_in_the_last_lines_of_the_log() -> None:
     assert "CUDA error: out of memory" in reasons(text)[0]
 
 
-def test_what_pydantic_refused_is_told_with_its_reason() -> None:
+def test_an_error_of_pydantic_is_reported_with_its_reason() -> None:
     named, why = reasons(log("length_too_long"))
     assert named.endswith("ValidationError: 1 validation error for ModelConfig")
     assert why.startswith("Value error, User-specified max_model_len (9999999) is greater than the derived")
@@ -76,7 +76,7 @@ def test_the_end_is_shown_without_colours_and_empty_lines() -> None:
 
 @pytest.fixture
 def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in that prints what it was called with and the file beside it; a real one runs in the scenario."""
+    """A stand-in that prints its arguments and the file next to it; the scenario runs a real one."""
     program = tmp_path / "bin" / "docker"
     program.parent.mkdir()
     program.write_text('#!/bin/sh\necho "$*" >"$0.called"\ncat "$0.log" || exit 1\n')
@@ -85,14 +85,14 @@ def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return program
 
 
-def test_the_log_is_kept_and_told(docker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_is_stored_and_summarised(docker: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     docker.with_name("docker.log").write_text(log("graphs_do_not_fit").replace("\n", "\r\n\x1b[2K"))
     path = tmp_path / "reports" / "r1" / "engine.log"
     result = run_module(engine_log, capsys, {"project": "vllm-x", "path": str(path), "lines": 2})
     assert "--project-name=vllm-x logs" in docker.with_name("docker.called").read_text()
     assert result["changed"] is False
     assert result["text"].splitlines()[1] == "  torch.AcceleratorError: CUDA error: out of memory"
-    assert result["text"].splitlines()[-1] == f"The whole log: {path}"
+    assert result["text"].splitlines()[-1] == f"Complete log: {path}"
     assert path.read_bytes() == log("graphs_do_not_fit").encode()
     assert (stat.S_IMODE(path.stat().st_mode), stat.S_IMODE(path.parent.stat().st_mode)) == (0o640, 0o750)
 
@@ -118,11 +118,11 @@ def test_without_a_log_it_says_so_and_does_not_fail(
     given = {"project": "vllm", "path": str(tmp_path / "engine.log")}
     assert run_module(engine_log, capsys, given)["text"].startswith("Its log cannot be read: cat: ")
     docker.with_name("docker.log").write_text("\n")
-    assert run_module(engine_log, capsys, given)["text"] == "There is no log of it."
+    assert run_module(engine_log, capsys, given)["text"] == "It has no log."
     monkeypatch.setenv("PATH", str(tmp_path))
     assert run_module(engine_log, capsys, given)["text"].startswith("Its log cannot be kept: ")
     assert not (tmp_path / "engine.log").exists()
 
 
-def test_a_log_without_a_reason_is_told_as_such() -> None:
-    assert "No line of it tells one." in engine_log.told(log("healthy"), 3, "/opt/vllm/engine.log")
+def test_a_log_without_a_reason_is_reported() -> None:
+    assert "None found." in engine_log.summary(log("healthy"), 3, "/opt/vllm/engine.log")

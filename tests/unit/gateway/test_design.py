@@ -129,7 +129,7 @@ def test_refusals(given_settings: dict[str, Any], code: str) -> None:
     assert set(refused(**given_settings)) == {code}
 
 
-def test_all_reasons_come_at_once() -> None:
+def test_all_reasons_are_reported_together() -> None:
     assert refused(gateway_keys=[], gateway_endpoints=[], gateway_port=0) == ["bad_number", "no_endpoints", "no_keys"]
 
 
@@ -164,7 +164,7 @@ def test_a_setting_never_breaks_out_of_its_line(name: str, key: str) -> None:
 # --- Reading HAProxy's answers ----------------------------------------------------------------------------------------
 
 
-def test_what_is_no_answer_of_haproxy_is_said() -> None:
+def test_an_unknown_answer_of_haproxy_is_reported() -> None:
     assert parse("", "") == {}
     for states, statistics in (("nonsense here\na b c\n", "x"), ("# srv_name\nblue\n", "# svname,scur\nblue,0\n")):
         with pytest.raises(RefusalError, match="gateway_unreadable"):
@@ -208,10 +208,10 @@ def test_second_run_changes_nothing_and_an_opened_file_is_closed_again(run: Any,
 
 
 def test_check_mode_writes_nothing_and_diff_shows_no_secret(run: Any, tmp_path: Path) -> None:
-    foretold = run(_ansible_check_mode=True, _ansible_diff=True)
-    assert foretold["changed"] is True
+    predicted = run(_ansible_check_mode=True, _ansible_diff=True)
+    assert predicted["changed"] is True
     assert not (tmp_path / "gateway").exists()
-    shown = json.dumps(foretold["diff"])
+    shown = json.dumps(predicted["diff"])
     assert f"alice sha256:{gateway.digest(ALICE)[:12].lower()}" in shown
     assert gateway.digest(ALICE).lower() not in shown.lower()
     run()

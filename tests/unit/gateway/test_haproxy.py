@@ -469,7 +469,7 @@ def _answers(gateway: Gateway) -> bool:
         return False
 
 
-def test_a_thousand_connections_at_once_are_all_served(tmp_path: Path, engine: Engine) -> None:
+def test_a_thousand_concurrent_connections_are_all_served(tmp_path: Path, engine: Engine) -> None:
     count = 1000
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 16384), hard))
@@ -622,17 +622,17 @@ def test_draining_waits_for_the_last_answer(gateway_of_two: Gateway, two: tuple[
         busy = blue if blue.seen else green
         late = backend(name=busy.name, state="drain", timeout=1)
         assert "[backend_not_drained]" in late["msg"]
-        assert "still works on 1 requests" in late["msg"]
+        assert "still has 1 requests" in late["msg"]
         busy.release.set()
         done = backend(name=busy.name, state="drain")
         assert (done["changed"], done["after"]["sessions"]) == (False, 0)
         assert held.result().status == 200
 
 
-def test_the_module_says_what_it_would_do_and_refuses_the_last_one(gateway_of_two: Gateway, backend: Any) -> None:
-    foretold = backend(name="blue", state="drain", _ansible_check_mode=True, _ansible_diff=True)
-    assert foretold["changed"] is True
-    assert foretold["diff"] == [{"before": "blue: ready\n", "after": "blue: drain\n"}]
+def test_check_mode_predicts_the_change_and_refuses_the_last_engine(gateway_of_two: Gateway, backend: Any) -> None:
+    predicted = backend(name="blue", state="drain", _ansible_check_mode=True, _ansible_diff=True)
+    assert predicted["changed"] is True
+    assert predicted["diff"] == [{"before": "blue: ready\n", "after": "blue: drain\n"}]
     assert backend(name="blue", state="ready")["changed"] is False
     assert backend(name="blue", state="maint")["changed"] is True
     assert "[last_backend]" in backend(name="green", state="drain")["msg"]
@@ -645,7 +645,7 @@ def test_the_module_says_what_it_would_do_and_refuses_the_last_one(gateway_of_tw
     assert "[gateway_not_running]" in backend(name="blue", state="drain", socket="/no/such/socket")["msg"]
 
 
-def test_an_engine_on_standby_gets_nothing_until_it_is_told_to_serve(
+def test_an_engine_on_standby_gets_no_request_until_it_is_ready(
     gateway_of_two: Gateway, two: tuple[Engine, Engine], backend: Any
 ) -> None:
     """As role gateway shifts requests to the spare engine and back; a reload forgets that it was to serve."""
@@ -670,7 +670,7 @@ def test_an_engine_on_standby_gets_nothing_until_it_is_told_to_serve(
     assert answers() == {"blue"}
 
 
-def test_an_engine_that_does_not_come_up_is_told(
+def test_an_engine_that_does_not_start_is_reported(
     gateway_of_two: Gateway, two: tuple[Engine, Engine], backend: Any
 ) -> None:
     backend(name="blue", state="maint")
@@ -747,7 +747,7 @@ def tls_gateway(tmp_path: Path, engine: Engine) -> Iterator[Gateway]:
         yield gateway
 
 
-def test_tls_is_what_the_certificate_says(tls_gateway: Gateway, tmp_path: Path) -> None:
+def test_tls_uses_the_names_of_the_certificate(tls_gateway: Gateway, tmp_path: Path) -> None:
     context = ssl.create_default_context(cadata=tls_gateway.certificate)
     connection = http.client.HTTPSConnection("localhost", tls_gateway.port, timeout=PATIENCE, context=context)
     connection.request("GET", "/v1/models", headers={"Authorization": f"Bearer {ALICE}"})
@@ -784,7 +784,7 @@ def test_the_same_holds_over_http_2(tls_gateway: Gateway, engine: Engine, tmp_pa
     big = tmp_path / "big"
     with big.open("wb") as file:
         file.truncate(60 * 2**20)
-    # This client does not always read the answer before it has sent all; the log tells what it was.
+    # This client does not always read the answer before it has sent all; the log has it.
     without_length = ("--request", "POST", "--upload-file", "-")
     for status, body in ((413, ("--data-binary", f"@{big}")), (411, without_length)):
         assert curl(CHAT, *body) in (f"2 {status}", "0 000")
@@ -833,7 +833,7 @@ def test_what_haproxy_refuses_changes_nothing(gateway: Gateway) -> None:
     assert "frobnicate" in str(caught.value)
     assert gateway.store.files() == before
     assert len(list(gateway.store.sets.iterdir())) == 1
-    with pytest.raises(RefusalError, match="cannot be asked"):
+    with pytest.raises(RefusalError, match="cannot be started"):
         gateway.store.write(before, ["/no/such/haproxy", gateway_store.CONFIG_PLACEHOLDER])
     gateway.reload()
     assert ask(gateway).status == 200

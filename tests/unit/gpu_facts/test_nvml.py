@@ -39,7 +39,7 @@ def test_data_centre_gpu(install: Install) -> None:
     gpus, problems = nvml.read(pynvml)
     assert problems == []
     gpu = gpu_facts(gpus[0])
-    # The kernel log and what only nvidia-smi tells are added by others.
+    # The kernel log and the facts from nvidia-smi are added elsewhere.
     assert gpu.pop("missing") == {"xids": "not_reported"}
     assert gpu == {
         "index": 0,

@@ -1,4 +1,4 @@
-"""All facts of a machine: which source answers, what the host tells, what is wrong; and the module."""
+"""All facts of a machine: the source, the facts of the host, the problems; and the module."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from support.fake_nvml import FakeGpu, install
 from support.modules import run_module
 from support.paths import FIXTURES, PLUGINS
 
-SAID = FIXTURES / "nvidia_smi"
+SMI_OUTPUT = FIXTURES / "nvidia_smi"
 LOGS = FIXTURES / "kernel_log"
 JOURNAL, DMESG = kernel_log.COMMANDS
 KEYS = set(gpu_facts({}))
 H100S: dict[tuple[str, ...], Output] = {
-    smi.QUERY: Output(0, (SAID / "580.105.08-h100.xml").read_text()),
+    smi.QUERY: Output(0, (SMI_OUTPUT / "580.105.08-h100.xml").read_text()),
     smi.CAPABILITIES: Output(
         0, "0, GPU-00000000-0000-0000-0000-000000000000, 9.0\n1, GPU-00000001-0000-0000-0000-000000000001, 9.0\n"
     ),
 }
 
 
-def machine(root: Path, said: dict[tuple[str, ...], Output] | None = None, nvml: Any = None) -> Machine:
-    answers = said or {}
+def machine(root: Path, output: dict[tuple[str, ...], Output] | None = None, nvml: Any = None) -> Machine:
+    answers = output or {}
 
     def run(arguments: Sequence[str]) -> Output:
         return answers.get(tuple(arguments), Output(None, err="program_missing"))
@@ -128,8 +128,8 @@ def test_number_and_capability_are_found_by_uuid(tmp_path: Path) -> None:
 
 def test_links_and_peers_by_nvidia_smi(tmp_path: Path) -> None:
     links = {
-        smi.NVLINKS: Output(0, (SAID / "nvlink-h100.txt").read_text()),
-        smi.PATHS: Output(0, (SAID / "topo-m-a100-nics.txt").read_text()),
+        smi.NVLINKS: Output(0, (SMI_OUTPUT / "nvlink-h100.txt").read_text()),
+        smi.PATHS: Output(0, (SMI_OUTPUT / "topo-m-a100-nics.txt").read_text()),
         smi.PEER_READS: Output(0, " \tGPU0\tGPU1\n GPU0\tX\tOK\n GPU1\tOK\tX\n"),
     }
     first, second = read(machine(tmp_path, H100S | links))["gpus"]
@@ -181,8 +181,8 @@ def test_module_and_library_that_disagree(tmp_path: Path) -> None:
     write(library, "")
     library.with_name("libnvidia-ml.so.1").symlink_to(library.name)
     device(tmp_path, "0000:02:00.0", "2684")
-    said = {smi.QUERY: Output(18, "Failed to initialize NVML: Driver/library version mismatch\n")}
-    facts = read(machine(tmp_path, said))
+    output = {smi.QUERY: Output(18, "Failed to initialize NVML: Driver/library version mismatch\n")}
+    facts = read(machine(tmp_path, output))
     assert facts["host"]["kernel_module"] == {"version": "580.173.02", "kind": "proprietary"}
     assert (facts["host"]["userspace_version"], facts["host"]["versions_agree"]) == ("580.178.04", False)
     assert codes(facts) == ["driver_library_mismatch"]

@@ -13,12 +13,12 @@ from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.gpu impor
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from support.paths import FIXTURES
 
-SAID = FIXTURES / "nvidia_smi"
+SMI_OUTPUT = FIXTURES / "nvidia_smi"
 NO_ECC = Missing("not_supported")
 
 
-def said(name: str) -> str:
-    return (SAID / name).read_text()
+def smi_output(name: str) -> str:
+    return (SMI_OUTPUT / name).read_text()
 
 
 GENERATIONS: list[tuple[str, dict[str, Any]]] = [
@@ -120,7 +120,7 @@ GENERATIONS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("name", "expected"), GENERATIONS, ids=[name for name, _ in GENERATIONS])
 def test_generation(name: str, expected: dict[str, Any]) -> None:
-    gpus, problems = smi.parse_query(said(name))
+    gpus, problems = smi.parse_query(smi_output(name))
     assert {leaf: gpus[0][leaf] for leaf in expected} == expected
     assert problems == []
     assert set(gpus[0]) <= set(LEAVES)
@@ -128,11 +128,13 @@ def test_generation(name: str, expected: dict[str, Any]) -> None:
 
 
 def test_errors_that_ecc_did_not_correct_are_added_up() -> None:
-    old = said("535.54.03-a100.xml").replace("<sram_uncorrectable>0<", "<sram_uncorrectable>3<", 1)
-    new = said("570.148.08-a100.xml").replace("_parity>0<", "_parity>1<", 1).replace("_secded>0<", "_secded>2<", 1)
+    old = smi_output("535.54.03-a100.xml").replace("<sram_uncorrectable>0<", "<sram_uncorrectable>3<", 1)
+    new = (
+        smi_output("570.148.08-a100.xml").replace("_parity>0<", "_parity>1<", 1).replace("_secded>0<", "_secded>2<", 1)
+    )
     for text in (old, new):
         assert smi.parse_query(text)[0][0]["ecc.uncorrected_volatile"] == 3
-    assert smi.parse_query(said("580.65.06-lost.xml"))[0][0]["ecc.uncorrected_aggregate"] == 8
+    assert smi.parse_query(smi_output("580.65.06-lost.xml"))[0][0]["ecc.uncorrected_aggregate"] == 8
 
 
 @pytest.mark.parametrize(
@@ -147,13 +149,13 @@ def test_errors_that_ecc_did_not_correct_are_added_up() -> None:
     ],
 )
 def test_value_that_is_none(before: str, after: str, leaf: str, reason: str) -> None:
-    text = said("590.44.01-rtx3090.xml")
+    text = smi_output("590.44.01-rtx3090.xml")
     assert before in text
     assert smi.parse_query(text.replace(before, after))[0][0][leaf] == Missing(reason)
 
 
 def test_lost_gpu_keeps_its_place_and_is_named() -> None:
-    gpus, problems = smi.parse_query(said("580.65.06-lost.xml"))
+    gpus, problems = smi.parse_query(smi_output("580.65.06-lost.xml"))
     assert (gpus[0]["memory.total_mib"], gpus[1]["memory.total_mib"]) == (196608, Missing("gpu_lost"))
     assert gpus[1]["ecc.uncorrected_volatile"] == Missing("gpu_lost")
     assert [(each.code, "0000:0b:00.0" in each.message) for each in problems] == [("gpu_lost", True)]
@@ -161,7 +163,7 @@ def test_lost_gpu_keeps_its_place_and_is_named() -> None:
 
 def test_words_before_the_report_are_a_problem_and_the_report_is_read() -> None:
     words = "Unable to determine the device handle for GPU1: 0000:34:00.0: Unknown Error\n"
-    gpus, problems = smi.parse_query(words + said("570.148.08-a100.xml"))
+    gpus, problems = smi.parse_query(words + smi_output("570.148.08-a100.xml"))
     assert gpus[0]["name"] == "NVIDIA A100-SXM4-40GB"
     assert [(each.code, "0000:34:00.0" in each.message) for each in problems] == [("gpu_unreachable", True)]
 
@@ -215,7 +217,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 @given(st.sampled_from([name for name, _ in GENERATIONS]), st.data())
 def test_any_damage_to_a_report_is_read_or_refused(name: str, data: st.DataObject) -> None:
-    text = said(name)
+    text = smi_output(name)
     start = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(start, min(len(text), start + 200)))
     try:
@@ -255,13 +257,13 @@ def test_compute_capabilities() -> None:
 
 
 def test_peers_without_nvlink() -> None:
-    paths, reads = smi.parse_matrix(said("topo-m-5090.txt")), smi.parse_matrix(said("topo-p2p-5090.txt"))
+    paths, reads = smi.parse_matrix(smi_output("topo-m-5090.txt")), smi.parse_matrix(smi_output("topo-p2p-5090.txt"))
     assert smi.peers(paths, reads, 0) == [{"index": 1, "path": "PHB", "p2p": "gpu_not_supported"}]
     assert smi.peers(paths, reads, 1) == [{"index": 0, "path": "PHB", "p2p": "gpu_not_supported"}]
 
 
-def test_peers_beside_network_cards() -> None:
-    paths = smi.parse_matrix(said("topo-m-a100-nics.txt"))
+def test_peers_in_a_matrix_with_network_cards() -> None:
+    paths = smi.parse_matrix(smi_output("topo-m-a100-nics.txt"))
     assert paths == {(0, 0): "X", (0, 1): "NV12", (1, 0): "NV12", (1, 1): "X"}
     assert smi.peers(paths, {}, 0) == [{"index": 1, "path": "NV", "p2p": "unknown"}]
 
@@ -276,4 +278,4 @@ def test_peers_beside_network_cards() -> None:
     ],
 )
 def test_nvlinks(name: str, present: Any, links: Any) -> None:
-    assert smi.parse_nvlinks(said(name)) == {0: {"nvlink.present": present, "nvlink.links": links}}
+    assert smi.parse_nvlinks(smi_output(name)) == {0: {"nvlink.present": present, "nvlink.links": links}}

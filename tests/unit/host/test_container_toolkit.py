@@ -243,14 +243,14 @@ def test_refusals(done: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "named"),
+    ("message", "named"),
     [
         ("W: GPG error: http://m InRelease: NO_PUBKEY DDCAE044F796ECB0", "[repository_key] nvidia_container_toolkit_"),
         ("E: Could not connect to m:80", "set nvidia_container_toolkit_repository_url to a mirror"),
     ],
 )
-def test_a_refused_repository_is_named_by_this_roles_variables(said: str, named: str) -> None:
-    text = repository_refused({"stderr": said}, "http://m", "http://m/key", "nvidia_container_toolkit")
+def test_a_refused_repository_is_named_by_this_roles_variables(message: str, named: str) -> None:
+    text = repository_refused({"stderr": message}, "http://m", "http://m/key", "nvidia_container_toolkit")
     assert named in text
     assert "nvidia_driver" not in text
 

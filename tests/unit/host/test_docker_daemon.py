@@ -44,7 +44,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def path(folder: Path) -> Path:
-    """The file, as somebody else wrote it."""
+    """The file with foreign content."""
     folder.mkdir()
     (folder / "daemon.json").write_text(json.dumps(FOREIGN))
     return folder / "daemon.json"
@@ -80,7 +80,7 @@ def files(folder: Path) -> list[str]:
 # Merging.
 
 
-def test_a_runtime_is_added_beside_those_of_others() -> None:
+def test_a_runtime_is_added_to_the_existing_ones() -> None:
     after = merge(FOREIGN, {"runtimes": {"nvidia": {"path": "nvidia-container-runtime"}}})
     assert after == {
         "bip": "10.9.0.1/24",
@@ -158,7 +158,7 @@ def test_action(before: dict[str, Any], after: dict[str, Any], expected: str) ->
     assert action(before, after) == expected
 
 
-def test_reason_is_what_dockerd_says_when_it_gives_up() -> None:
+def test_reason_is_the_last_error_of_dockerd() -> None:
     log = """time="2026-01-01T00:00:00Z" level=info msg="Starting up"
 unable to configure the Docker daemon with file /etc/docker/daemon.json: the following directives don't match
 docker.service: Main process exited, code=exited, status=1/FAILURE
@@ -201,7 +201,7 @@ def test_same_keys_rewrite_nothing(run: Any, path: Path) -> None:
     assert files(path.parent) == ["daemon.json"]
 
 
-def test_a_change_that_docker_was_not_told_is_still_to_tell(run: Any, path: Path) -> None:
+def test_a_change_that_docker_has_not_read_is_still_pending(run: Any, path: Path) -> None:
     run(config={"live-restore": True})
     again = run(config={"live-restore": True})
     assert (again["changed"], again["changed_keys"], again["action"]) == (True, [], "reload")
@@ -223,7 +223,7 @@ def test_absent(run: Any, path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('{\n  "debug": true,\n}', "line 3, column 1"),
         ("[]", "not an object"),
@@ -231,13 +231,13 @@ def test_absent(run: Any, path: Path) -> None:
         ('{"a": NaN}', "NaN"),
     ],
 )
-def test_a_broken_file_is_refused_by_name_and_left(run: Any, path: Path, text: str, said: str) -> None:
+def test_a_broken_file_is_refused_by_name_and_left(run: Any, path: Path, text: str, message: str) -> None:
     path.write_text(text)
     for check_mode in (False, True):
         result = run(config={"live-restore": True}, _ansible_check_mode=check_mode)
         assert result["failed"] is True
         assert result["refusals"][0]["code"] == "invalid_daemon_json"
-        assert said in result["msg"]
+        assert message in result["msg"]
         assert str(path) in result["msg"]
     assert (path.read_text(), files(path.parent)) == (text, ["daemon.json"])
 
@@ -294,7 +294,7 @@ def test_missing_arguments_fail(run: Any, arguments: dict[str, Any]) -> None:
 
 @pytest.fixture
 def docker(programs: Path, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A Docker that runs; the folder holds `up` while it answers and `calls` with what systemctl was told."""
+    """A Docker that runs; the folder holds `up` while it answers and `calls` with the calls of systemctl."""
     monkeypatch.setattr(docker_daemon_apply, "RELOAD_TIMEOUT", 0.3)
     monkeypatch.setattr(docker_daemon_apply, "GONE", 0.3)
     monkeypatch.setattr(docker_daemon_apply, "PAUSE", 0.1)
@@ -345,7 +345,7 @@ def test_reload_is_enough_for_keys_that_docker_reads_again(run: Any, path: Path,
     assert apply(run)["changed"] is False
 
 
-def test_live_restore_is_told_before_the_restart(run: Any, path: Path, docker: Path) -> None:
+def test_live_restore_is_reloaded_before_the_restart(run: Any, path: Path, docker: Path) -> None:
     run(config={"live-restore": True, "log-driver": "local"})
     assert apply(run)["action"] == "restart"
     assert calls(docker) == ["reload", "reset-failed", "restart"]
@@ -378,7 +378,7 @@ OUTDATED = ["reload", "daemon-reload", "reset-failed", "restart"]
 
 
 @pytest.mark.parametrize(
-    ("wanted", "told"),
+    ("wanted", "calls_expected"),
     [
         ({"HTTP_PROXY": "http://u:p%40@h:1", "PROXY_SET_BY": "us"}, []),
         ({}, []),
@@ -390,12 +390,12 @@ OUTDATED = ["reload", "daemon-reload", "reset-failed", "restart"]
 )
 @pytest.mark.usefixtures("engine", "path")
 def test_docker_that_runs_with_another_environment_is_restarted(
-    run: Any, docker: Path, wanted: dict[str, str], told: list[str]
+    run: Any, docker: Path, wanted: dict[str, str], calls_expected: list[str]
 ) -> None:
     result = apply(run, environment=wanted, _ansible_check_mode=True)
-    assert (result["changed"], calls(docker)) == (bool(told), [])
-    assert apply(run, environment=wanted)["changed"] is bool(told)
-    assert calls(docker) == told
+    assert (result["changed"], calls(docker)) == (bool(calls_expected), [])
+    assert apply(run, environment=wanted)["changed"] is bool(calls_expected)
+    assert calls(docker) == calls_expected
     assert "p%40" not in json.dumps(result)
 
 
@@ -416,14 +416,14 @@ def test_a_number_that_another_process_has_now_is_not_dockers(
     assert calls(docker) == []
 
 
-def test_check_mode_says_what_and_does_nothing(run: Any, path: Path, docker: Path) -> None:
+def test_check_mode_reports_the_action_and_does_nothing(run: Any, path: Path, docker: Path) -> None:
     run(config={"debug": True})
     result = apply(run, _ansible_check_mode=True)
     assert (result["changed"], result["action"], calls(docker)) == (True, "reload", [])
 
 
 @pytest.mark.parametrize(
-    ("wanted", "told"),
+    ("wanted", "calls_expected"),
     [
         ({"labels": ["bad"]}, ["reload", "reload"]),
         ({"bip": "bad"}, ["reload", "reload"]),
@@ -431,7 +431,7 @@ def test_check_mode_says_what_and_does_nothing(run: Any, path: Path, docker: Pat
     ],
 )
 def test_a_refused_file_is_undone_and_docker_answers(
-    run: Any, path: Path, docker: Path, wanted: Any, told: list[str]
+    run: Any, path: Path, docker: Path, wanted: Any, calls_expected: list[str]
 ) -> None:
     text = path.read_text()
     run(config=wanted)
@@ -442,7 +442,7 @@ def test_a_refused_file_is_undone_and_docker_answers(
     assert "Docker answers" in result["msg"]
     assert (path.read_text(), files(path.parent)) == (text, ["daemon.json"])
     assert (docker / "up").exists()
-    assert calls(docker) == told
+    assert calls(docker) == calls_expected
 
 
 def test_where_there_was_no_file_there_is_none_again(run: Any, folder: Path, docker: Path) -> None:
@@ -452,27 +452,27 @@ def test_where_there_was_no_file_there_is_none_again(run: Any, folder: Path, doc
     assert (docker / "up").exists()
 
 
-def test_docker_that_does_not_come_back_is_said(run: Any, path: Path, docker: Path) -> None:
+def test_docker_that_does_not_start_again_is_reported(run: Any, path: Path, docker: Path) -> None:
     path.write_text('{"bip": "worse"}')
     run(config={"mtu": 1400})
-    assert "Docker is down" in apply(run)["msg"]
+    assert "Docker does not run" in apply(run)["msg"]
 
 
 def test_without_systemd_somebody_elses_engine_is_not_fought(run: Any, path: Path, docker: Path) -> None:
     for reload in (["false"], ["systemctl", "reload"]):
         run(config={"bip": "x"})
         result = apply(run, start=["touch", str(docker / "second")], stop=["true"], reload=reload)
-        assert "cannot be told" in result["msg"]
+        assert "unknown: the Docker that answers" in result["msg"]
     assert not (docker / "second").exists()
 
 
-def test_without_systemd_the_log_says_why(run: Any, path: Path, docker: Path, tmp_path: Path) -> None:
+def test_without_systemd_the_reason_is_from_the_log(run: Any, path: Path, docker: Path, tmp_path: Path) -> None:
     log = tmp_path / "dockerd.log"
     log.write_text("failed to start daemon: of an older run\n")
     run(config={"bip": "x"})
     commands = {"start": ["sh", "-c", f"echo failed to start daemon: now >> {log}"], "stop": ["rm", str(docker / "up")]}
     # With a status, one that ended is not waited for.
-    said = run(
+    message = run(
         docker_daemon_apply,
         **commands,
         reload=["systemctl", "reload"],
@@ -480,8 +480,8 @@ def test_without_systemd_the_log_says_why(run: Any, path: Path, docker: Path, tm
         logfile=str(log),
         timeout=10**6,
     )["msg"]
-    assert "failed to start daemon: now" in said
-    assert "older" not in said
+    assert "failed to start daemon: now" in message
+    assert "older" not in message
 
 
 # Looking.
@@ -526,12 +526,12 @@ def test_a_look_where_there_is_none(look: Any, tmp_path: Path, monkeypatch: pyte
     assert seen["configured"] is False
 
 
-def test_compose_is_asked_by_itself(look: Any, programs: Path) -> None:
+def test_compose_is_queried_separately(look: Any, programs: Path) -> None:
     program(programs, "docker", '[ "$1" != compose ]')
     assert look().items() >= {"answers": True, "compose": False}.items()
 
 
-def test_a_file_that_cannot_be_read_differs_and_says_why(look: Any, path: Path, docker: Path) -> None:
+def test_an_unreadable_file_differs_with_a_reason(look: Any, path: Path, docker: Path) -> None:
     path.write_text("{oops")
     seen = look(config={"debug": True})
     assert "[invalid_daemon_json]" in seen["differs"]
@@ -539,7 +539,7 @@ def test_a_file_that_cannot_be_read_differs_and_says_why(look: Any, path: Path, 
 
 
 @pytest.mark.usefixtures("path")
-def test_what_docker_was_not_told_yet_is_not_configured(look: Any, run: Any, docker: Path) -> None:
+def test_a_pending_change_is_not_configured(look: Any, run: Any, docker: Path) -> None:
     run(config={"debug": True})
     assert look(config={"debug": True}).items() >= {"differs": "", "configured": False}.items()
     apply(run)

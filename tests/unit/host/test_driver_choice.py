@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ansible_collections.inference.vllm.plugins.filter import driver as driver_filter
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts import read as gpu_facts
 from ansible_collections.inference.vllm.plugins.module_utils.host import driver_choice
-from ansible_collections.inference.vllm.plugins.module_utils.host.driver_choice import Choice, Host, Wishes
+from ansible_collections.inference.vllm.plugins.module_utils.host.driver_choice import Choice, Host, Requirements
 from ansible_collections.inference.vllm.plugins.module_utils.planner import gpus as gpu_table
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from support.paths import ROOT
@@ -64,10 +64,10 @@ def choose(
     gpus: Any = ({"name": "RTX 4090"},),
     installed: dict[str, Any] | None = None,
     runs: dict[str, Any] | None = None,
-    **wishes: Any,
+    **requirements: Any,
 ) -> Choice:
     host = Host(system, "x86_64", KERNELS.get(system, "6.1.0-1-amd64"), installed or packages(), runs or running())
-    return driver_choice.choose(TABLE, host, list(gpus), Wishes(repository_base_url=BASE, **wishes))
+    return driver_choice.choose(TABLE, host, list(gpus), Requirements(repository_base_url=BASE, **requirements))
 
 
 def codes(choice: Choice) -> list[str]:
@@ -89,10 +89,10 @@ def test_fresh_host_gets_the_default_branch_with_open_modules() -> None:
     [("", "13.0"), ("v0.33.0", "13.0"), ("v0.32.0-cu129", "12.9"), ("v0.20.1", "13.0"), ("0.19.0", "12.9")],
 )
 def test_cuda_version_of_the_engines_tag(tag: str, cuda: str) -> None:
-    assert driver_choice.cuda_of_engine(TABLE, Wishes(engine_tag=tag)) == cuda
+    assert driver_choice.cuda_of_engine(TABLE, Requirements(engine_tag=tag)) == cuda
 
 
-def test_tag_that_tells_nothing_needs_the_version_said() -> None:
+def test_a_tag_without_a_version_needs_the_variable() -> None:
     assert codes(choose(engine_tag="latest")) == ["unknown_cuda"]
     assert choose(engine_tag="latest", cuda_version="12.8").minimum_branch == 525
     assert codes(choose(cuda_version="99.0")) == ["unknown_cuda"]
@@ -176,7 +176,7 @@ def test_headers_count_only_where_they_are_needed_and_known_to_be_missing(
 
 def test_unknown_architecture() -> None:
     host = Host("Debian 12", "riscv64", "6.1.0-1-riscv64", packages(), running())
-    assert codes(driver_choice.choose(TABLE, host, [{"name": "L4"}], Wishes())) == ["unknown_system"]
+    assert codes(driver_choice.choose(TABLE, host, [{"name": "L4"}], Requirements())) == ["unknown_system"]
 
 
 def test_enrolled_key_lifts_secure_boot() -> None:
@@ -287,15 +287,15 @@ def test_it_is_left_alone_even_with_secure_boot_and_holds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("installed", "runs", "wishes"),
+    ("installed", "runs", "requirements"),
     [
         (packages("570.211.01"), running("570.211.01"), {}),
         (packages("580.95.05"), running("580.95.05", loaded="570.211.01"), {}),
         (packages("590.48.01"), running("590.48.01"), {"replace_working_driver": True}),
     ],
 )
-def test_driver_that_does_not_do_is_changed(installed: Any, runs: Any, wishes: Any) -> None:
-    choice = choose(installed=installed, runs=runs, **wishes)
+def test_driver_that_does_not_do_is_changed(installed: Any, runs: Any, requirements: Any) -> None:
+    choice = choose(installed=installed, runs=runs, **requirements)
     assert (choice.action, choice.branch, choice.version, choice.refusals) == ("change", 580, "", [])
 
 
@@ -365,19 +365,19 @@ dpkg: error processing package nvidia-open-kernel-dkms (--configure):
 
 @pytest.mark.parametrize("part", ["stdout", "stderr"])
 def test_module_that_does_not_build_is_refused_with_kernel_version_and_log(part: str) -> None:
-    said = driver_filter.install_refused({part: NOT_BUILT, "msg": "'/usr/bin/apt-get -y' failed"})
-    assert said.startswith(
+    output = driver_filter.install_refused({part: NOT_BUILT, "msg": "'/usr/bin/apt-get -y' failed"})
+    assert output.startswith(
         "[module_not_built] The kernel module of driver 535.261.03 does not build for kernel 6.1.0-56-"
     )
-    assert "/var/lib/dkms/nvidia-current-open/535.261.03/build/make.log" in said
+    assert "/var/lib/dkms/nvidia-current-open/535.261.03/build/make.log" in output
 
 
 def test_module_that_does_not_build_is_refused_without_a_log_too() -> None:
-    said = driver_filter.install_refused({"stdout": NOT_BUILT.replace("Consult", "").replace("make.log", "x")})
-    assert "The kernel module of the driver does not build for kernel 6.1.0-56-cloud-amd64;" in said
+    output = driver_filter.install_refused({"stdout": NOT_BUILT.replace("Consult", "").replace("make.log", "x")})
+    assert "The kernel module of the driver does not build for kernel 6.1.0-56-cloud-amd64;" in output
 
 
-def test_any_other_failure_says_what_apt_said() -> None:
+def test_other_failures_have_the_message_of_apt() -> None:
     assert driver_filter.install_refused({"stdout": "Building for 6.1.0", "msg": "no space left"}) == "no space left"
 
 

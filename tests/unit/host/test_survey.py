@@ -37,8 +37,8 @@ def test_versions_and_release_are_found(machine: Machine, tmp_path: Path) -> Non
         "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (builder)\n",
         encoding="utf-8",
     )
-    said = {"docker": "28.5.1\n", "nvidia-ctk": "NVIDIA Container Toolkit CLI version 1.19.1\ncommit: abc\n"}
-    found = survey(home, lambda argv: said[argv[0]], machine)
+    output = {"docker": "28.5.1\n", "nvidia-ctk": "NVIDIA Container Toolkit CLI version 1.19.1\ncommit: abc\n"}
+    found = survey(home, lambda argv: output[argv[0]], machine)
     assert (found["driver"], found["docker"], found["toolkit"]) == ("580.95.05", "28.5.1", "1.19.1")
     assert found["release"] == "model-v1-abc"
 
@@ -51,7 +51,7 @@ def test_name_of_a_gpu(name: str | None, device: str, shown: str) -> None:
     assert name_of({"name": name, "pci_device": device}) == shown
 
 
-def test_table_says_what_will_be_done() -> None:
+def test_table_lists_the_planned_changes() -> None:
     bare = {"memory_gib": 125.8, "gpus": [], "driver": None, "docker": None, "toolkit": None, "release": None}
     ready = bare | {"gpus": ["RTX 4090"] * 2, "driver": "580.95.05", "docker": "28.5.1", "release": "old"}
     models = [catalogue.load(name).as_dict() for name in ("qwen3-vl-32b-instruct-fp8", "tiny-qwen3-vl")]

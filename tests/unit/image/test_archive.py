@@ -89,7 +89,7 @@ def test_oci_layout_has_the_manifests_digest_too(name: str) -> None:
     assert image.ids == {f"sha256:{CONFIG_ID}", MANIFEST_DIGEST}
 
 
-def test_missing_name_is_told_with_the_names_that_are_there() -> None:
+def test_missing_name_is_refused_with_the_existing_names() -> None:
     with pytest.raises(ArchiveError, match=r"does not hold other:1; it holds localhost/vllm-cpu:0\.32\.0-abc"):
         find(images_of(io.BytesIO(legacy())), "other:1")
 

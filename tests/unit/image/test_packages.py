@@ -76,7 +76,7 @@ def test_what_vllm_was_tested_with_is_not_for_this(spec: str) -> None:
     assert [refusal.code for refusal in refusals([spec], "", ())] == ["extra_package_fixed"]
 
 
-def test_every_fault_is_told_at_once() -> None:
+def test_all_faults_are_reported_together() -> None:
     found = list(refusals(["torch==1", "a==1", "A==2", "b"], "/srv", ["a-1-py3-none-any.whl"]))
     assert [refusal.code for refusal in found] == [
         "extra_package_fixed",
@@ -87,7 +87,7 @@ def test_every_fault_is_told_at_once() -> None:
     ]
 
 
-def test_folder_alone_says_nothing_of_what_is_wanted() -> None:
+def test_a_folder_without_packages_is_refused() -> None:
     assert [refusal.code for refusal in refusals([], "/srv", ())] == ["extra_wheels_without_packages"]
 
 
@@ -103,7 +103,7 @@ def test_recipe_is_that_of_the_content_not_of_the_order() -> None:
     assert recipe_facts(["a==1"], {"a.whl": "0"}) != recipe_facts(["a==1"], {"a.whl": "1"})
 
 
-def test_pip_is_told_the_images_python() -> None:
+def test_pip_gets_the_images_python() -> None:
     python = {
         "implementation": "cp",
         "version": "3.12",
@@ -172,7 +172,7 @@ def test_packages_that_fit_are_compiled_and_readable(image: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("package", "spec", "said"),
+    ("package", "spec", "message"),
     [
         (("pillow", "10.0.0"), "pillow==10.0.0", "pillow: the image already has version 11.0.0"),
         (("new", "1", "av"), "new==1", "new needs av, which image and list lack: add av==<version>"),
@@ -181,13 +181,13 @@ def test_packages_that_fit_are_compiled_and_readable(image: Path, tmp_path: Path
     ],
 )
 def test_what_does_not_fit_is_named(
-    image: Path, tmp_path: Path, package: tuple[str, str, *tuple[str, ...]], spec: str, said: str
+    image: Path, tmp_path: Path, package: tuple[str, str, *tuple[str, ...]], spec: str, message: str
 ) -> None:
     packages = tmp_path / "packages"
     write_package(packages, *package)
     rc, lines = fit(image, packages, spec)
     assert rc == 3
-    assert lines[0].startswith(said)
+    assert lines[0].startswith(message)
 
 
 def test_file_of_the_image_is_never_replaced(image: Path, tmp_path: Path) -> None:

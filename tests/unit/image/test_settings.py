@@ -97,13 +97,13 @@ def test_loosening_accepts_exactly_what_it_names(change: dict[str, Any], looseni
     assert codes(replace(PULL, **change, **loosening)) == []
 
 
-def test_refusal_of_a_tag_says_how_to_find_the_digest() -> None:
+def test_refusal_of_a_tag_has_the_command_for_the_digest() -> None:
     (refusal,) = refusals(replace(PULL, digest=""))
     assert "docker buildx imagetools inspect docker.io/vllm/vllm-openai:v0.33.0" in refusal.fix
     assert "engine_image_allow_tag_without_digest" in refusal.fix
 
 
-def test_every_fault_is_told_at_once() -> None:
+def test_all_faults_are_reported_together() -> None:
     assert codes(replace(PULL, digest="", tag="v0.1.0")) == ["image_without_digest", "vllm_version_below_floor"]
 
 
@@ -166,7 +166,7 @@ def test_record_of_an_image_that_no_registry_has(source: ImageSource) -> None:
 
 
 @pytest.mark.parametrize("source", ["pull", "load", "build"])
-def test_record_of_an_image_with_extra_packages_says_what_it_was_made_of(source: ImageSource) -> None:
+def test_record_of_an_image_with_extra_packages_has_its_base_and_packages(source: ImageSource) -> None:
     labels = {
         "inference.vllm.base": f"docker.io/vllm/vllm-openai@{DIGEST}",
         "inference.vllm.base-id": "sha256:0",
@@ -252,27 +252,27 @@ def test_module_tells_whether_the_image_is_there_and_written_down(tmp_path: Path
     path = tmp_path / "image.json"
     wanted = {**PULLED, "allow_tag_without_digest": True, "record": str(path)}
 
-    def told(**more: str) -> tuple[bool, bool]:
+    def state_of(**more: str) -> tuple[bool, bool]:
         answer = run_module("engine_image_request", {**wanted, **more})
         return answer["present"], answer["recorded"]
 
-    assert told() == (False, False)
+    assert state_of() == (False, False)
     has(engine, TAGGED, "sha256:1")
-    assert told() == (True, False)
+    assert state_of() == (True, False)
     written = {"path": str(path), "reference": TAGGED, "source": "pull", "vllm_version": "0.33.0"}
     run_module("engine_image_record", written)
-    assert told() == (True, True)
+    assert state_of() == (True, True)
     # A record of an earlier version of this project, whose files had no schema version, needs no new one.
     path.write_text(json.dumps({key: v for key, v in json.loads(path.read_text()).items() if key != "schema_version"}))
-    assert told() == (True, True)
+    assert state_of() == (True, True)
     path.write_text("{")
-    assert told() == (True, False)
+    assert state_of() == (True, False)
     run_module("engine_image_record", written)
-    assert told(vllm_version="0.33.1") == (True, False)
+    assert state_of(vllm_version="0.33.1") == (True, False)
     has(engine, TAGGED, "sha256:2")
-    assert told() == (True, False)
+    assert state_of() == (True, False)
     (engine / "vllm-openai:v0.33.0").unlink()
-    assert told() == (False, False)
+    assert state_of() == (False, False)
 
 
 def test_module_refuses() -> None:

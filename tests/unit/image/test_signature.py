@@ -84,7 +84,7 @@ def test_keyless_names_identity_and_issuer() -> None:
     assert argv[2:-1] == expected
 
 
-def test_the_log_is_left_out_only_where_the_variable_says_so() -> None:
+def test_the_log_is_omitted_only_with_the_variable() -> None:
     for signer in (KEY, KEYLESS):
         assert not [word for word in command("cosign", signer, REFERENCE)[0] if "insecure" in word]
 
@@ -109,8 +109,8 @@ def test_another_signer_has_another_name() -> None:
     ],
 )
 def test_answers(rc: int, error: str, code: str) -> None:
-    said = f"WARNING: something\nError: {error}\nerror during command execution: {error}\n" if error else ""
-    refusal = judge(rc, said, KEY, REFERENCE)
+    output = f"WARNING: something\nError: {error}\nerror during command execution: {error}\n" if error else ""
+    refusal = judge(rc, output, KEY, REFERENCE)
     assert refusal is not None
     assert refusal.code == code
     assert REFERENCE in refusal.message

@@ -161,7 +161,7 @@ def test_a_folder_of_wheels_is_asked_alone(place: Place, asked_of_pip: list[str]
 
 
 @pytest.mark.parametrize("port", [9, 0])
-def test_refused_is_what_no_index_has_with_what_pip_says_and_no_password(
+def test_a_missing_torch_is_refused_with_the_output_of_pip_and_no_password(
     place: Place, asked_of_pip: list[str], run: Any, port: int
 ) -> None:
     index = f"http://user:hunter2@127.0.0.1:{port}/simple"
@@ -191,7 +191,7 @@ def test_a_recipe_without_pins_and_a_python_that_is_not_there_are_errors(place: 
     assert "torch is not pinned" in run()["msg"]
 
 
-def test_a_python_without_pip_is_a_refusal_that_says_so(place: Place, run: Any, tmp_path: Path) -> None:
+def test_a_python_without_pip_is_refused(place: Place, run: Any, tmp_path: Path) -> None:
     python = tmp_path / "python"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", python], check=True, timeout=120)
     assert "No module named pip" in run(executable=str(python / "bin/python"))["msg"]
@@ -238,7 +238,7 @@ def test_choice_of_torch_for_cpus(configured: str, asked: str, wanted: Torch) ->
 
 
 @pytest.mark.parametrize("asked", ["", "pypi"])
-def test_choice_of_pypis_own_is_that_of_pip_and_is_said(asked: str) -> None:
+def test_torch_of_pypi_is_chosen_with_a_notice(asked: str) -> None:
     torch = choose("1.0+cpu", "1.0", OFFERS["pypi"], OFFERS[asked], index="https://i", wheels="")
     assert (torch.requirements, torch.arguments) == (PYPI, [])
     assert "1.0+cpu" in torch.notice
@@ -251,9 +251,9 @@ def test_choice_of_nothing_is_a_refusal(asked: str) -> None:
         choose("1.0+cpu", "1.0", OFFERS[""], OFFERS[asked], index="https://i", wheels="")
 
 
-def test_offer_is_read_from_what_pip_says() -> None:
-    said = "torch (2.1)\nAvailable versions: 2.1, 2.0+cpu\n  INSTALLED: 2.0\n"
-    assert read_offer("Could not fetch URL http://other/torch/: 404 - skipping\n" + said) == Offer(
+def test_offer_is_read_from_the_output_of_pip() -> None:
+    output = "torch (2.1)\nAvailable versions: 2.1, 2.0+cpu\n  INSTALLED: 2.0\n"
+    assert read_offer("Could not fetch URL http://other/torch/: 404 - skipping\n" + output) == Offer(
         frozenset({"2.1", "2.0+cpu"})
     )
     assert read_offer("Looking up\n  Could not fetch URL http://i/: 404 - skipping\nERROR: No torch\n") == Offer(

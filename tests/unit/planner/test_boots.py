@@ -34,7 +34,7 @@ def test_the_boots_hold_both_ends_of_both_verdicts() -> None:
     assert {boot.measured.get("survives") for boot in BOOTS} >= {True, False}
 
 
-def test_refusal_says_what_vllm_said() -> None:
+def test_refusal_has_the_figures_of_vllm() -> None:
     boot = named("32B FP8, 2x 24 GB at 0.85, 128k")
     (reason, *_) = boot.plan.refusals
     assert reason.code == "kv_cache_too_small"

@@ -105,7 +105,7 @@ def test_table_of_a_plan_that_fits_shows_the_flags(run: Any) -> None:
     assert "  --enforce-eager\n" in out + "\n"
     assert "  --mm-encoder-tp-mode data" in out
     assert "  --tensor-parallel-size 2" in out
-    assert "Requests of that length at once: 1; more wait in the queue." in out
+    assert "Concurrent requests of that length: 1; more wait in the queue." in out
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_table_names_the_kernels_of_these_weights(run: Any, model: str, gpu: str
     assert f"\nWeights  {shown}\n" in run("--model", model, "--gpu", gpu)[1]
 
 
-def test_table_says_what_an_fp8_cache_would_hold(run: Any) -> None:
+def test_table_shows_the_length_with_an_fp8_cache(run: Any) -> None:
     code, out, _ = run("--model", "qwen3-vl-32b-instruct-awq", "--gpu", "2x RTX 4090", "--solve")
     assert code == 0
     before, _, longer = out.partition("fits  qwen3-vl-32b-instruct-awq: longer requests with --kv-cache-dtype fp8")

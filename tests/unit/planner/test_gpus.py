@@ -172,6 +172,6 @@ def test_which_gpus_take_flashinfer(name: str, kv_cache_dtype: str, flashinfer: 
     assert gpus.find(name).takes_flashinfer(kv_cache_dtype) is flashinfer
 
 
-def test_marlin_may_be_told() -> None:
+def test_marlin_can_be_forced() -> None:
     assert gpus.custom(80.0, 1, 9.0).gpu.fp8_path == "native"
-    assert gpus.custom(80.0, 1, 9.0, told_marlin=True).gpu.fp8_path == "marlin"
+    assert gpus.custom(80.0, 1, 9.0, forces_marlin=True).gpu.fp8_path == "marlin"

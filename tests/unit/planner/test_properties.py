@@ -46,7 +46,7 @@ cards = st.builds(
     st.just(1),
     st.sampled_from([8.0, 8.6, 8.9, 9.0, 10.0, 12.0]),
 )
-told = st.builds(
+engine_settings = st.builds(
     Settings,
     tensor_parallel=st.sampled_from([1, 2, 4, 8]),
     budget_gib=st.floats(4, 180),
@@ -61,8 +61,8 @@ told = st.builds(
 )
 
 
-def of(model: Model, host: gpus.Host, version: str, said: Settings) -> Account:
-    return account(model, host.gpu, engines.engine(version, is_moe=model.is_moe), said)
+def of(model: Model, host: gpus.Host, version: str, settings: Settings) -> Account:
+    return account(model, host.gpu, engines.engine(version, is_moe=model.is_moe), settings)
 
 
 def case_of(model: Model, host: gpus.Host, version: str) -> Case:
@@ -70,79 +70,84 @@ def case_of(model: Model, host: gpus.Host, version: str) -> Case:
 
 
 @MANY
-@given(models, cards, versions, told, st.floats(0, 64))
+@given(models, cards, versions, engine_settings, st.floats(0, 64))
 def test_a_larger_budget_never_leaves_less(
-    model: Model, host: gpus.Host, version: str, said: Settings, more: float
+    model: Model, host: gpus.Host, version: str, settings: Settings, more: float
 ) -> None:
-    larger = of(model, host, version, replace(said, budget_gib=said.budget_gib + more))
-    assert larger.kv_cache_tokens >= of(model, host, version, said).kv_cache_tokens
+    larger = of(model, host, version, replace(settings, budget_gib=settings.budget_gib + more))
+    assert larger.kv_cache_tokens >= of(model, host, version, settings).kv_cache_tokens
 
 
 @MANY
-@given(models, cards, versions, told, st.floats(0, 64))
+@given(models, cards, versions, engine_settings, st.floats(0, 64))
 def test_a_larger_card_never_survives_less(
-    model: Model, host: gpus.Host, version: str, said: Settings, more: float
+    model: Model, host: gpus.Host, version: str, settings: Settings, more: float
 ) -> None:
-    assume(said.budget_gib <= host.gpu.usable_gib)
+    assume(settings.budget_gib <= host.gpu.usable_gib)
     larger = replace(host, gpu=replace(host.gpu, usable_gib=host.gpu.usable_gib + more))
-    here, there = (judge_settings(case_of(model, h, version), said) for h in (host, larger))
+    here, there = (judge_settings(case_of(model, h, version), settings) for h in (host, larger))
     assert there.starts >= here.starts
     assert there.survives >= here.survives
 
 
 @MANY
-@given(st.sampled_from(SEEING), cards, versions, told, st.integers(0, 16_711_680))
-def test_more_pixels_never_leave_more(model: Model, host: gpus.Host, version: str, said: Settings, more: int) -> None:
-    larger = replace(said, max_pixels=min(said.max_pixels + more, 16_777_216))
-    here, there = (of(model, host, version, s) for s in (said, larger))
+@given(st.sampled_from(SEEING), cards, versions, engine_settings, st.integers(0, 16_711_680))
+def test_more_pixels_never_leave_more(
+    model: Model, host: gpus.Host, version: str, settings: Settings, more: int
+) -> None:
+    larger = replace(settings, max_pixels=min(settings.max_pixels + more, 16_777_216))
+    here, there = (of(model, host, version, s) for s in (settings, larger))
     assert there.kv_cache_tokens <= here.kv_cache_tokens
     assert there.step >= here.step
 
 
 @MANY
-@given(models, cards, versions, told, st.tuples(st.integers(0, 512), st.integers(0, 8192)))
+@given(models, cards, versions, engine_settings, st.tuples(st.integers(0, 512), st.integers(0, 8192)))
 def test_larger_batches_never_leave_more(
-    model: Model, host: gpus.Host, version: str, said: Settings, more: tuple[int, int]
+    model: Model, host: gpus.Host, version: str, settings: Settings, more: tuple[int, int]
 ) -> None:
     seqs, tokens = more
     larger = replace(
-        said,
-        max_num_seqs=said.max_num_seqs + seqs,
-        max_num_batched_tokens=said.max_num_batched_tokens + tokens,
+        settings,
+        max_num_seqs=settings.max_num_seqs + seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens + tokens,
     )
-    here, there = (of(model, host, version, s) for s in (said, larger))
+    here, there = (of(model, host, version, s) for s in (settings, larger))
     assert there.kv_cache_tokens <= here.kv_cache_tokens
 
 
 @MANY
-@given(st.sampled_from(LARGE), cards, versions, told)
-def test_more_gpus_never_hold_more_weights_each(model: Model, host: gpus.Host, version: str, said: Settings) -> None:
-    shares = [of(model, host, version, replace(said, tensor_parallel=size)).weights for size in (1, 2, 4, 8)]
+@given(st.sampled_from(LARGE), cards, versions, engine_settings)
+def test_more_gpus_never_hold_more_weights_each(
+    model: Model, host: gpus.Host, version: str, settings: Settings
+) -> None:
+    shares = [of(model, host, version, replace(settings, tensor_parallel=size)).weights for size in (1, 2, 4, 8)]
     assert shares == sorted(shares, reverse=True)
     # Nothing is lost: all GPUs together hold at least one whole copy, up to what the allocator rounds.
     assert all(size * share >= shares[0] * 0.98 for size, share in zip((1, 2, 4, 8), shares, strict=True))
 
 
 @MANY
-@given(models, cards, versions, told)
-def test_an_fp8_cache_holds_twice_the_tokens(model: Model, host: gpus.Host, version: str, said: Settings) -> None:
+@given(models, cards, versions, engine_settings)
+def test_an_fp8_cache_holds_twice_the_tokens(model: Model, host: gpus.Host, version: str, settings: Settings) -> None:
     wide, narrow = (
-        of(model, host, version, replace(said, kv_cache_dtype=dtype)).kv_cache_tokens for dtype in ("bfloat16", "fp8")
+        of(model, host, version, replace(settings, kv_cache_dtype=dtype)).kv_cache_tokens
+        for dtype in ("bfloat16", "fp8")
     )
     assert 2 * wide <= narrow <= 2 * wide + 16
 
 
 @MANY
-@given(models, cards, versions, told)
-def test_terms_are_sane_and_add_up(model: Model, host: gpus.Host, version: str, said: Settings) -> None:
-    result = of(model, host, version, said)
+@given(models, cards, versions, engine_settings)
+def test_terms_are_sane_and_add_up(model: Model, host: gpus.Host, version: str, settings: Settings) -> None:
+    result = of(model, host, version, settings)
     for name in ("weights", "context", "states", "activations", "encoder", "encoder_cache", "cuda_graphs", "outside"):
         value = getattr(result, name)
         assert math.isfinite(value)
         assert value >= 0
-    assert result.kv_cache <= said.budget_gib - result.weights - result.context
+    assert result.kv_cache <= settings.budget_gib - result.weights - result.context
     assert result.headroom == pytest.approx(result.card - result.resident - result.step)
-    assert (result.cuda_graphs == 0) == said.enforce_eager
+    assert (result.cuda_graphs == 0) == settings.enforce_eager
 
 
 @FEW
@@ -222,14 +227,14 @@ def asked(draw: st.DrawFn) -> tuple[Case, Requirements]:
 def test_what_the_judge_accepts_the_solver_does_not_refuse(one: tuple[Case, Requirements], data: st.DataObject) -> None:
     """With any settings that the solver may choose, and any budget that leaves the margin."""
     case, requirements = one
-    said = data.draw(st.sampled_from(combinations(case, requirements)))
+    settings = data.draw(st.sampled_from(combinations(case, requirements)))
     share = requirements.gpu_memory_utilization
     if share is None:
-        highest = highest_budget(case, said)
+        highest = highest_budget(case, settings)
         assume(highest is not None)
         share = data.draw(st.integers(1, round((highest or 0) / case.host.gpu.usable_gib * 100))) / 100
     budget = share * case.host.gpu.usable_gib
-    if judge_settings(case, replace(said, budget_gib=budget), requirements.concurrent_requests).fits:
+    if judge_settings(case, replace(settings, budget_gib=budget), requirements.concurrent_requests).fits:
         assert solve(case, requirements).fits
 
 

@@ -95,7 +95,7 @@ def test_text_and_typed_values_mean_the_same() -> None:
     assert read(typed, str) == read(text, str) == expected
 
 
-def test_all_that_is_wrong_is_said_at_once() -> None:
+def test_all_invalid_values_are_reported_together() -> None:
     wrong = {row.name: row.option()["default"] for row in REQUIREMENTS}
     wrong |= {"max_model_len": "0", "gpu_memory_utilization": "nan", "max_num_seqs": "1.5", "mm_encoder_tp_mode": "all"}
     with pytest.raises(RefusalError) as caught:

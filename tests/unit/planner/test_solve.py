@@ -105,7 +105,7 @@ def test_concurrent_requests_share_the_cache() -> None:
     ("requests", "length", "fits"),
     [(13, 4096, True), (14, 4096, False), (14, 3840, True), (30, 4096, False), (30, 1024, True), (44, 1024, True)],
 )
-def test_as_many_requests_at_once_as_the_cache_holds(requests: int, length: int, fits: bool) -> None:
+def test_as_many_concurrent_requests_as_the_cache_holds(requests: int, length: int, fits: bool) -> None:
     plan = on_4090s(Requirements(max_model_len=length, concurrent_requests=requests))
     assert plan.fits is fits
     if fits:
@@ -114,7 +114,7 @@ def test_as_many_requests_at_once_as_the_cache_holds(requests: int, length: int,
     (reason,) = plan.refusals
     assert reason.code == "context_too_long"
     assert f"{requests} x {length} tokens need " in reason.message
-    assert "13 requests of this length fit at once, more wait in the queue." in reason.message
+    assert "13 requests of this length fit concurrently, more wait in the queue." in reason.message
     assert reason.fix.startswith("Set --concurrent-requests to at most 13, --max-model-len to at most ")
     assert plan.alternatives[0]["why"] == f"smaller images do not leave room for {requests} x {length} tokens"
     # The closest plan serves the length, with the others in the queue.
@@ -122,7 +122,7 @@ def test_as_many_requests_at_once_as_the_cache_holds(requests: int, length: int,
     assert plan.closest.flags()["max-model-len"] == length
 
 
-def test_the_judge_says_how_many_requests_fit_at_once_with_the_given_settings() -> None:
+def test_the_judge_reports_how_many_concurrent_requests_fit() -> None:
     given = Requirements(
         max_model_len=4096, gpu_memory_utilization=0.9, kv_cache_dtype="fp8", max_num_seqs=32, max_pixels=1_048_576
     )
@@ -131,12 +131,12 @@ def test_the_judge_says_how_many_requests_fit_at_once_with_the_given_settings() 
     assert reason.code == "kv_cache_too_small"
     assert "30 requests of 4096 tokens need 7.50 GiB" in reason.message
     at_most, length = (int(number) for number in re.findall(r"at most (\d+)", reason.fix)[::-1])
-    assert f"{at_most} of this length fit at once, more wait in the queue" in reason.message
+    assert f"{at_most} of this length fit concurrently, more wait in the queue" in reason.message
     assert judge(eager, replace(given, concurrent_requests=at_most)).fits
     assert judge(eager, replace(given, concurrent_requests=30, max_model_len=length)).fits
 
 
-def test_requests_at_once_share_a_length_that_is_left_open() -> None:
+def test_concurrent_requests_share_an_automatic_length() -> None:
     plan = on_4090s(Requirements(concurrent_requests=30))
     assert plan.fits
     assert 1024 < plan.max_model_len <= plan.account.kv_cache_tokens // 30
@@ -158,13 +158,13 @@ def test_a_cache_without_a_useful_length_is_taken_when_the_length_is_named() -> 
     plan = solve(small, Requirements())
     (reason,) = plan.refusals
     assert reason.code == "context_too_short"
-    assert reason.message.startswith("--max-model-len: auto asks for at least 2560 tokens, a prompt with one image; ")
+    assert reason.message.startswith("--max-model-len: auto needs at least 2560 tokens, a prompt with one image; ")
     at_most = int(reason.fix.split("at most ")[1].split(",")[0])
     assert 0 < at_most < 2560
     assert solve(small, Requirements(max_model_len=at_most)).fits
 
 
-def test_a_model_that_cannot_fit_says_so_and_climbs_down() -> None:
+def test_a_model_that_cannot_fit_is_refused_with_alternatives() -> None:
     name = "qwen3-vl-32b-instruct-fp8"
     plan = solve(case(name, "1x RTX 4090"), Requirements(max_model_len=65_536), ladder(name))
     assert plan.refusals[0].code == "no_memory_for_cache"
@@ -215,9 +215,9 @@ def test_each_entry_gets_a_plan_on_a_large_host(name: str) -> None:
 
 @pytest.mark.parametrize("inventory", ["rtx4090x2", "h100x1"])
 def test_the_shipped_inventories_can_be_planned(inventory: str) -> None:
-    said = yaml.safe_load((ROOT / "inventories" / inventory / "group_vars" / "vllm.yml").read_text())
-    model = from_entry(catalogue.load(said["vllm_model"]))
-    host = gpus.from_facts(said["vram_plan_gpus"])
+    variables = yaml.safe_load((ROOT / "inventories" / inventory / "group_vars" / "vllm.yml").read_text())
+    model = from_entry(catalogue.load(variables["vllm_model"]))
+    host = gpus.from_facts(variables["vram_plan_gpus"])
     plan = solve(Case(model, host, engines.engine(versions.DEPLOYED), variable_name), Requirements())
     assert plan.fits
 
@@ -252,7 +252,7 @@ def test_engine_rules_by_version() -> None:
         ("0.11.0", False, False, "no boot of this version was measured; planned as 0.26.0"),
     ],
 )
-def test_a_plan_says_what_it_rests_on(version: str, is_moe: bool, calibrated: bool, basis: str) -> None:
+def test_a_plan_has_its_basis(version: str, is_moe: bool, calibrated: bool, basis: str) -> None:
     engine = engines.engine(version, is_moe=is_moe)
     assert (engine.calibrated, engine.basis) == (calibrated, basis)
     known = engines.engine(versions.nearest_read(version), is_moe=is_moe)
@@ -296,7 +296,7 @@ def test_impossible_requirements_are_refused_by_name(way: Any, required: dict[st
     assert caught.value.refusals[0].fix
 
 
-def test_a_parallelism_that_does_not_divide_says_which_do() -> None:
+def test_a_parallelism_that_does_not_divide_is_refused_with_those_that_do() -> None:
     mixture = case("qwen3-vl-30b-a3b-instruct-fp8", "4x H100")
     with pytest.raises(RefusalError, match="inner size \\(768 in blocks of 128\\)") as caught:
         solve(mixture, Requirements(tensor_parallel_size=4))

@@ -78,8 +78,8 @@ def test_tiny_model_is_a_few_megabytes() -> None:
 )
 def test_weights_on_a_gpu_are_those_of_the_boots(layout: Layout, batched: int, measured: float) -> None:
     thirty_two = model("qwen3-vl-32b-instruct-fp8")
-    told = (on_one_gpu(thirty_two, layout) + engine_buffers(thirty_two, batched)) / GIB
-    assert told == pytest.approx(measured, rel=0.002)
+    expected = (on_one_gpu(thirty_two, layout) + engine_buffers(thirty_two, batched)) / GIB
+    assert expected == pytest.approx(measured, rel=0.002)
 
 
 def test_what_tensor_parallelism_copies() -> None:
@@ -127,19 +127,19 @@ def test_allocator_counts_blocks(size: int, counted: int) -> None:
 def test_headers_of_a_checkpoint_say_the_same_as_its_shapes(tmp_path: Path) -> None:
     entry = catalogue.load("qwen3-vl-8b-instruct-fp8")
     write_checkpoint(entry, tmp_path)
-    read, told = from_folder(tmp_path), from_entry(entry)
-    assert (read.text, read.vision, read.tied) == (told.text, told.vision, told.tied)
-    assert read.quantization == told.quantization
-    assert total_bytes(read.tensors) == total_bytes(from_shapes(told))
+    read, expected = from_folder(tmp_path), from_entry(entry)
+    assert (read.text, read.vision, read.tied) == (expected.text, expected.vision, expected.tied)
+    assert read.quantization == expected.quantization
+    assert total_bytes(read.tensors) == total_bytes(from_shapes(expected))
     for layout in (Layout(1), Layout(2, marlin=True), Layout(4, copies_encoder=True)):
-        assert on_one_gpu(read, layout) == on_one_gpu(told, layout)
+        assert on_one_gpu(read, layout) == on_one_gpu(expected, layout)
 
 
 def test_headers_win_over_shapes(tmp_path: Path) -> None:
     entry = catalogue.load("qwen3-vl-2b-instruct-fp8")
     write_checkpoint(entry, tmp_path, leave_out="layers.27.")
-    read, told = from_folder(tmp_path), from_entry(entry)
-    assert on_one_gpu(read, Layout(1)) < on_one_gpu(told, Layout(1)) - 40 * MIB
+    read, expected = from_folder(tmp_path), from_entry(entry)
+    assert on_one_gpu(read, Layout(1)) < on_one_gpu(expected, Layout(1)) - 40 * MIB
 
 
 def test_damaged_weights_are_refused(tmp_path: Path) -> None:
@@ -152,7 +152,11 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "code", "named"),
     [
-        ({"architectures": ["LlavaForConditionalGeneration"]}, "unsupported_architecture", "vision_config"),
+        (
+            {"architectures": ["LlavaForConditionalGeneration"]},
+            "unsupported_architecture",
+            "Qwen3VLForConditionalGeneration",
+        ),
         ({"architectures": []}, "unsupported_architecture", "none named"),
         ({"vision_config": {}}, "incomplete_config", "depth, hidden_size"),
         ({"text_config": {"hidden_size": -1}}, "incomplete_config", "hidden_size"),

@@ -77,7 +77,7 @@ def test_second_run_changes_nothing(run: Any, tmp_path: Path) -> None:
     assert run(**arguments)["changed"] is False
 
 
-def test_check_mode_says_what_would_change_and_writes_nothing(run: Any, tmp_path: Path) -> None:
+def test_check_mode_predicts_the_change_and_writes_nothing(run: Any, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     result = run(model=TINY, accelerator="cpu", path=str(path), _ansible_check_mode=True)
     assert result["changed"] is True
@@ -126,7 +126,7 @@ def test_cpu_cache_must_hold_one_request() -> None:
     assert plan.flags["limit-mm-per-prompt"] == {"image": 0, "video": 0}
 
 
-def test_cpu_cache_must_hold_all_requests_at_once() -> None:
+def test_cpu_cache_must_hold_all_concurrent_requests() -> None:
     def plan(requests: int) -> PlanFile:
         asked = Requirements(max_model_len=4096, concurrent_requests=requests)
         return cpu.plan_cpu(catalogue.load("tiny-qwen3-vl"), asked, memory_gib=16, kv_cache_gib=1)

@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,15 @@ from ansible_collections.inference.vllm.plugins.module_utils.inventory import RE
 from support.paths import PLUGINS, ROOT
 
 PAGES = [
-    ROOT / "README.md",
+    *sorted(ROOT.glob("*.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "roles").glob("*/README.md")),
     *sorted((ROOT / "tests").rglob("*.md")),
 ]
+#: Folders of the repository that a path in a page may begin with.
+TOP = {path.name for path in ROOT.iterdir() if path.is_dir()} - {".cache", ".venv"}
+#: Part of a path that a reader replaces, such as NAME, CODE, ``<model>`` or a folder of the reader.
+PLACEHOLDER = re.compile(r"\b(?!README|SHA256SUMS)[A-Z]{2,}\b|[<{]|\b(?:mine|staging)\b|…|\.\.\.")
 MODULES = sorted(path.stem for path in (PLUGINS / "modules").glob("*.py"))
 
 
@@ -53,8 +58,23 @@ def test_module_is_documented(documented: dict[str, dict[str, object]], name: st
     assert all(option.get("description") for option in doc.get("options", {}).values())
 
 
+def test_each_filter_is_documented() -> None:
+    sources = [path.stem for path in (PLUGINS / "filter").glob("*.py")]
+    modules = [import_module(f"ansible_collections.inference.vllm.plugins.filter.{name}") for name in sources]
+    filters = {name for module in modules for name in module.FilterModule().filters()}
+    assert {path.stem for path in (PLUGINS / "filter").glob("*.yml")} == filters
+
+
+def test_each_exception_of_the_sanity_tests_has_a_reason() -> None:
+    (file,) = (ROOT / "tests" / "sanity").glob("ignore-*.txt")
+    for line in file.read_text().splitlines():
+        path, _, reason = line.partition(" # ")
+        assert (ROOT / path.split()[0]).is_file()
+        assert reason
+
+
 @pytest.mark.parametrize("playbook", sorted(path.name for path in (ROOT / "playbooks").glob("*.yml")))
-def test_operators_are_told_of_each_playbook(playbook: str) -> None:
+def test_each_playbook_is_documented(playbook: str) -> None:
     head = (ROOT / "docs" / "operations.md").read_text().partition("\n## ")[0]
     table = [line for line in head.splitlines() if line.startswith("| `")]
     (row,) = [line for line in table if re.search(rf"[`/]{re.escape(playbook)}`", line)]
@@ -79,18 +99,20 @@ def test_links_lead_to_what_is_there(page: Path) -> None:
         assert not anchor or anchor in anchors(target.read_text()), link
 
 
-def boots() -> set[str]:
+@functools.cache
+def boots() -> frozenset[str]:
     """Names of the boots that `bench.boots` knows."""
     matrices = [yaml.safe_load(path.read_text()) for path in (ROOT / "bench" / "boots").glob("*.yaml")]
-    return {boot["name"] for matrix in matrices for boot in matrix["boots"]}
+    return frozenset(boot["name"] for matrix in matrices for boot in matrix["boots"])
 
 
-def options() -> set[str]:
+@functools.cache
+def options() -> frozenset[str]:
     """Variables of the roles."""
     specs = [
         yaml.safe_load(path.read_text())["argument_specs"] for path in ROOT.glob("roles/*/meta/argument_specs.yml")
     ]
-    return {name for spec in specs for entry in spec.values() for name in entry.get("options", {})}
+    return frozenset(name for spec in specs for entry in spec.values() for name in entry.get("options", {}))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -111,6 +133,13 @@ def test_what_a_page_tells_to_type_exists(page: Path) -> None:
     given = re.findall(r"(?:^ *-? ?|[{`,] ?)([a-z]\w+): |-e ([a-z]\w+)=", "\n".join(code(text)), re.MULTILINE)
     named = {name for pair in given for name in pair if name.startswith(owners)}
     assert named <= options()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_paths_of_the_repository_that_a_page_names_exist(page: Path) -> None:
+    words = [word.strip("`'\",;:()[]") for text in code(page.read_text()) for word in re.split(r"[\s=]+", text)]
+    paths = [word for word in words if "/" in word and word.split("/")[0] in TOP and not PLACEHOLDER.search(word)]
+    assert [path for path in paths if not list(ROOT.glob(path.rstrip("/")))] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

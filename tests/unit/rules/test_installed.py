@@ -28,7 +28,7 @@ GROUPS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["d
 
 @dataclass
 class User:
-    """Somebody with Ansible, this collection and a folder of his own.
+    """A user with Ansible, this collection and a project folder.
 
     Attributes:
         tarball: What was built.
@@ -112,7 +112,8 @@ def test_the_tarball_has_what_git_knows_and_no_more(installed: User) -> None:
     assert names <= known
     assert {name for name in known if name.split("/")[0] in PARTS} <= names
     tops = {name.split("/")[0] for name in names}
-    assert {"README.md", "CHANGELOG.rst", "bindep.txt", "requirements.yml"} <= tops
+    assert {"README.md", "CHANGELOG.rst", "CONTRIBUTING.md", "LICENSE", "SECURITY.md"} <= tops
+    assert {"bindep.txt", "requirements.yml"} <= tops
     assert tops.isdisjoint({"ansible.cfg", "bench", "bin", "collections", "deploy.yml", "galaxy.yml", "inventories"})
     assert tops.isdisjoint({"execution-environment.yml", "Makefile", "molecule", "pyproject.toml", "tests"})
 
@@ -205,7 +206,7 @@ def test_an_address_is_verified_into_the_current_folder(user: User) -> None:
     assert (user.folder / ".cache/verify/reports/dead/report.html").is_file()
 
 
-def test_a_lock_of_weights_lies_beside_the_inventory(user: User, tmp_path: Path) -> None:
+def test_a_lock_of_weights_is_in_the_folder_of_the_inventory(user: User, tmp_path: Path) -> None:
     write_model(tmp_path / "hub", "demo/tiny-qwen3-vl", {path.name: path.read_bytes() for path in TINY.iterdir()})
     path = user.folder / "mine/.locks/tiny-qwen3-vl.json"
     with running(tmp_path / "hub") as hub:

@@ -73,7 +73,7 @@ def test_every_scenario_has_a_test_module_and_the_makefile_runs_it_once() -> Non
     assert sorted(" ".join(lists).split()) == sorted(SCENARIOS)
 
 
-def test_one_variable_says_where_the_collection_lies() -> None:
+def test_one_variable_has_the_folder_of_the_collection() -> None:
     files = [path for kind in ("tasks", "vars", "defaults", "handlers") for path in ROLES.glob(f"*/{kind}/**/*.yml")]
     hops = {path.relative_to(ROLES).as_posix() for path in files if re.search(r"role_path\s*\|", path.read_text())}
     assert hops == {"vllm/vars/main.yml"}

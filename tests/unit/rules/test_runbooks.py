@@ -1,4 +1,4 @@
-"""Every failure that names a runbook has one, and what a runbook tells an operator to type exists."""
+"""Every failure that names a runbook has one, and the commands in runbooks exist."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 import yaml
 from docs._generate.runbooks import SYMPTOMS
 
-from ansible_collections.inference.vllm.plugins.module_utils.checks import failures, verdict
+from ansible_collections.inference.vllm.plugins.module_utils.checks import failures
+from ansible_collections.inference.vllm.plugins.module_utils.checks.combine import combine
 from ansible_collections.inference.vllm.plugins.module_utils.report import runbooks
 from support.paths import ROOT
 
@@ -39,12 +40,12 @@ def test_every_failure_of_a_check_has_one() -> None:
 
 @pytest.mark.parametrize("results", [{"smoke": None}, {"smoke": "{"}])
 def test_every_failure_of_a_result_has_one(results: dict[str, str | None]) -> None:
-    (check,) = verdict.combine("r", results).checks
+    (check,) = combine("r", results).checks
     assert check.runbook in failures.NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_says_what_the_operator_sees_and_what_that_means(name: str) -> None:
+def test_it_has_the_message_and_its_meaning(name: str) -> None:
     runbook = runbooks.parse(text_of(name))
     assert runbook.name == name
     assert runbook.message.startswith((f"{name}: ", f"[{name}] "))

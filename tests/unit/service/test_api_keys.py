@@ -30,8 +30,8 @@ def run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
         before = texts(tmp_path)
         with patch_module_args(given), pytest.raises(SystemExit):
             api_key.main()
-        said = capsys.readouterr().out
-        result = dict(json.loads(said))
+        output = capsys.readouterr().out
+        result = dict(json.loads(output))
         result.pop("invocation", None)
         for secret in {*before, *texts(tmp_path), key} - {""}:
             assert secret not in json.dumps(result)
@@ -78,7 +78,7 @@ def test_both_are_valid_until_the_rotation_is_finished(run: Any, tmp_path: Path)
     [
         ("a" * 16, "", ""),
         ("!~" * 8, "", ""),
-        ("a" * 15, "it has less than 16 characters", ""),
+        ("a" * 15, "it has fewer than 16 characters", ""),
         ("", "it is empty", "it is empty"),
         ("-" + "a" * 20, "it begins with a dash, which vLLM would read as a flag", ""),
         ("a" * 513, "", "it has more than 512 characters"),
@@ -92,7 +92,7 @@ def test_both_are_valid_until_the_rotation_is_finished(run: Any, tmp_path: Path)
 def test_the_one_rule_for_keys(key: str, engine: str, other: str) -> None:
     assert api_keys.reason_invalid_for_engine(key) == engine
     assert api_keys.reason_invalid(key, longest=512) == other
-    assert not api_keys.reason_invalid_for_engine(api_keys.made())
+    assert not api_keys.reason_invalid_for_engine(api_keys.generate())
 
 
 def test_a_key_file_is_judged_on_the_controller_before_anything_changes(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_key_file_is_judged_on_the_controller_before_anything_changes(tmp_path
     for name, text in contents.items():
         (tmp_path / name).write_text(text)
     file = {name: str(tmp_path / name) for name in [*contents, "missing"]} | {"none": ""}
-    said = paths(
+    output = paths(
         {
             name: {
                 "role": "vllm_service",
@@ -117,13 +117,13 @@ def test_a_key_file_is_judged_on_the_controller_before_anything_changes(tmp_path
         }
     )
     reasons = {
-        "short": "it has less than 16 characters",
+        "short": "it has fewer than 16 characters",
         "two": "it is not one word of ASCII characters",
         "dash": "it begins with a dash, which vLLM would read as a flag",
         "empty": "it is empty",
         "missing": "it is no file",
     }
-    assert {name: text for name, text in said.items() if text} == {
+    assert {name: text for name, text in output.items() if text} == {
         name: f"[bad_api_key_file] vllm_service_api_key_file is {file[name]}, and {reason}. Fix: write a key on one"
         " line into that file on the controller, as `openssl rand -hex 32` makes one; or leave the variable empty."
         for name, reason in reasons.items()

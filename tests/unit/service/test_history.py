@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check, Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.service.history import (
     Past,
@@ -24,7 +24,7 @@ from support.role_paths import paths
 
 
 def write(home: Path, word: str, age: int, ok: bool | None = True) -> str:
-    """A release whose file holds a word, so many seconds old; its last verdict was good, bad, or there was none."""
+    """A release with one file, of this age in seconds; its last verdict was good, bad, or missing."""
     store = Store(home)
     manifest = {"model": {"name": "tiny", "commit": "0" * 40}, "image": {"reference": f"engine:{word}"}}
     release = design("tiny", {"compose.yaml": word}, {}, manifest)
@@ -33,12 +33,9 @@ def write(home: Path, word: str, age: int, ok: bool | None = True) -> str:
     if ok is not None:
         report = home / "reports" / release.id
         report.mkdir(parents=True)
-        checks = [
-            {"code": "colour_red", "ok": ok, "severity": "error"},
-            {"code": "engine_version", "ok": False, "severity": "warning"},
-        ]
-        verdict = {"ok": ok, "finished": "2026-01-01T00:00:00Z", "checks": checks}
-        (report / "verdict.json").write_text(json.dumps(verdict))
+        checks = (Check("colour_red", ok), Check("engine_version", False, "warning"))
+        verdict = Verdict(release.id, checks, finished="2026-01-01T00:00:00Z")
+        (report / "verdict.json").write_text(verdict.to_json())
     return release.id
 
 
@@ -93,7 +90,7 @@ def test_status_names_container_release_and_failures(tmp_path: Path) -> None:
     assert f"container vllm-vllm-1: Up 3 hours (healthy), release {now}" in lines
     assert f"{bad} failed: colour_red" in lines
     assert status_text("gpu1", [], []) == ["gpu1: nothing is deployed"]
-    assert "no container of the service is there" in status_text("gpu1", [Past(now, True, "proven").as_dict()], [])
+    assert "the service has no container" in status_text("gpu1", [Past(now, True, "proven").as_dict()], [])
 
 
 def test_module_chooses_or_fails_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,11 +137,11 @@ RESTORE_FAILED = (
         ),
     ],
 )
-def test_a_failure_says_what_serves_now(current: str, healthy: list[str], reason: str, text: str) -> None:
+def test_a_failure_names_the_serving_release(current: str, healthy: list[str], reason: str, text: str) -> None:
     assert serving_text("new", current, healthy, reason) == text
 
 
-def test_the_role_restores_the_current_release_and_says_what_came_of_it() -> None:
+def test_the_role_restores_the_current_release_and_reports_the_result() -> None:
     def case(link: str | None, healthy: list[str], **restored: str) -> dict[str, object]:
         stat = {"exists": True, "lnk_source": f"/srv/releases/{link}"} if link else {"exists": False}
         registered = {
@@ -173,8 +170,8 @@ def test_the_role_restores_the_current_release_and_says_what_came_of_it() -> Non
         "same": [],
         "first": [("/srv/releases/new", "stopped")],
     }
-    said = {name: steps[-1][1]["__vllm_service_serving"] for name, steps in found.items()}
-    assert said == {
+    messages = {name: steps[-1][1]["__vllm_service_serving"] for name, steps in found.items()}
+    assert messages == {
         "again": serving_text("new", "old", ["old"]),
         "broken": serving_text("new", "old", [], "no such image: engine:old"),
         "same": serving_text("new", "new", ["new"]),

@@ -49,7 +49,7 @@ def test_first_run_gets_it_and_may_renew_it(path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_second_run_is_told_who_holds_it(path: Path) -> None:
+def test_second_run_gets_the_holder(path: Path) -> None:
     hold(path, FIRST, at(0.0))
     held = hold(path, SECOND, at(60.0))
     assert held is not None

@@ -1,4 +1,4 @@
-"""Several files read at once; one that is missing is no failure, one that cannot be read is."""
+"""Several files in one task; a missing file is no failure, an unreadable one is."""
 
 from __future__ import annotations
 
@@ -23,4 +23,4 @@ def test_each_path_has_its_entry_in_order(tmp_path: Path, capsys: pytest.Capture
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = run_module(read_files, capsys, {"paths": [str(tmp_path)]})
     assert result["failed"] is True
-    assert result["msg"].startswith(f"[unreadable_file] {tmp_path} is there and cannot be read: Is a directory.")
+    assert result["msg"].startswith(f"[unreadable_file] {tmp_path} exists but cannot be read: Is a directory.")

@@ -39,11 +39,11 @@ def test_second_run_changes_nothing(run: Any, home: Path) -> None:
     assert second["id"] == first["id"]
 
 
-def test_check_mode_says_the_id_and_writes_nothing(run: Any, home: Path) -> None:
-    foretold = prepare(run, _ansible_check_mode=True)
-    assert foretold["changed"] is True
+def test_check_mode_returns_the_id_and_writes_nothing(run: Any, home: Path) -> None:
+    predicted = prepare(run, _ansible_check_mode=True)
+    assert predicted["changed"] is True
     assert not home.exists()
-    assert prepare(run)["id"] == foretold["id"]
+    assert prepare(run)["id"] == predicted["id"]
     assert prepare(run, _ansible_check_mode=True)["changed"] is False
 
 
@@ -68,9 +68,9 @@ def test_choose_in_check_mode_leaves_the_link(run: Any, home: Path) -> None:
 
 
 def test_check_mode_takes_a_release_that_a_run_would_write(run: Any) -> None:
-    foretold = prepare(run, _ansible_check_mode=True)["id"]
-    assert run(state="current", id=foretold, _ansible_check_mode=True)["changed"] is True
-    assert run(state="current", id=foretold)["failed"] is True
+    predicted = prepare(run, _ansible_check_mode=True)["id"]
+    assert run(state="current", id=predicted, _ansible_check_mode=True)["changed"] is True
+    assert run(state="current", id=predicted)["failed"] is True
 
 
 def test_absent_and_pruned(run: Any) -> None:

@@ -90,7 +90,7 @@ def forge(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    ("harm", "message"),
     [
         (lambda folder: (folder / "compose.yaml").write_text("name: z\n"), "compose.yaml was edited"),
         (lambda folder: (folder / "compose.yaml").unlink(), "compose.yaml is missing"),
@@ -108,7 +108,7 @@ def forge(folder: Path) -> None:
         (forge, "do not fit the folder's name"),
     ],
 )
-def test_an_edited_release_is_refused_by_name_of_the_file(store: Store, harm: Any, said: str) -> None:
+def test_an_edited_release_is_refused_by_name_of_the_file(store: Store, harm: Any, message: str) -> None:
     release = make(model="tiny-model")
     store.write(release)
     harm(store.path(release.id))
@@ -116,7 +116,7 @@ def test_an_edited_release_is_refused_by_name_of_the_file(store: Store, harm: An
     for act in acts:
         with pytest.raises(RefusalError, match="release_tampered") as caught:
             act()
-        assert said in str(caught.value)
+        assert message in str(caught.value)
         assert "Fix:" in str(caught.value)
     assert store.current() is None
 

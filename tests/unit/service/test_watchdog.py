@@ -59,7 +59,7 @@ def test_one_slow_step_is_no_hang() -> None:
     assert actions(slow) == []
 
 
-def test_unhealthy_engine_is_restarted_at_once() -> None:
+def test_unhealthy_engine_is_restarted_immediately() -> None:
     ((_, action, cause, memory),) = watch([(10, replace(GOOD, health="unhealthy"))])
     assert (action, cause) == ("restart", "the health check got no token")
     assert memory.recent == (10,)
@@ -110,14 +110,14 @@ def test_stopped_container_is_left_alone() -> None:
     assert actions([(now, stopped) for now in range(0, 600, 5)]) == []
 
 
-def test_container_that_an_operator_starts_again_begins_anew() -> None:
+def test_restart_by_an_operator_resets_the_count() -> None:
     gave_up = Memory(container="c1", started_at="t1", recent=(1, 2, 3), gave_up=True)
     assert judge(gave_up, replace(GOOD, health="unhealthy"), 10, LIMITS).action == "nothing"
     verdict = judge(gave_up, replace(GOOD, started_at="t2", health="unhealthy"), 10, LIMITS)
     assert (verdict.action, verdict.memory.recent) == ("restart", (10,))
 
 
-def test_new_release_begins_anew() -> None:
+def test_new_release_resets_the_count() -> None:
     memory = Memory(container="old", recent=(1, 2, 3), gave_up=True)
     verdict = judge(memory, GOOD, 10, LIMITS)
     assert verdict.action == "nothing"
@@ -241,7 +241,7 @@ def test_a_container_has_the_time_to_stop_that_it_was_made_with() -> None:
     assert stop_timeout(container) == 10
 
 
-def test_events_are_kept_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_events_are_stored_and_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     container = _Container("unhealthy")
     dog = watchdog(tmp_path, container)
     for now in (0.0, 30.0, 90.0, 210.0, 500.0):

@@ -191,14 +191,14 @@ def test_it_tells_what_it_is_and_serves_and_the_source_of_a_copy_is_listed_alike
         try:
             assert process.stdout is not None
             url = process.stdout.readline().split()[-1]
-            # It is the program that runs which tells, not the file that there is now.
+            # The version is of the running program, not of the current file.
             (tmp_path / "hub.py").write_text("another")
             with urllib.request.urlopen(url) as answer:
-                told = json.load(answer)
+                reported = json.load(answer)
         finally:
             process.terminate()
     assert set(listed) == {*FILES, "link.txt"}
-    assert told == {
+    assert reported == {
         "software": "local-hub",
         "program": hashlib.sha256(HUB_FILE.read_bytes() + SERVER_FILE.read_bytes()).hexdigest(),
         "settings": settings,

@@ -23,7 +23,7 @@ def test_a_lock_is_for_the_entry_of_its_name(path: Path) -> None:
 
 
 def test_the_demos_lock_is_for_the_demos_model() -> None:
-    """After a change of the model: make demo stops at the weights; playbooks/lock_weights.yml writes the lock anew."""
+    """After a change of the model: make demo stops at the weights; playbooks/lock_weights.yml writes the lock again."""
     lock = parse_lock(json.loads((ROOT / "catalogue/locks/tiny-qwen3-vl.json").read_text()), "lock")
     files = {path.relative_to(TINY).as_posix(): path.read_bytes() for path in TINY.rglob("*") if path.is_file()}
     assert {spec.path: spec.sha256 for spec in lock.files} == {

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -82,7 +82,7 @@ class Hosts:
     servers: list[FaultyPeer]
 
     def deploy(self, *numbers: int) -> list[Outcome]:
-        """Run on some hosts at once, on all by default."""
+        """Run on several hosts concurrently, on all by default."""
         chosen = numbers or range(len(self.wants))
         with ThreadPoolExecutor(len(self.wants)) as pool:
             runs: list[Future[Outcome]] = [pool.submit(ensure, self.wants[number]) for number in chosen]
@@ -115,6 +115,14 @@ def assert_complete(outcome: Outcome) -> None:
     assert found == FILES
 
 
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait until something has happened; the limit only ends a test that would never end."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
 def alone(want: Want) -> Want:
     """The same host without the others."""
     return replace(want, fleet=Fleet())
@@ -143,10 +151,7 @@ def test_others_take_files_before_the_first_host_has_all(hub: FaultyHub, hosts: 
     with ThreadPoolExecutor(2) as pool:
         runs = [pool.submit(ensure, want) for want in fleet.wants]
         part = fleet.wants[1].root / "org/tiny"
-        deadline = time.monotonic() + 20
-        while not list(part.glob(f".incomplete-*/files/{BIG}")) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert list(part.glob(f".incomplete-*/files/{BIG}"))
+        wait_for(lambda: bool(list(part.glob(f".incomplete-*/files/{BIG}"))))
         assert not runs[0].done()
         hub.ended.set()
         for run in runs:
@@ -166,7 +171,7 @@ def test_a_host_that_joins_later_needs_no_hub(hub: FaultyHub, hosts: MakeHosts) 
     assert [outcome.changed for outcome in outcomes] == [True, False, False]
 
 
-def test_without_a_lock_the_hub_says_what_the_files_must_be(hub: FaultyHub, hosts: MakeHosts) -> None:
+def test_without_a_lock_the_hub_defines_the_files(hub: FaultyHub, hosts: MakeHosts) -> None:
     fleet = hosts(3)
     # One after the other: hosts of one test are one process, and so share huggingface_hub's session.
     outcomes = [ensure(replace(want, lock=None)) for want in fleet.wants]
@@ -212,7 +217,7 @@ def test_hosts_that_no_hub_answers_do_not_wait_for_each_other_for_ever(hosts: Ma
 # --- hosts that misbehave ---
 
 
-def test_a_dead_host_holds_nobody_up(hub: FaultyHub, hosts: MakeHosts) -> None:
+def test_a_dead_host_delays_no_other(hub: FaultyHub, hosts: MakeHosts) -> None:
     fleet = hosts(4)
     fleet.servers[0].shutdown()
     fleet.servers[0].server_close()
@@ -240,7 +245,9 @@ def test_a_first_host_that_does_nothing_is_waited_for_only_so_long(hub: FaultyHu
     outcomes = fleet.deploy(1, 2)  # the first one's server runs, its download never begins
     for outcome in outcomes:
         assert_complete(outcome)
-    assert outcomes[0].sources == {hub.url: SIZE}
+        assert fleet.servers[0].url not in outcome.sources
+    # On a busy machine both may lose patience at the same time, and share what they fetch.
+    assert sum(outcome.sources.get(hub.url, 0) for outcome in outcomes) >= SIZE
 
 
 def test_a_flipped_bit_is_found_and_the_host_is_given_up(hub: FaultyHub, hosts: MakeHosts) -> None:
@@ -306,7 +313,7 @@ def test_a_busy_host_is_waited_for(hub: FaultyHub, hosts: MakeHosts, monkeypatch
     assert taken is not None
     with ThreadPoolExecutor(1) as pool:
         run = pool.submit(ensure, fleet.wants[1])
-        time.sleep(0.3)
+        assert fleet.servers[0].was_busy.wait(60)
         fleet.servers[0].end_upload(taken)
         outcome = run.result()
     assert_complete(outcome)
@@ -454,13 +461,10 @@ def test_a_file_that_is_moved_while_it_is_sent(hosts: MakeHosts, lock: Lock, mon
         assert answer.read() == FILES[BIG]
 
 
-def test_it_ends_by_itself_when_nobody_asks(program: Path, tmp_path: Path) -> None:
+def test_it_ends_without_requests(program: Path, tmp_path: Path) -> None:
     given = settings(tmp_path, idle=0.5)
     assert run(program, "start", **given).returncode == 0
-    deadline = time.monotonic() + 20
-    while answers(given["port"]) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not answers(given["port"])
+    wait_for(lambda: not answers(given["port"]))
 
 
 @pytest.mark.parametrize(

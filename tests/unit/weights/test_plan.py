@@ -231,7 +231,7 @@ def test_retry_after(header: str | None, seconds: float | None) -> None:
     assert plan.retry_after_seconds(header, "Wed, 21 Oct 2015 07:28:00 GMT") == seconds
 
 
-def test_a_date_without_the_servers_clock_says_nothing() -> None:
+def test_a_date_without_the_servers_clock_is_ignored() -> None:
     assert plan.retry_after_seconds("Wed, 21 Oct 2015 07:28:30 GMT", None) is None
 
 
@@ -258,7 +258,7 @@ def test_patience_doubles_up_to_a_limit() -> None:
         (418, "", "hub_refused", "endpoint"),
     ],
 )
-def test_an_error_of_the_hub_says_what_to_do(status: int, error_code: str, code: str, advice: str) -> None:
+def test_an_error_of_the_hub_has_a_fix(status: int, error_code: str, code: str, advice: str) -> None:
     refusal = Answer(status, error_code, "https://hub.example/api/x").explain("org/name", "v1")
     assert refusal.code == code
     assert advice in refusal.fix

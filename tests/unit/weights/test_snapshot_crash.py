@@ -98,7 +98,7 @@ def test_killed_at_random_points_it_continues_and_ends_right(served: FaultyHub, 
     assert not ensure(want).changed
 
 
-def test_two_at_once_fetch_once(served: FaultyHub, want: Want) -> None:
+def test_two_concurrent_runs_fetch_once(served: FaultyHub, want: Want) -> None:
     answers = PROCESSES.SimpleQueue()
     runs = [PROCESSES.Process(target=report_apart, args=(want, answers)) for _ in range(2)]
     for run in runs:
@@ -110,7 +110,7 @@ def test_two_at_once_fetch_once(served: FaultyHub, want: Want) -> None:
     assert served.sent == SIZE
 
 
-def test_one_that_waits_too_long_says_for_whom(served: FaultyHub, want: Want) -> None:
+def test_a_timeout_of_the_lock_names_its_holder(served: FaultyHub, want: Want) -> None:
     answers = PROCESSES.SimpleQueue()
     late = PROCESSES.Process(target=report_apart, args=(replace(want, lock_timeout=0), answers))
     begun = threading.Event()

@@ -166,9 +166,9 @@ def test_the_command_in_the_documentation(served: FaultyHub, tmp_path: Path) -> 
         "root=/opt/vllm/models": f"root={tmp_path / 'models'} endpoint={served.url}",
         "/opt/vllm/venv/bin/python": sys.executable,
     }
-    for told, here in changes.items():
-        assert sum(told in word for word in words) == 1
-        words = [word.replace(told, here) for word in words]
+    for old, new in changes.items():
+        assert sum(old in word for word in words) == 1
+        words = [word.replace(old, new) for word in words]
     assert words.pop() == "--check"
     command_line = [str(Path(sys.executable).with_name(ansible)), *words]
 
@@ -346,7 +346,7 @@ def test_a_number_that_cannot_be_meant_is_refused_by_name(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"), [(None, "does not exist"), ("{", "no JSON"), ("[]", "must be a mapping")]
+    ("content", "problem"), [(None, "does not exist"), ("{", "is not JSON"), ("[]", "must be a mapping")]
 )
 def test_a_lock_file_that_is_none_is_refused(tmp_path: Path, content: str | None, problem: str) -> None:
     path = tmp_path / "lock.json"
