@@ -18,6 +18,9 @@ CPU, PYPI = "requirements-torch.txt", "requirements-torch-pypi.txt"
 _CONFIGURED = (["--retries=1", "--timeout=10"], 60)
 _INDEX = (["--retries=0", "--timeout=5"], 20)
 
+#: Lines of pip that name what went wrong. The second is about an index without TLS, which pip does not ask.
+_COMPLAINT = re.compile(r"\s*(Could not fetch URL|WARNING: The repository located at|ERROR:)")
+
 #: Of torch with the CUDA libraries that it loads, compared with the build for CPUs.
 _SIZES = "The download is 2.5 GB instead of 0.2 GB, and the image takes 5.3 GB of disk instead of 1.9 GB"
 
@@ -28,7 +31,7 @@ class Offer:
 
     Attributes:
         versions: Versions of torch that have a wheel for the image.
-        complaint: Why an index gave none, in pip's words; empty where all answered.
+        complaint: Why there are none, in pip's words.
     """
 
     versions: frozenset[str] = frozenset()
@@ -86,7 +89,7 @@ def choose(cpu: str, pypi: str, configured: Offer, asked: Offer, *, index: str, 
             wheel_sources("", wheels),
             f"No package index that answers has torch {cpu}, so torch {pypi} is used, PyPI's build for CUDA. {_SIZES};"
             " to avoid that, set engine_image_cpu_torch_index to an index with PyTorch's CPU wheels that this host can"
-            " reach.",
+            " reach." + _said(asked),
         )
     raise RefusalError(_missing(cpu, pypi, (configured, asked), index, wheels))
 
@@ -150,16 +153,20 @@ def read_offer(said: str) -> Offer:
     """What ``pip -vv index versions`` said."""
     versions = re.search(r"^Available versions: (.*)$", said, re.MULTILINE)
     lines = said.strip().splitlines()
-    complaints = [line.strip() for line in lines if re.match(r"\s*(Could not fetch URL|ERROR:)", line)] or lines[-1:]
+    complaints = [line.strip() for line in lines if _COMPLAINT.match(line)] or lines[-1:]
     return Offer(
         frozenset(re.split(r",\s*", versions[1].strip())) if versions else frozenset(),
         "" if versions else "; ".join(dict.fromkeys(complaints)),
     )
 
 
-def _missing(cpu: str, pypi: str, offers: Collection[Offer], index: str, wheels: str) -> Refusal:
+def _said(*offers: Offer) -> str:
     said = "; ".join(dict.fromkeys(offer.complaint for offer in offers if offer.complaint))
-    suffix = f" pip says: {said}." if said else ""
+    return f" pip says: {said}." if said else ""
+
+
+def _missing(cpu: str, pypi: str, offers: Collection[Offer], index: str, wheels: str) -> Refusal:
+    suffix = _said(*offers)
     if wheels:
         return Refusal(
             "wheels_missing",
