@@ -15,7 +15,6 @@ from ansible_collections.inference.vllm.plugins.module_utils.catalogue import (
     Entry,
     Quantization,
 )
-from ansible_collections.inference.vllm.plugins.module_utils.planner.tensors import Tensor
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
 VISION_ARCHITECTURES = ("Qwen3VLForConditionalGeneration", "Qwen3VLMoeForConditionalGeneration")
@@ -73,6 +72,15 @@ class Vision:
     def patches_per_token(self) -> int:
         """Patches of the vision tower that are merged into one token."""
         return self.spatial_merge_size**2
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a checkpoint: its name, its shape and its size in bytes."""
+
+    name: str
+    shape: tuple[int, ...]
+    size: int
 
 
 @dataclass(frozen=True)

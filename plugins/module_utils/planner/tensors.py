@@ -12,22 +12,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from ansible_collections.inference.vllm.plugins.module_utils.planner.model import Model
+from ansible_collections.inference.vllm.plugins.module_utils.planner.model import Model, Tensor
 
 GIB = 2**30
 MIB = 2**20
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor of a checkpoint: its name there, its shape and its size in bytes."""
-
-    name: str
-    shape: tuple[int, ...]
-    size: int
 
 
 @dataclass(frozen=True)
