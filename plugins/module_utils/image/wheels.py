@@ -22,7 +22,8 @@ _INDEX = (["--retries=0", "--timeout=5"], 20)
 _COMPLAINT = re.compile(r"\s*(Could not fetch URL|WARNING: The repository located at|ERROR:)")
 
 #: Of torch with the CUDA libraries that it loads, compared with the build for CPUs.
-_SIZES = "The download is 2.5 GB instead of 0.2 GB, and the image takes 5.3 GB of disk instead of 1.9 GB"
+_DOWNLOAD = "The download is 2.5 GB instead of 0.2 GB"
+_IMAGE = "the image takes 5.3 GB of disk instead of 1.9 GB"
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,7 @@ def choose(cpu: str, pypi: str, configured: Offer, asked: Offer, *, index: str, 
     if cpu in asked.versions:
         return Torch(CPU, wheel_sources(index, wheels))
     if pypi in configured.versions:
-        return Torch(
-            PYPI,
-            wheel_sources("", wheels),
-            f"No package index that answers has torch {cpu}, so torch {pypi} is used, PyPI's build for CUDA. {_SIZES};"
-            " to avoid that, set engine_image_cpu_torch_index to an index with PyTorch's CPU wheels that this host can"
-            " reach." + _said(asked),
-        )
+        return Torch(PYPI, wheel_sources("", wheels), _notice(cpu, pypi, asked, wheels))
     raise RefusalError(_missing(cpu, pypi, (configured, asked), index, wheels))
 
 
@@ -157,6 +152,16 @@ def read_offer(said: str) -> Offer:
     return Offer(
         frozenset(re.split(r",\s*", versions[1].strip())) if versions else frozenset(),
         "" if versions else "; ".join(dict.fromkeys(complaints)),
+    )
+
+
+def _notice(cpu: str, pypi: str, asked: Offer, wheels: str) -> str:
+    used = f"so torch {pypi} is used, PyPI's build for CUDA"
+    if wheels:
+        return f"engine_image_cpu_wheels ({wheels}) has no wheel of torch {cpu}, {used}: {_IMAGE}."
+    return (
+        f"No package index that answers has torch {cpu}, {used}. {_DOWNLOAD}, and {_IMAGE}; to avoid that, set"
+        " engine_image_cpu_torch_index to an index with PyTorch's CPU wheels that this host can reach." + _said(asked)
     )
 
 

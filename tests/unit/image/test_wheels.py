@@ -186,6 +186,8 @@ def test_a_folder_of_wheels_is_asked_alone(place: Place, asked_of_pip: list[str]
     with silent_index() as (index, connections):
         result = run(index=index, wheels=str(folder))
         assert (result["requirements"], result["arguments"]) == (PYPI, ["--no-index", "--find-links", str(folder)])
+        assert f"engine_image_cpu_wheels ({folder})" in result["notice"]
+        assert "index" not in result["notice"]
         assert place.download(result)[0] == f"torch-{VERSION['pypi']}"
         assert run(index=index, wheels=str(place.made / "cpu"))["requirements"] == CPU
     assert connections == asked_of_pip == []
