@@ -18,8 +18,8 @@ CPU, PYPI = "requirements-torch.txt", "requirements-torch-pypi.txt"
 _CONFIGURED = (["--retries=1", "--timeout=10"], 60)
 _INDEX = (["--retries=0", "--timeout=5"], 20)
 
-#: Lines of pip that name what went wrong. The second is about an index without TLS, which pip does not ask.
-_COMPLAINT = re.compile(r"\s*(Could not fetch URL|WARNING: The repository located at|ERROR:)")
+#: Lines of pip that say why an index gave nothing. The second is about an index without TLS, which pip does not ask.
+_REASON = re.compile(r"\s*(Could not fetch URL|WARNING: The repository located at)")
 
 #: Of torch with the CUDA libraries that it loads, compared with the build for CPUs.
 _DOWNLOAD = "The download is 2.5 GB instead of 0.2 GB"
@@ -148,7 +148,8 @@ def read_offer(said: str) -> Offer:
     """What ``pip -vv index versions`` said."""
     versions = re.search(r"^Available versions: (.*)$", said, re.MULTILINE)
     lines = said.strip().splitlines()
-    complaints = [line.strip() for line in lines if _COMPLAINT.match(line)] or lines[-1:]
+    errors = [line.strip() for line in lines if line.startswith("ERROR:")]
+    complaints = [line.strip() for line in lines if _REASON.match(line)] or errors or lines[-1:]
     return Offer(
         frozenset(re.split(r",\s*", versions[1].strip())) if versions else frozenset(),
         "" if versions else "; ".join(dict.fromkeys(complaints)),
@@ -185,6 +186,7 @@ def _missing(cpu: str, pypi: str, offers: Collection[Offer], index: str, wheels:
         f"what pip on this host is set up to use has neither torch {cpu} nor torch {pypi}"
         + (f", and {asked}." if asked else "; engine_image_cpu_torch_index is empty, so no other index was asked.")
         + suffix,
-        "Set engine_image_cpu_torch_index to an index with PyTorch's CPU wheels that this host can reach (empty asks"
-        " none), or engine_image_cpu_wheels to a folder with all wheels.",
+        "Let pip on this host reach PyPI or a mirror of it (`pip config list` shows what it uses), set"
+        " engine_image_cpu_torch_index to an index with PyTorch's CPU wheels that this host can reach, or"
+        " engine_image_cpu_wheels to a folder with all wheels.",
     )

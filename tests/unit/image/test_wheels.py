@@ -205,7 +205,8 @@ def test_refused_is_what_no_index_has_with_what_pip_says_and_no_password(
     for part in (VERSION["cpu"], VERSION["pypi"], "engine_image_cpu_torch_index (http://****@127.0.0.1"):
         assert part in refusal["message"]
     assert "Could not fetch URL http://user:****@127.0.0.1" in refusal["message"]
-    assert "engine_image_cpu_wheels" in refusal["fix"]
+    for part in ("PyPI", "engine_image_cpu_torch_index", "engine_image_cpu_wheels"):
+        assert part in refusal["fix"]
 
 
 def test_refused_without_an_index_or_with_a_folder_names_what_was_looked_at(
@@ -290,7 +291,11 @@ def test_offer_is_read_from_what_pip_says() -> None:
         frozenset({"2.1", "2.0+cpu"})
     )
     assert read_offer("Looking up\n  Could not fetch URL http://i/: 404 - skipping\nERROR: No torch\n") == Offer(
-        complaint="Could not fetch URL http://i/: 404 - skipping; ERROR: No torch"
+        complaint="Could not fetch URL http://i/: 404 - skipping"
+    )
+    assert read_offer("Looking up\nERROR: No torch\n") == Offer(complaint="ERROR: No torch")
+    assert read_offer("/usr/bin/python3: No module named pip\n") == Offer(
+        complaint="/usr/bin/python3: No module named pip"
     )
 
 
