@@ -142,7 +142,7 @@ def test_a_failure_without_a_runbook_leaves_the_report_whole(name: str | None) -
     (problem,) = view(replace(GOOD, checks=(check,)))["problems"]
     assert problem["name"] == name or "failed"
     assert bool(problem["text"]) is (name == "result_missing")
-    assert "Checks: shape_square" in page(view(replace(GOOD, checks=(check,))))
+    assert "Found by shape_square" in page(view(replace(GOOD, checks=(check,))))
 
 
 def test_the_files_of_a_report_are_looked_for_in_each_folder() -> None:

@@ -114,7 +114,7 @@ def test_module_chooses_or_fails_by_name(tmp_path: Path, capsys: pytest.CaptureF
 
 RESTORE_FAILED = (
     "[restore_failed] Release old did not start again: no such image: engine:old\n"
-    "Fix: correct what this names, then start a proven release: ansible-playbook playbooks/rollback.yml"
+    "Fix: correct the cause, then start a proven release: ansible-playbook playbooks/rollback.yml"
 )
 
 
@@ -130,13 +130,13 @@ RESTORE_FAILED = (
             "new",
             ["new"],
             "",
-            "Release new serves now. The release that failed is the current one: there is no other to go back to.",
+            "Release new serves now. The release that failed is the current one, so there is no other to restore.",
         ),
         (
             "new",
             [""],
             "",
-            "Nothing serves now. The release that failed is the current one: there is no other to go back to.",
+            "Nothing serves now. The release that failed is the current one, so there is no other to restore.",
         ),
     ],
 )
