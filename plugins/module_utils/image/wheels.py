@@ -23,7 +23,7 @@ _REASON = re.compile(r"\s*(Could not fetch URL|WARNING: The repository located a
 
 #: Of torch with the CUDA libraries that it loads, compared with the build for CPUs.
 _DOWNLOAD = "The download is 2.5 GB instead of 0.2 GB"
-_IMAGE = "the image takes 5.3 GB of disk instead of 1.9 GB"
+_IMAGE = "the image takes 5.3 GB of disk instead of 1.9 GB, twice that during the build"
 
 
 @dataclass(frozen=True)
