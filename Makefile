@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export ANSIBLE_FORCE_COLOR ?= $(shell [ -t 1 ] && echo 1 || echo 0)
 # Scenarios of `make test`, the longest first, and those of `make test-slow`.
-SCENARIOS ?= docker_engine nvidia_container_toolkit nvidia_driver gateway local_hub deploy_lock teardown deploy_report host_python vram_plan preflight _nvidia_repository _verdict vllm
+SCENARIOS ?= docker_engine nvidia_container_toolkit nvidia_driver gateway local_hub deploy_lock teardown deploy_report host_python vram_plan preflight _nvidia_repository _verdict vllm vllm_check
 SLOW_SCENARIOS ?= benchmark bundle engine_image engine_image_wheels model_weights nvidia_driver_dkms nvidia_driver_vm smoke_test stability vllm_service vram_check watchdog
 INVENTORY ?= inventories/embedded
 # More arguments for ansible-playbook, e.g. ARGS="-e vllm_port=18001".

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from docs._generate import chain, flags, models, runbooks, schemas, support, variables
+from docs._generate import chain, flags, host_checks, models, runbooks, schemas, support, variables
 from docs._generate.markdown import ROOT
 
 #: Path in the repository -> function that makes the whole text.
@@ -15,6 +15,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "docs/reference/models.md": models.page,
     "docs/reference/support.md": support.page,
     "docs/reference/flags.md": flags.page,
+    "docs/reference/host_checks.md": host_checks.page,
     "docs/runbooks/README.md": runbooks.page,
     "docs/chain.svg": chain.picture,
     **{path: partial(schemas.text, kind) for path, kind in schemas.paths().items()},

@@ -1,4 +1,4 @@
-"""JSON Schemas of the files between the steps, made from the types in module_utils/contracts.py."""
+"""JSON Schemas of the files between the steps, made from the types in contracts.py and checks/results.py."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, get_args, get_type_hints
 
 from pydantic import TypeAdapter
 
+from ansible_collections.inference.vllm.plugins.module_utils.checks.registry import RESULTS
 from ansible_collections.inference.vllm.plugins.module_utils.contracts import CONTRACTS, VERSION_KEY, Contract
 
 FOLDER = "docs/schemas"
@@ -18,7 +19,8 @@ FOLDER = "docs/schemas"
 
 def paths() -> Mapping[str, type[Contract]]:
     """Path of each schema in the repository, and the type that it describes."""
-    return {f"{FOLDER}/{name.removesuffix('.json')}.schema.json": kind for name, kind in CONTRACTS.items()}
+    kinds = {**CONTRACTS, **RESULTS}
+    return {f"{FOLDER}/{name.removesuffix('.json')}.schema.json": kind for name, kind in kinds.items()}
 
 
 def text(kind: type[Contract]) -> str:
@@ -48,14 +50,34 @@ def _parts(hint: Any) -> Iterator[Any]:
 
 def _describe(schema: dict[str, Any], kind: Any) -> None:
     """Add what the docstring says of each field, that no other fields are allowed, and the version of the file."""
-    summary, _, attributes = dedent(f"    {kind.__doc__}").partition("\nAttributes:\n")
-    said = re.findall(r"^ {4}(\w+): (.*?)(?=^ {4}\w+: |\Z)", attributes, re.DOTALL | re.MULTILINE)
-    schema["description"] = " ".join(summary.split()).replace("``", "")
+    schema["description"] = " ".join(_split(kind)[0].split()).replace("``", "")
     schema["additionalProperties"] = False
-    described = {name: " ".join(sentence.split()).replace("``", "") for name, sentence in said}
+    described = _attributes(kind)
     for each in fields(kind):
         schema["properties"][each.name]["description"] = described[each.name]
     if issubclass(kind, Contract):
         version = {"const": kind.SCHEMA, "description": "Version of this schema; a file without it has version 0."}
-        schema["properties"] = {VERSION_KEY: version, **schema["properties"]}
-        schema["required"] = [VERSION_KEY, *schema["required"]]
+        derived = {name: _derived(getattr(kind, name)) for name in kind.DERIVED}
+        schema["properties"] = {VERSION_KEY: version, **derived, **schema["properties"]}
+        schema["required"] = [VERSION_KEY, *derived, *schema["required"]]
+
+
+def _derived(prop: property) -> dict[str, Any]:
+    """The schema of a property that the file holds as well."""
+    described = " ".join((prop.__doc__ or "").split()).replace("``", "")
+    return {"description": described, **TypeAdapter(get_type_hints(prop.fget)["return"]).json_schema()}
+
+
+def _split(kind: Any) -> tuple[str, str]:
+    """The summary of a docstring, and its attributes."""
+    summary, _, attributes = dedent(f"    {kind.__doc__}").partition("\nAttributes:\n")
+    return summary, attributes
+
+
+def _attributes(kind: Any) -> dict[str, str]:
+    """What the docstrings of a class and of those that it extends say of each field."""
+    described: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        found = re.findall(r"^ {4}(\w+): (.*?)(?=^ {4}\w+: |\Z)", _split(each)[1], re.DOTALL | re.MULTILINE)
+        described |= {name: " ".join(sentence.split()).replace("``", "") for name, sentence in found}
+    return described

@@ -1,4 +1,4 @@
-"""Filters that say which checks a run of the verify playbook makes; `registry` decides."""
+"""Filters that choose the checks of a run of the verify playbook; `registry` decides."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Filters that make the report of a release.
+"""Filters that create the report of a release.
 
-A task that uses any filter of the collection loads all files of filters, each task in a process of its own. So what is
-long to load, as the parts of the report are, is imported where it is used.
+A task that uses any filter of the collection loads all files of filters, each task in a separate process. So modules
+that take long to load, such as those of the report, are imported where they are used.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 def report_view(
     read: Sequence[Mapping[str, Any]], release: str, host: str, key_file: str, folder: str, *, again: str = ""
 ) -> dict[str, Any]:
-    """All that the report shows, from what module read_files found; see `report.view`."""
+    """Everything that the report shows, from the result of module read_files; see `report.view`."""
     from ansible_collections.inference.vllm.plugins.module_utils.report import view as report
 
     return report.view(report.files_of(read), str(release), str(host), str(key_file), str(folder), again=str(again))
@@ -44,7 +44,7 @@ def report_text(seen: Mapping[str, Any]) -> str:
 def compare_view(
     read: Sequence[Mapping[str, Any]], names: Sequence[str], host: str, tolerance: float
 ) -> dict[str, Any]:
-    """Two releases side by side; a file belongs to the release that its folder is named after."""
+    """Comparison of two releases; a file belongs to the release that its folder is named after."""
     from ansible_collections.inference.vllm.plugins.module_utils.report import compare as report_compare
     from ansible_collections.inference.vllm.plugins.module_utils.report import view as report
 

@@ -1,4 +1,4 @@
-"""Digest of what a proof asks: the settings of the checks, and the code that makes them."""
+"""Digest of the settings and the code of the checks that make a proof."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.registry imp
 
 DOCUMENTATION = r"""
 name: proof_settings
-short_description: Digest of what a proof of the current host asks
+short_description: Digest of the settings and the code of the checks for the current host
 version_added: 0.1.0
 description:
-  - Changes when a variable of a check is set otherwise in the inventory or on the command line, when a default of a
-    check changes, or when the code of the collection does. A proof with another digest was another proof.
+  - Changes when a variable of a check is set in the inventory or on the command line, when a default of a check
+    changes, or when the code of the collection changes. A proof with another digest is not valid any more.
 options:
   _terms:
     description: Folder that holds the roles.
@@ -27,7 +27,7 @@ options:
 """
 
 EXAMPLES = r"""
-- name: Say what is asked
+- name: Show the digest
   ansible.builtin.debug:
     msg: "{{ lookup('inference.vllm.proof_settings', '/srv/deploy/roles') }}"
 """
@@ -54,7 +54,7 @@ def digest(settings: dict[str, Any], files: Iterable[Path]) -> str:
 
 
 def sources(roles: Path) -> list[Path]:
-    """The files that say what a proof asks."""
+    """The files that define a proof."""
     code = [path for folder in ("modules", "module_utils") for path in (PLUGINS / folder).rglob("*.py")]
     return code + [path for role in (*ROLES, "_verdict") for path in (roles / role).glob("[dvt]*/*.yml")]
 

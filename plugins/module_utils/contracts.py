@@ -7,7 +7,10 @@ File               Written by                                  Read by
 ``image.json``     module engine_image_record                  role vllm_service, role engine_image, report
 ``lock.json``      module hf_snapshot                          module hf_snapshot, role vllm_service
 ``manifest.json``  module release                              checks, report, rollback, spare engine
+``verdict.json``   module verdict                              module verdict, report, rollback, proof record
 =================  ==========================================  ==============================================
+
+The result files of the checks extend :class:`Verdict`; they are in ``checks/results.py``.
 
 A file of an older schema is read where :attr:`Contract.UPGRADES` says how, and refused by name where it does not. A
 file of a newer schema is always refused. ``docs/schemas/`` has the JSON Schemas, which are made from these types.
@@ -17,8 +20,8 @@ from __future__ import annotations
 
 import json
 import types
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
@@ -30,29 +33,40 @@ if TYPE_CHECKING:
 VERSION_KEY = "schema_version"
 Value = TypeVar("Value")
 Readable = TypeVar("Readable", bound="Contract")
+Scalar = str | int | float | bool | None
 
+Severity = Literal["error", "warning"]
 ImageSource = Literal["pull", "load", "build"]
 #: Takes the data of one schema version to the next one.
 Upgrade = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
 
 class Contract:
-    """What the types of files have in common. A field that has its default None is left out of the file.
+    """What the types of files have in common.
+
+    A field that has its default None is left out of the file, unless it is marked with ``_WRITTEN``.
 
     Attributes:
         SCHEMA: Version that is written.
         REMEDY: What to do about a file that cannot be read.
         UPGRADES: For each older version that can be read, the function that leads to the next one. Files without a
             version have version 0.
+        DERIVED: Properties that the file holds as well, for readers without this code. They follow from the fields, so
+            a file in which they differ is refused.
     """
 
     SCHEMA: ClassVar[int] = 1
     REMEDY: ClassVar[str]
     UPGRADES: ClassVar[Mapping[int, Upgrade]] = {}
+    DERIVED: ClassVar[tuple[str, ...]] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """The file as plain data for JSON, its schema version first."""
-        return {VERSION_KEY: self.SCHEMA, **_encode_fields(self)}
+        """The file as plain data for JSON: its schema version, what is derived from the fields, the fields."""
+        return {
+            VERSION_KEY: self.SCHEMA,
+            **{name: getattr(self, name) for name in self.DERIVED},
+            **_encode_fields(self),
+        }
 
     def to_json(self) -> str:
         """The text of the file; equal contents give equal texts."""
@@ -92,6 +106,10 @@ class Contract:
     @classmethod
     def _refused(cls, code: str, problem: str) -> RefusalError:
         return RefusalError(Refusal(code, f"{problem}.", cls.REMEDY))
+
+
+#: Marks a field with the default None that is null in the file instead of left out.
+_WRITTEN = {"written": True}
 
 
 @dataclass(frozen=True)
@@ -326,12 +344,86 @@ class ManifestFile(Contract):
     checksum: str | None = None
 
 
-#: Every contract by the name of its file.
+@dataclass(frozen=True)
+class Check:
+    """One property that was checked.
+
+    Attributes:
+        code: What was checked, stable and in snake_case, such as ``reject_wrong_key``.
+        ok: True only if the check ran and found what is required; a check that could not run is not ok.
+        severity: An ``error`` decides the verdict, a ``warning`` is only shown.
+        message: One sentence for people; for a failure it starts with the name of the failure.
+        value: What was found: an answer, a status or a measured value.
+        limit: What the value is compared with.
+        unit: Unit of value and limit, such as ``GiB`` (2^30 bytes) or ``http status``.
+        seconds: Duration of the check.
+        runbook: Name of the failure, which is also the name of its runbook; null if ok.
+    """
+
+    code: str
+    ok: bool
+    severity: Severity = "error"
+    message: str = ""
+    value: Scalar = field(default=None, metadata=_WRITTEN)
+    limit: Scalar = field(default=None, metadata=_WRITTEN)
+    unit: str | None = field(default=None, metadata=_WRITTEN)
+    seconds: float = 0.0
+    runbook: str | None = field(default=None, metadata=_WRITTEN)
+
+    @property
+    def decides(self) -> bool:
+        """Whether the verdict depends on this check."""
+        return self.severity == "error"
+
+
+@dataclass(frozen=True)
+class Verdict(Contract):
+    """``verdict.json``: all checks of one release, and whether the release is good.
+
+    Attributes:
+        release: Identifier of the release that was checked.
+        checks: All checks, in the order in which they ran.
+        engine: What the engine reported about itself: ``version``, ``model``, ``max_model_len``, ``base_url``.
+        gpus: One mapping for each GPU whose memory was read; empty on a CPU host.
+        started: Start of the first check, UTC, ISO 8601; empty if nothing ran.
+        finished: End of the last check, UTC, ISO 8601; empty if nothing ran.
+    """
+
+    REMEDY: ClassVar[str] = "Run playbooks/verify.yml: it runs the checks and writes the file again."
+    UPGRADES: ClassVar[Mapping[int, Upgrade]] = {0: dict}
+    DERIVED: ClassVar[tuple[str, ...]] = ("ok",)
+
+    release: str
+    checks: tuple[Check, ...] = ()
+    engine: Mapping[str, Any] = field(default_factory=dict)
+    gpus: tuple[Mapping[str, Any], ...] = ()
+    started: str = ""
+    finished: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether at least one check with severity error ran, and all of them are ok."""
+        deciding = [check for check in self.checks if check.decides]
+        return bool(deciding) and all(check.ok for check in deciding)
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """The checks with severity error that are not ok."""
+        return tuple(check for check in self.checks if check.decides and not check.ok)
+
+    @property
+    def warnings(self) -> tuple[Check, ...]:
+        """The checks with severity warning that are not ok."""
+        return tuple(check for check in self.checks if not check.decides and not check.ok)
+
+
+#: The contracts of this module by the name of the file; ``checks/registry.py`` has those of the result files.
 CONTRACTS: Mapping[str, type[Contract]] = {
     "plan.json": PlanFile,
     "image.json": ImageFile,
     "lock.json": LockFile,
     "manifest.json": ManifestFile,
+    "verdict.json": Verdict,
 }
 
 
@@ -357,7 +449,12 @@ def _encode(value: Any) -> Any:
 
 def _encode_fields(value: Any) -> dict[str, Any]:
     pairs = ((each, getattr(value, each.name)) for each in fields(value))
-    return {each.name: _encode(held) for each, held in pairs if held is not None or each.default is MISSING}
+    return {each.name: _encode(held) for each, held in pairs if held is not None or _has_null(each)}
+
+
+def _has_null(each: Field[Any]) -> bool:
+    """Whether a field that is None is null in the file, and not left out."""
+    return each.default is MISSING or _WRITTEN.items() <= each.metadata.items()
 
 
 def _read(kind: type[Readable], data: object, where: str = "") -> Readable:
@@ -376,7 +473,13 @@ def _read(kind: type[Readable], data: object, where: str = "") -> Readable:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             problem = f"{_joined(where, VERSION_KEY)} is {number}, which does not fit: {type(error).__name__} {error}"
             raise _UnreadableError(problem) from error
-    return _decode_fields(kind, body, where)
+    derived = {name: body.pop(name) for name in kind.DERIVED if name in body}
+    contract = _decode_fields(kind, body, where)
+    for name in kind.DERIVED:
+        if derived.get(name) != getattr(contract, name):
+            stated = f"is {derived[name]!r}" if name in derived else "is missing"
+            raise _UnreadableError(f"{_joined(where, name)} {stated}, but must be {getattr(contract, name)!r}")
+    return contract
 
 
 def _decode_fields(kind: type[Value], data: Mapping[str, Any], where: str) -> Value:
@@ -393,8 +496,7 @@ def _decode(kind: Any, value: Any, where: str) -> Any:
     """A value of the type that an annotation names."""
     origin, of = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        (other,) = (each for each in of if each is not type(None))
-        return None if value is None else _decode(other, value, where)
+        return _decode_union(of, value, where)
     if origin is tuple:
         rows = _checked(_LIST, value, where)
         return tuple(_decode(of[0], row, f"{where}[{number}]") for number, row in enumerate(rows))
@@ -415,6 +517,18 @@ def _scalar(kind: Any, value: Any, where: str) -> Any:
         return _checked((f"one of {', '.join(map(str, choices))}", lambda given: given in choices), value, where)
     checked = _checked(_SCALARS[kind], value, where)
     return float(checked) if kind is float else checked
+
+
+def _decode_union(kinds: Sequence[Any], value: Any, where: str) -> Any:
+    """A value of one of several types: one type or None, or several scalar types."""
+    others = [kind for kind in kinds if kind is not type(None)]
+    if value is None and len(others) < len(kinds):
+        return None
+    if len(others) == 1:
+        return _decode(others[0], value, where)
+    rules = [_SCALARS[kind] for kind in others]
+    words = " or ".join(wanted for wanted, _ in rules)
+    return _checked((words, lambda given: any(fits(given) for _, fits in rules)), value, where)
 
 
 #: What a value must be, in words, and whether it is.

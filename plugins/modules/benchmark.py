@@ -15,8 +15,8 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark im
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.figures import Goals, Workload
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.run import Comparison, Settings
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
-from ansible_collections.inference.vllm.plugins.module_utils.checks.steps import Result
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import BenchmarkResult
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 
 DOCUMENTATION = r"""
@@ -155,7 +155,7 @@ options:
         elements: str
         default: []
   tolerance:
-    description: Share by which a figure may be worse.
+    description: Fraction by which a figure may be worse.
     type: float
     default: 0.1
   gate:
@@ -167,12 +167,12 @@ options:
     type: str
     default: ""
   replace_same:
-    description: Whether the result takes the place of the first one with the same GPUs, image, model and flags.
+    description: Whether the result replaces the stored one with the same GPUs, image, model and flags.
     type: bool
     default: false
 attributes:
   check_mode:
-    description: Looks at the arguments, and sends nothing.
+    description: Validates the arguments, and sends nothing.
     support: full
   diff_mode:
     description: Nothing on the host changes but the report and the baselines.
@@ -367,14 +367,14 @@ def ask(params: dict[str, Any], target: Target, plan: Plan) -> tuple[Verdict, ch
     return result.verdict, files_of(result, plan.same, params)
 
 
-def files_of(result: Result, same: Path, params: dict[str, Any]) -> check_module.Files:
+def files_of(result: BenchmarkResult, same: Path, params: dict[str, Any]) -> check_module.Files:
     """The report; and a good result for later comparisons: the first of its kind, and under `save_as`.
 
     Raises:
         OSError: The folder cannot be made.
     """
     yield from check_module.report_of(params, result.to_json())
-    if not result.verdict.ok:
+    if not result.ok:
         return
     wanted = [same.parent / f"{params['save_as']}.json"] if params["save_as"] else []
     if params["replace_same"] or not same.exists():

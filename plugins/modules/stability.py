@@ -9,7 +9,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks import endpo
 from ansible_collections.inference.vllm.plugins.module_utils.checks import module as check_module
 from ansible_collections.inference.vllm.plugins.module_utils.checks import stability as stability_run
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import this_machine
 
 DOCUMENTATION = r"""

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Join the results of all checks of a release into one verdict, or read the verdict again."""
+"""Combine the results of all checks of a release into one verdict, or read the verdict."""
 
 from __future__ import annotations
 
@@ -8,28 +8,24 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import (
-    Verdict,
-    VerdictError,
-    combine,
-    exit_code,
-    junit,
-    summary,
-)
+from ansible_collections.inference.vllm.plugins.module_utils.checks.combine import combine
+from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import exit_code, junit, summary
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError, join
 
 DOCUMENTATION = r"""
 module: verdict
-short_description: Join the results of all checks of a release into one verdict, or read the verdict again
+short_description: Combine the results of all checks of a release into one verdict, or read the verdict
 version_added: 0.1.0
 author:
   - The project's contributors (!UNKNOWN)
 description:
-  - With O(results), reads these files, joins their checks and writes O(path). A file that is missing, broken, empty or
-    of another release becomes a failed check, so that nothing unproven counts as good.
-  - Without O(results), reads O(path) and judges it, as a gate in front of a later step does.
-  - C(failed) says what the verdict says, unless O(fail_on_verdict=false).
-  - A verdict tells about a run and is no state of the host, so the module never reports C(changed).
+  - With O(results), reads these files, combines their checks and writes O(path). A file that is missing, broken, empty
+    or of another release becomes a failed check, so that nothing unproven counts as good.
+  - Without O(results), reads O(path) and fails unless it is good, as a gate before a later step.
+  - C(failed) follows from the verdict, unless O(fail_on_verdict=false).
+  - A verdict describes a run and is not part of the state of the host, so the module never reports C(changed).
 options:
   release:
     description: Identifier of the release that is judged.
@@ -52,7 +48,7 @@ options:
     default: true
 attributes:
   check_mode:
-    description: Reads and judges, and writes nothing.
+    description: Reads the files, and writes nothing.
     support: full
   diff_mode:
     description: Nothing on the host changes but the report.
@@ -107,17 +103,15 @@ def judged(release: str, path: Path, results: list[str] | None) -> Verdict:
     """The verdict over the results, or the stored one.
 
     Raises:
-        VerdictError: There is no stored verdict, it cannot be read, or it is of another release.
+        RefusalError: There is no stored verdict, it cannot be read, or it is of another release.
         OSError: A file cannot be opened.
     """
     if results is not None:
         return combine(release, {Path(item).stem: _text_of(Path(item)) for item in results})
-    text = _text_of(path)
-    if text is None:
-        raise VerdictError("the file does not exist; run the verify step")
-    verdict = Verdict.from_json(text)
+    verdict = Verdict.from_json(_text_of(path), str(path))
     if verdict.release != release:
-        raise VerdictError(f"it speaks of release {verdict.release}, not of {release}")
+        problem = f"{path} is of release {verdict.release}, not of {release}."
+        raise RefusalError(Refusal("other_release", problem, Verdict.REMEDY))
     return verdict
 
 
@@ -132,12 +126,12 @@ def main() -> None:
             write_atomic(path, verdict.to_json())
         if params["junit_path"] and not module.check_mode:
             write_atomic(Path(params["junit_path"]), junit(verdict))
-    except VerdictError as error:
-        module.fail_json(f"{path}: {error}", exit_code=exit_code(None))
+    except RefusalError as error:
+        module.fail_json(join(error.refusals), exit_code=exit_code(None))
     except OSError as error:
         module.fail_json(f"{error.filename}: {error.strerror}", exit_code=exit_code(None))
     failed = params["fail_on_verdict"] and not verdict.ok
-    # A failure names what failed and no more, because Ansible prints all of it.
+    # A failure contains only the failed checks, because Ansible prints all of it.
     module.exit_json(
         changed=False,
         failed=failed,

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Measure a server's memory before, under and after the heaviest load that it permits, and judge it."""
+"""Measure a server's memory before, under and after the heaviest load that it permits, and compare it with the plan."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from ansible_collections.inference.vllm.plugins.module_utils.checks import endpoint
 from ansible_collections.inference.vllm.plugins.module_utils.checks import module as check_module
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import run as vram_run
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.judge import Expected, expected_of, unplanned
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.load import Load
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.read import this_machine
 
 DOCUMENTATION = r"""
@@ -23,8 +23,8 @@ version_added: 0.1.0
 author:
   - The project's contributors (!UNKNOWN)
 description:
-  - Reads the memory of the GPUs of a service's container by NVML, or on a CPU host that of the container itself, all
-    the time from before a load until after it.
+  - Samples the memory of the GPUs of a service's container by NVML, or on a CPU host that of the container itself, from
+    before a load until after it. If Docker does not name the GPUs, those that the plan selects are read.
   - The load is sent by as many clients at once as the engine computes, each with the largest permitted image as far as
     the KV cache holds them at once, and with words that fill the cache once; then the images alone, in some rounds.
   - Judges memory before, under and after the load against the plan of the release and the card, the engine's KV cache
@@ -44,10 +44,10 @@ options:
   manifest_path:
     description:
       - The C(manifest.json) of the release, which holds its plan and flags.
-      - Without it memory is held against the card alone, or on a CPU host against the container's limit.
+      - Without it memory is compared with the card only, or on a CPU host with the container's limit.
     type: path
   accelerator:
-    description: What the memory is that of, where there is no manifest that tells it.
+    description: Accelerator of a service without O(manifest_path).
     type: str
     choices: [nvidia, cpu]
     default: nvidia
@@ -56,7 +56,7 @@ options:
     type: int
     default: 1
   container:
-    description: Name of the engine's container. Empty for an engine without one, which O(gpus) are read of.
+    description: Name of the engine's container. Empty for an engine without one; then O(gpus) are read.
     type: str
     required: true
   gpus:
@@ -75,12 +75,12 @@ options:
     type: int
     required: true
   concurrency:
-    description: Requests at once, at most; C(max-num-seqs) of the release may lower it.
+    description: Maximum number of concurrent requests; C(max-num-seqs) of the release may lower it.
     type: int
     default: 8
   rounds:
     description:
-      - How often that many are sent; words fill the cache in the first round only.
+      - Number of rounds; words fill the cache in the first round only.
       - Growth is judged from the end of the first round to the end of the last.
     type: int
     default: 2
@@ -108,7 +108,7 @@ options:
     type: path
 attributes:
   check_mode:
-    description: Looks at the arguments and the manifest, and sends no load.
+    description: Validates the arguments and the manifest, and sends no load.
     support: full
   diff_mode:
     description: Nothing on the host changes but the report.
@@ -116,7 +116,7 @@ attributes:
 """
 
 EXAMPLES = r"""
-- name: Prove that the service lives through its heaviest load
+- name: Prove that the service survives its heaviest load
   inference.vllm.vram_check:
     base_url: http://127.0.0.1:8000/v1
     metrics_url: http://127.0.0.1:8000/metrics
@@ -183,7 +183,7 @@ LEAST = {
 
 
 def expected_from(params: dict[str, Any]) -> Expected:
-    """What the manifest of the release predicts, or what can be said without one.
+    """What the manifest of the release predicts, or defaults without one.
 
     Raises:
         RefusalError: It is missing, unreadable, or no manifest.
@@ -226,11 +226,12 @@ def prepare(params: dict[str, Any]) -> tuple[Target, Expected]:
 
 
 def ask(params: dict[str, Any], target: Target, expected: Expected) -> tuple[Verdict, check_module.Files]:
-    """Load it and measure."""
-    result = vram_run.run(target, params["release"], expected, settings_of(params, expected), this_machine().pynvml)
+    """Send the load and measure."""
+    settings = settings_of(params, expected)
+    result, row = vram_run.run(target, params["release"], expected, settings, this_machine().pynvml)
     files = [*check_module.report_of(params, result.to_json())]
-    if params["calibration_path"] and result.row:
-        files.append((Path(params["calibration_path"]), result.row_json()))
+    if params["calibration_path"] and row:
+        files.append((Path(params["calibration_path"]), vram_run.row_json(row)))
     return result.verdict, files
 
 

@@ -25,7 +25,7 @@ def test_headline(host, release, headline):
 
 def test_good_release_is_described(host):
     text = page(host, "good")
-    for fact in ("0a1b2c", "sha256:0123", "max-num-seqs", "tiny-qwen3-vl", "0.32.0"):
+    for fact in ("0123456789abcdef", "sha256:1111", "max-num-seqs", "kv_cache_tokens", "tiny-qwen3-vl", "0.32.0"):
         assert fact in text
 
 

@@ -18,6 +18,28 @@ IMAGE = "sha256:0123"
 TOOL = "the-tool"
 
 
+def requesting(**gpus: Any) -> dict[str, Any]:
+    """A compose file whose service requests GPUs, such as ``device_ids=[...]`` or ``count=2``."""
+    entry = {"driver": "nvidia", "capabilities": ["gpu"], **gpus}
+    return {"services": {"vllm": {"deploy": {"resources": {"reservations": {"devices": [entry]}}}}}}
+
+
+def device_requests(compose: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """What Compose asks of Docker for the GPUs of service ``vllm``; it fills in no IDs where only a count is given."""
+    service = (compose.get("services") or {}).get("vllm") or {}
+    reservations = ((service.get("deploy") or {}).get("resources") or {}).get("reservations") or {}
+    return [
+        {
+            "Driver": entry.get("driver", ""),
+            "Count": -1 if entry.get("count") == "all" else int(entry.get("count") or 0),
+            "DeviceIDs": list(entry["device_ids"]) if "device_ids" in entry else None,
+            "Capabilities": [list(entry["capabilities"])],
+            "Options": None,
+        }
+        for entry in reservations.get("devices") or ()
+    ] or None
+
+
 @dataclass
 class FakeTool:
     """Simulated container that runs a benchmark tool in the engine image and writes a result and a log.
@@ -44,6 +66,7 @@ class FakeContainer:
     Attributes:
         used: Memory in GiB, without reclaimable pages.
         grows: GiB added at each reading.
+        compose: The compose file that the container was made from; the GPUs that it requests are read from it.
         figures: Whether Docker reports memory; it does not without the kernel's memory controller.
         stops_after: Number of readings after which the container stops; None for never.
     """
@@ -55,7 +78,7 @@ class FakeContainer:
     restarts: int = 0
     started: str = "2026-01-01T00:00:00.5Z"
     running: bool = True
-    devices: tuple[str, ...] = ()
+    compose: Mapping[str, Any] = field(default_factory=dict)
     restarts_after: int | None = None
     stops_after: int | None = None
     readings: int = 0
@@ -64,14 +87,13 @@ class FakeContainer:
     paths: list[str] = field(default_factory=list)
 
     def inspected(self) -> dict[str, Any]:
-        requests = [{"Driver": "nvidia", "DeviceIDs": list(self.devices)}] if self.devices else None
         return {
             "Image": IMAGE,
             "Config": {"User": "2000:0"},
             "Mounts": [{"Type": "bind", "Source": source, "Destination": target} for source, target in self.mounts],
             "RestartCount": self.restarts,
             "State": {"Running": self.running, "StartedAt": self.started},
-            "HostConfig": {"Memory": int(self.limit * GIB), "DeviceRequests": requests},
+            "HostConfig": {"Memory": int(self.limit * GIB), "DeviceRequests": device_requests(self.compose)},
         }
 
     def stats(self) -> dict[str, Any]:

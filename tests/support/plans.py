@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import pynvml
 import pytest
 import yaml
@@ -30,7 +31,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.service.design impo
 from ansible_collections.inference.vllm.plugins.module_utils.weights.plan import FileSpec, Lock
 from support import fake_nvml
 from support.fake_nvml import FakeGpu
-from support.paths import ROLES
+from support.paths import ROLES, ROOT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RTX_4090 = FakeGpu(
@@ -60,6 +61,12 @@ def gpu_plan(host: gpus.Host | str | None = None, model: str = GPU_MODEL, **requ
     loaded = from_entry(catalogue.load(model))
     engine = engines.engine(versions.DEPLOYED, is_moe=loaded.is_moe)
     return solve(Case(loaded, where, engine, str), Requirements(**requirements), []).file()
+
+
+def sized(plan: PlanFile, **changed: Any) -> PlanFile:
+    """The plan with round sizes of a GPU, for tests that compare measured memory with them."""
+    sizes = {"kv_cache": 2.0, "card": 23.5, "resident": 20.5, "step": 1.5}
+    return replace(plan, per_gpu_gib={**(plan.per_gpu_gib or {}), **sizes}, **changed)
 
 
 def cpu_plan(model: str = CPU_MODEL) -> PlanFile:
@@ -94,6 +101,14 @@ def inputs(plan: PlanFile, image: ImageFile | None = None, **changed: Any) -> In
     """What a release of that plan is made from."""
     made = image or (pulled_image() if plan.accelerator == "nvidia" else built_image())
     return Inputs(catalogue.load(plan.model).as_dict(), plan, made, lock(plan.model), settings(**changed))
+
+
+def compose(plan: PlanFile, **changed: Any) -> dict[str, Any]:
+    """The compose file of a release of that plan, rendered as Ansible renders it."""
+    loader = jinja2.FileSystemLoader(ROOT / "templates")
+    environment = jinja2.Environment(loader=loader, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    values = design(inputs(plan, **changed), "inference.vllm 0.0.0")["compose"]
+    return dict(yaml.safe_load(environment.get_template("compose.yaml.j2").render(values)))
 
 
 def manifest(plan: PlanFile, **changed: Any) -> ManifestFile:

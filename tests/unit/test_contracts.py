@@ -13,19 +13,25 @@ from docs._generate import schemas
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ansible_collections.inference.vllm.plugins.module_utils.checks.registry import RESULTS
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import BenchmarkResult, VramResult
 from ansible_collections.inference.vllm.plugins.module_utils.contracts import (
     CONTRACTS,
     VERSION_KEY,
+    Check,
     Contract,
     ImageFile,
     LockFile,
     ManifestFile,
     PlanFile,
+    Verdict,
 )
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from support.paths import FIXTURES, ROOT
 from support.plans import built_image, cpu_plan, gpu_plan, lock, manifest, pulled_image, read_host
 
+FILES = FIXTURES / "schema_0"
+KINDS = {**CONTRACTS, **RESULTS}
 #: Each contract as its own writer makes it, on GPUs and on a CPU.
 WRITTEN: list[Contract] = [
     gpu_plan(),
@@ -38,6 +44,8 @@ WRITTEN: list[Contract] = [
     lock("tiny-qwen3-vl"),
     manifest(gpu_plan()),
     manifest(cpu_plan()),
+    Verdict("r1", (Check("greeting", True, value="Hello!"), Check("ocr", False, "warning", runbook="wrong_answer"))),
+    *(RESULTS[name].from_json(path.read_text(), name) for name in RESULTS for path in FILES.glob(f"*_{name}")),
 ]
 
 TEXT = st.text(max_size=8)
@@ -84,7 +92,7 @@ def test_the_schema_takes_what_the_writers_write_and_nothing_else(contract: Cont
             jsonschema.validate(contract.as_dict() | wrong, schema)
 
 
-@pytest.mark.parametrize("kind", CONTRACTS.values(), ids=CONTRACTS)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @given(data=st.data())
 def test_whatever_the_types_allow_is_read_back_equal(kind: type[Contract], data: st.DataObject) -> None:
     contract = data.draw(built(kind))
@@ -92,22 +100,40 @@ def test_whatever_the_types_allow_is_read_back_equal(kind: type[Contract], data:
 
 
 @pytest.mark.parametrize("host", ["gpu", "cpu"])
-@pytest.mark.parametrize("name", CONTRACTS)
+@pytest.mark.parametrize("name", KINDS)
 def test_files_without_a_version_are_read(name: str, host: str) -> None:
     """fixtures/schema_0 has files as the last version that wrote no schema version made them (fixtures/README.md)."""
-    text = (FIXTURES / "schema_0" / f"{host}_{name}").read_text()
-    contract = CONTRACTS[name].from_json(text, name)
+    text = (FILES / f"{host}_{name}").read_text()
+    contract = KINDS[name].from_json(text, name)
     assert VERSION_KEY not in json.loads(text)
-    assert contract == CONTRACTS[name].from_json(contract.to_json(), name)
+    assert contract == KINDS[name].from_json(contract.to_json(), name)
+
+
+def test_a_memory_result_without_a_version_has_moments_with_start_and_end() -> None:
+    text = (FILES / "gpu_vram.json").read_text()
+    moments = VramResult.from_json(text, "vram.json").moments
+    former = json.loads(text)["moments"]
+    assert [(moment.start, moment.end) for moment in moments.values()] == [
+        (moment["from"], moment["to"]) for moment in former.values()
+    ]
+
+
+def test_a_benchmark_without_a_version_names_the_release_of_a_comparison() -> None:
+    text = (FILES / "gpu_benchmark.json").read_text()
+    comparison = BenchmarkResult.from_json(text, "benchmark.json").comparisons["baseline"]
+    assert (comparison.release, len(comparison.rows)) == (
+        "r1",
+        len(json.loads(text)["comparisons"]["baseline"]["rows"]),
+    )
 
 
 def test_a_plan_without_a_version_has_a_row_for_each_gpu() -> None:
-    plan = PlanFile.from_json((FIXTURES / "schema_0" / "gpu_plan.json").read_text(), "plan.json")
+    plan = PlanFile.from_json((FILES / "gpu_plan.json").read_text(), "plan.json")
     assert plan == gpu_plan("4x RTX 4090", tensor_parallel_size=2)
     assert [gpu.selected for gpu in plan.gpus] == [True, True, False, False]
 
 
-@pytest.mark.parametrize("kind", CONTRACTS.values(), ids=CONTRACTS)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_a_newer_version_is_refused_by_name(kind: type[Contract]) -> None:
     with pytest.raises(RefusalError) as refused:
         kind.from_dict({VERSION_KEY: 99}, "/srv/file.json")
@@ -148,6 +174,12 @@ def without(contract: Contract, name: str) -> dict[str, Any]:
         (PlanFile, changed(cpu_plan(), environment={"A": 1}), "environment.A is 1, but must be text"),
         (PlanFile, without(cpu_plan(), "flags"), "missing fields: flags"),
         (PlanFile, {"gpus": [{"name": "X"}], "flags": {}}, "schema_version is 0, which does not fit: KeyError"),
+        (Verdict, changed(Verdict("r1"), ok=True), "ok is True, but must be False"),
+        (
+            Verdict,
+            changed(Verdict("r1", (Check("a", True),)), checks=[{"code": "a", "ok": True, "limit": []}]),
+            "checks[0].limit is [], but must be text or a whole number or a number or true or false",
+        ),
         (LockFile, changed(lock("tiny-qwen3-vl"), files={}), "files is {}, but must be a list"),
         (ManifestFile, changed(manifest(cpu_plan()), plan=None), "plan is None, but must be a mapping"),
         (

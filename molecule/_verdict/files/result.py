@@ -8,8 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "collections"))
 
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import CheckResult
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check
 
 release, *codes = sys.argv[1:]
 failed = [Check(code, False, message=f"wrong_answer: {code} was wrong", runbook="wrong_answer") for code in codes]
-sys.stdout.write(Verdict(release, (Check("greeting", True, message="hello"), *failed)).to_json())
+sys.stdout.write(CheckResult(release, (Check("greeting", True, message="hello"), *failed)).to_json())

@@ -20,9 +20,9 @@ from urllib.parse import urlsplit
 from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure
 
 HTTP_STATUS = "http status"
-# Failures after which nobody may listen at the address any more.
+# Failures after which the server may be gone.
 GONE = ("endpoint_unreachable", "connection_lost")
-# Status codes of a server that refuses a request without being broken by it.
+# Status codes of a server that rejects a request and keeps working.
 REFUSED = (400, 413, 415, 422)
 
 Result = TypeVar("Result")
@@ -206,16 +206,16 @@ class Session:
         self.model = target.model
         self.engine: dict[str, Any] = {"base_url": target.base_url}
         self.max_model_len = 0
-        # A proxy of the environment must not come between the check and a server on this machine.
+        # A server on this machine must not be reached through a proxy of the environment.
         trust_env = not _is_loopback(urlsplit(target.base_url).hostname or "")
         self._http = openai.DefaultHttpxClient(trust_env=trust_env)
         self._client = openai.OpenAI(
             base_url=target.base_url,
-            # The client insists on a key; a server without one ignores it.
+            # The client requires a key; a server without one ignores it.
             api_key=target.api_key or "none",
             timeout=openai.Timeout(target.timeout, connect=min(target.timeout, _PROBE_SECONDS)),
             max_retries=0,
-            # vLLM closes the connection after an internal error; a request that reused it would fail for no reason.
+            # vLLM closes the connection after an internal error; a request that reused it would fail.
             default_headers={"Connection": "close"},
             http_client=self._http,
         )
@@ -241,7 +241,7 @@ class Session:
         return [mapping_of(chunk.to_dict(warnings=False)) for chunk in self._client.chat.completions.create(**request)]
 
     def models(self, timeout: float) -> list[Mapping[str, Any]]:
-        """What the server serves."""
+        """The models that the server serves."""
         # Raw, because the client's own parser fails on a page that is not JSON.
         page = self._client.models.with_raw_response.list(timeout=timeout).http_response.json()
         entries = mapping_of(page).get("data")
@@ -255,12 +255,12 @@ class Session:
         return self.target.base_url.rstrip("/").removesuffix("/v1")
 
     def get(self, url: str) -> Any:
-        """Send a GET request, past the client of the OpenAI API; the response of its HTTP library."""
+        """Send a GET request without the client of the OpenAI API; returns the response of the HTTP library."""
         headers = {"Authorization": f"Bearer {self.target.api_key}"} if self.target.api_key else {}
         return self._http.get(url, headers=headers, timeout=min(self.target.timeout, _PROBE_SECONDS))
 
     def version(self) -> str:
-        """Version of the engine by its own account; empty where it reports none."""
+        """Version that the engine reports; empty if it reports none."""
         response = self.get(f"{self.root}/version")
         return text_of(mapping_of(response.json()).get("version")) if response.status_code == HTTPStatus.OK else ""
 
@@ -305,11 +305,11 @@ def within(seconds: float, function: Callable[[], Result]) -> Result:
     return box[0]
 
 
-# --- Naming what went wrong -----------------------------------------------------------------------------------------
+# --- Classification of errors ---------------------------------------------------------------------------------------
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, and what it was raised from, down to the first reason."""
+    """The error and its causes, down to the first one."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause
@@ -317,13 +317,13 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def classify(error: BaseException) -> Failure:
-    """Name whatever a client raised."""
+    """The named failure for an exception of a client."""
     import openai
 
     if isinstance(error, Failure):
         return error
     never_connected = any(type(cause).__name__ == "ConnectTimeout" for cause in _causes(error))
-    # Requests that bypass the client, such as the metrics, fail with the names of the HTTP library beneath it.
+    # Requests that bypass the client, such as the metrics, fail with exceptions of the HTTP library.
     kinds = {kind.__name__ for kind in type(error).__mro__}
     timed_out = isinstance(error, (openai.APITimeoutError, TimeoutError)) or "TimeoutException" in kinds
     if timed_out and not never_connected:

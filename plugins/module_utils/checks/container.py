@@ -1,4 +1,4 @@
-"""What Docker tells of one container: its memory, its limit, its GPUs, and whether it was started again."""
+"""A container as Docker describes it: its memory, its limit, its GPUs, and whether it was restarted."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 GIB = 2**30
 _SECONDS = 10
+_ALL = "all"
 
 
 class ContainerError(Exception):
-    """Docker does not answer, or not of this container; the message says which and why."""
+    """Docker does not answer, or does not have the container; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,9 @@ class State:
         restarts: How often Docker has started it again.
         started: When it was started last, as Docker writes it.
         limit_gib: Memory limit; 0 without one.
-        devices: GPUs that it was given by UUID or number; empty where it was given all, or none.
+        devices: GPUs that were requested for it by UUID or number.
+        device_count: Number of GPUs that were requested without naming them; Docker takes the first ones of the host.
+        all_devices: Whether all GPUs of the host were requested.
     """
 
     running: bool
@@ -33,33 +36,38 @@ class State:
     started: str
     limit_gib: float
     devices: tuple[str, ...] = ()
+    device_count: int = 0
+    all_devices: bool = False
 
 
 def state_of(inspected: Mapping[str, Any]) -> State:
-    """Read what ``docker inspect`` says."""
+    """Read the output of ``docker inspect``."""
     config = inspected.get("HostConfig") or {}
     state = inspected.get("State") or {}
     requests = config.get("DeviceRequests") or ()
     # Names of the Container Device Interface end in the number or UUID: nvidia.com/gpu=0.
     devices = tuple(str(device).rpartition("=")[2] for request in requests for device in request.get("DeviceIDs") or ())
+    counts = [int(request.get("Count") or 0) for request in requests]
     return State(
         running=bool(state.get("Running")),
         restarts=int(inspected.get("RestartCount") or 0),
         started=str(state.get("StartedAt") or ""),
         limit_gib=int(config.get("Memory") or 0) / GIB,
-        devices=devices,
+        devices=() if _ALL in devices else devices,
+        device_count=sum(count for count in counts if count > 0),
+        all_devices=_ALL in devices or any(count < 0 for count in counts),
     )
 
 
 def used_gib(stats: Mapping[str, Any]) -> float:
-    """Memory in use from Docker's figures: without the pages of files that the kernel may drop (inactive_file).
+    """Memory in use, from Docker's values: without the pages of files that the kernel may drop (inactive_file).
 
     Raises:
-        ContainerError: There is no figure, as for a container that does not run.
+        ContainerError: There is no value, as for a container that does not run.
     """
     memory = stats.get("memory_stats") or {}
     if "usage" not in memory:
-        raise ContainerError("Docker tells no memory of it; it does not run")
+        raise ContainerError("Docker reports no memory of it, so it does not run")
     details = memory.get("stats") or {}
     # The key of control groups version 1 sums up the groups below, as the usage does.
     droppable = details.get("total_inactive_file", details.get("inactive_file", 0))
@@ -67,16 +75,16 @@ def used_gib(stats: Mapping[str, Any]) -> float:
 
 
 def cgroup_of(processes_groups: str, container_id: str) -> tuple[str, str, str] | None:
-    """Files of the memory of a container's control group, and the key of what may be dropped in the second of them.
+    """Memory files of a control group, and the key of reclaimable memory in the second file.
 
-    Docker's own figures are read from these, but asking it costs some hundred times as much. None where the groups,
-    those of a process, are not those of the container: it then runs on another machine than this one.
+    Docker reads its values from these files, but a request to Docker costs about a hundred times as
+    much. None if the groups of the process are not those of the container: it then runs on another machine.
     """
     for line in processes_groups.splitlines():
         _, controllers, path = line.split(":", 2)
         if container_id not in path:
             continue
-        # Version 1 comes before the line of version 2, which may be there beside it without a controller.
+        # Version 1 comes before the line of version 2, which may also exist, without a controller.
         if "memory" in controllers.split(","):
             folder = f"/sys/fs/cgroup/memory{path}"
             return f"{folder}/memory.usage_in_bytes", f"{folder}/memory.stat", "total_inactive_file"
@@ -87,14 +95,14 @@ def cgroup_of(processes_groups: str, container_id: str) -> tuple[str, str, str] 
 
 
 def resident_gib(top: Mapping[str, Any]) -> float:
-    """Resident memory of a container's processes, from what ``docker top`` says of them; shared pages count each time.
+    """Resident memory of a container's processes, from ``docker top``; shared pages count once for each process.
 
     Raises:
         ContainerError: There is no process.
     """
     sizes = [int(row[-1]) for row in top.get("Processes") or ()]
     if not sizes:
-        raise ContainerError("Docker tells no process of it; it does not run")
+        raise ContainerError("Docker reports no process of it, so it does not run")
     return float(sum(sizes)) / 2**20
 
 
@@ -115,10 +123,10 @@ def group_on_this_machine(inspected: Mapping[str, Any]) -> tuple[Path, Path, str
 
 
 def group_gib(usage: Path, details: Path, droppable: str) -> float:
-    """Memory in use of a control group in GiB, without the pages of files that the kernel may drop.
+    """Memory in use of a control group in GiB, without reclaimable file pages.
 
     Raises:
-        ContainerError: There is no such group any more.
+        ContainerError: The group does not exist any more.
     """
     try:
         used = int(usage.read_text(encoding="ascii"))
@@ -129,10 +137,10 @@ def group_gib(usage: Path, details: Path, droppable: str) -> float:
 
 
 class Container:
-    """One container, asked through Docker's SDK; every method may raise ContainerError."""
+    """One container, through Docker's SDK; every method may raise ContainerError."""
 
     def __init__(self, name: str, docker_host: str) -> None:
-        """Name the container and the address of its engine; nothing is sent."""
+        """Keep the name and the address of Docker; nothing is sent."""
         self.name = name
         self.docker_host = docker_host
         self.by_processes = False
@@ -155,7 +163,7 @@ class Container:
         return state_of(self._ask("inspect_container"))
 
     def used_gib(self) -> float:
-        """Memory in use now, in GiB, from where `choose_figure` found it."""
+        """Memory in use now, in GiB, from the source that `choose_figure` chose."""
         try:
             if self._group:
                 return group_gib(*self._group)
@@ -166,9 +174,9 @@ class Container:
             raise ContainerError(f"container {self.name}: {error}") from error
 
     def choose_figure(self) -> None:
-        """Choose what to read from now on: the control group where it is this machine's, else Docker's figure.
+        """Choose the source: the control group if it is on this machine, else Docker.
 
-        It is that of the processes if Docker has none of a container that runs: no memory controller.
+        Without a memory controller Docker has no value for a running container; then the processes are read.
         """
         self._group = group_on_this_machine(self._ask("inspect_container"))
         try:

@@ -1,4 +1,4 @@
-"""What the modules that ask a server take for its address and its key."""
+"""Arguments that all modules that check a server share: its address and its key."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict, summary
+from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import summary
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.service.api_keys import reason_invalid
 
@@ -22,11 +23,11 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 
 def refusals_of(params: dict[str, Any], least: dict[str, float]) -> list[Refusal]:
-    """What is wrong with the arguments, all at once.
+    """All errors in the arguments.
 
     Args:
         params: The module's parameters.
-        least: The lowest value of each number among them.
+        least: Minimum of each number.
     """
     url = urlsplit(params["base_url"])
     report = params["report_path"]
@@ -35,23 +36,23 @@ def refusals_of(params: dict[str, Any], least: dict[str, float]) -> list[Refusal
         found.append(
             Refusal(
                 "bad_base_url",
-                f"base_url is {params['base_url']!r}; an address like http://127.0.0.1:8000/v1 is wanted.",
-                "Give scheme, host, port and the path /v1.",
+                f"base_url is {params['base_url']!r}; it must be an address like http://127.0.0.1:8000/v1.",
+                "Set scheme, host, port and the path /v1.",
             )
         )
     for name, lowest in least.items():
         if params[name] < lowest:
             found.append(
-                Refusal("bad_number", f"{name} is {params[name]}; at least {lowest} is wanted.", f"Set {name} higher.")
+                Refusal("bad_number", f"{name} is {params[name]}; the minimum is {lowest}.", f"Set {name} higher.")
             )
     if not params["release"].strip():
-        found.append(Refusal("no_release", "release is empty.", "Name the release under test."))
+        found.append(Refusal("no_release", "release is empty.", "Set it to the identifier of the release under test."))
     if report and not Path(report).parent.is_dir():
         found.append(
             Refusal(
                 "no_report_folder",
                 f"report_path is {report!r}, and its folder does not exist.",
-                "Make the folder first.",
+                "Create the folder first.",
             )
         )
     return found
@@ -73,7 +74,7 @@ def read_key(path: str | None) -> str:
             Refusal(
                 "api_key_file_unreadable",
                 f"api_key_file is {path!r}, and cannot be read: {reason}.",
-                "Name the file that the service reads its key from; the serve step makes it.",
+                "Set it to the file from which the service reads its key; playbooks/serve.yml creates it.",
             )
         ) from None
     if reason := reason_invalid(key):
@@ -81,14 +82,14 @@ def read_key(path: str | None) -> str:
             Refusal(
                 "api_key_file_unusable",
                 f"api_key_file is {path!r}, and does not hold an API key: {reason}.",
-                "Remove the file and run the serve step again, which makes a new key.",
+                "Remove the file and run playbooks/serve.yml, which creates a new key.",
             )
         )
     return key
 
 
 def key_of(params: dict[str, Any], least: dict[str, float]) -> str:
-    """The key, after everything that is wrong with the arguments has been looked for.
+    """The key, after all arguments were validated.
 
     Raises:
         RefusalError: The arguments or the key file cannot be used; names all reasons.
@@ -105,7 +106,7 @@ def key_of(params: dict[str, Any], least: dict[str, float]) -> str:
 
 
 def result_of(verdict: Verdict, report_path: str | None, fail: bool) -> dict[str, Any]:
-    """What the module returns. A failure names what failed and no more, because Ansible prints all of it."""
+    """Return value of the module. A failure contains only the failed checks, because Ansible prints all of it."""
     where = f"\nReport: {report_path}" if report_path else ""
     failed = fail and not verdict.ok
     return {

@@ -1,4 +1,4 @@
-"""The counters on an engine's metrics page, and the restarts that they reveal."""
+"""The counters on an engine's metrics page, and the restarts that follow from them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Session
 from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure, failed
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check
 
 
 def counter_of(metrics: str, name: str) -> float | None:
@@ -45,7 +45,7 @@ class Counters:
 
 
 def restarts_by_metrics(before: Counters, after: Counters, code: str) -> Check:
-    """Restarts of an engine whose container cannot be inspected: by its start time, and by counters that fell."""
+    """Restarts of an engine whose container cannot be inspected: from its start time and decreased counters."""
     unit = "restarts"
     if before.tokens is None and before.began is None:
         unknown = Failure("container_unreadable", "no container is named and there are no metrics to count restarts by")

@@ -1,4 +1,4 @@
-"""What an engine's log gives as the reason for its end.
+"""The reason for the end of an engine, from its log.
 
 The reason stands hundreds of lines before the end: a worker's exception comes first, then the engine core's about the
 worker, then the API server's about the core, each with a traceback. Seen in the logs of vLLM 0.26.0 and 0.32.0.
@@ -15,9 +15,9 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 _PROCESS = re.compile(r"^\([^()]+ pid=\d+\) ")
 #: Level, time and place, as ``ERROR 11-26 14:34:58 [core.py:1512] ``; a line of a traceback has one space more.
 _LEVEL = re.compile(r"^(DEBUG|INFO|WARNING|ERROR|CRITICAL) \d\d-\d\d \d\d:\d\d:\d\d \[([^\]]*)\] ?")
-#: The last line of a traceback, an argument that was not taken, and what the entry point of this project says.
+#: The last line of a traceback, a rejected argument, and messages of this project's entry point.
 _EXCEPTION = re.compile(r"^[\w.]*(Error|Exception|Interrupt|Exit)\b(:|$)|^\S+( \S+)?: error: |^\[[a-z]+(_[a-z]+)+\] ")
-#: Lines that say only that there is a reason elsewhere, or how to find one with other tools.
+#: Lines that only refer to a reason elsewhere or to other tools.
 _SAYS_NOTHING = re.compile(
     r"^Traceback \(most recent call last\)|^The above exception|^During handling|hit an exception\.$"
     r"|encountered a fatal error\.$|output_handler failed\.$|root cause|^Search for `|^CUDA kernel errors might be"
@@ -30,11 +30,11 @@ _LONGEST = 400
 
 
 def reasons(log: str, most: int = 5) -> list[str]:
-    """The lines of a log that tell why the engine ended, the first cause first, none twice.
+    """The lines of a log that explain why the engine ended, the first cause first, without duplicates.
 
     Args:
         log: Text of the log, plain or not.
-        most: So many lines at most.
+        most: Maximum number of lines.
     """
     return list(dict.fromkeys(_telling(log)))[:most]
 
@@ -48,7 +48,7 @@ def _telling(log: str) -> Iterator[str]:
         if level and (level[1] not in ("ERROR", "CRITICAL") or _DUMPS.search(level[2])):
             explains = False
         elif explains and text.startswith("  "):
-            # Pydantic says in the next line, indented, what is wrong.
+            # Pydantic describes the error in the next, indented line.
             yield text.strip()[:_LONGEST]
             explains = False
         elif text and not text[0].isspace() and (level or _EXCEPTION.match(text)):
@@ -64,5 +64,5 @@ def last_lines(log: str, count: int) -> list[str]:
 
 
 def plain(log: str) -> str:
-    """A log without what is meant for a terminal."""
+    """A log without control sequences of a terminal."""
     return _ESCAPES.sub("", log)

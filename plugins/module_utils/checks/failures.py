@@ -6,10 +6,13 @@ how to diagnose it and how to fix it. The report embeds that text; there is no s
 
 from __future__ import annotations
 
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Scalar
+from ansible_collections.inference.vllm.plugins.module_utils.checks.registry import HOST_CHECKS
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check, Scalar, Severity
 
 NAMES = frozenset(
     {
+        # Values of the host.
+        *(row.failure for row in HOST_CHECKS),
         # The server and its answers: client.py, smoke/.
         "bad_request_accepted",
         "bad_response",
@@ -76,7 +79,7 @@ def failed(
     limit: Scalar = None,
     unit: str | None = None,
     *,
-    severity: str = "error",
+    severity: Severity = "error",
     seconds: float = 0.0,
 ) -> Check:
     """The check with that code, not ok for a named reason."""

@@ -1,4 +1,4 @@
-"""Reads memory again and again in a thread of its own, and keeps what it read."""
+"""Samples memory in a separate thread."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 # A reading that takes longer is a driver or a Docker engine that hangs.
 _STUCK_SECONDS = 15.0
-# Readings that a moment needs, so that one odd figure does not decide.
+# Minimum number of readings in a moment, so that a single outlier does not decide.
 _LEAST = 2
 
 
@@ -39,10 +39,10 @@ class Window:
 
 
 class Sampler:
-    """Samples from `start` to `stop`. The first reading that fails is the last one; `failure` then says why."""
+    """Samples from `start` to `stop`. The first reading that fails ends the series; `failure` is the reason."""
 
     def __init__(self, read: Callable[[], Mapping[str, float]], interval: float) -> None:
-        """Say what to call, and how many seconds lie between two calls; nothing is called yet."""
+        """Keep the function and the seconds between two calls; nothing is called yet."""
         self.samples: list[Sample] = []
         self.failure = ""
         self.cpu_seconds = 0.0
@@ -59,7 +59,7 @@ class Sampler:
         self._thread.start()
 
     def stop(self) -> None:
-        """Read no more; what hangs in a reading is left behind, and named in `failure`."""
+        """Stop the thread; a reading that hangs is abandoned and reported in `failure`."""
         self._end.set()
         self._thread.join(max(self._alive + _STUCK_SECONDS - time.monotonic(), 0.1))
         if self._thread.is_alive() and not self.failure:
@@ -70,7 +70,7 @@ class Sampler:
         return time.monotonic() - self._begin
 
     def rest(self, seconds: float) -> Window:
-        """Let time pass, and longer until there are readings of it, unless the sampler has failed or hangs."""
+        """Wait, at least until there are enough readings, unless the sampler has failed or hangs."""
         start = self.now()
         time.sleep(seconds)
         while len(Window(start, self.now()).of(self.samples)) < _LEAST and not self.failure:
@@ -84,7 +84,7 @@ class Sampler:
             self._alive = time.monotonic()
             try:
                 gib = dict(self._read())
-            except Exception as error:  # whatever a driver or a daemon comes up with ends the series, not the check
+            except Exception as error:  # any error of a driver or daemon ends the series, not the check
                 self.failure = f"{error}" or type(error).__name__
                 break
             # The figure is of a moment between call and return.

@@ -1,8 +1,7 @@
-"""The frame of the modules that check a server: from their arguments to what they return."""
+"""Common part of the modules that check a server: arguments, result file and return value."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +10,7 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks import endpoint
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import ManifestFile, Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError, join
 
@@ -34,12 +33,12 @@ def run(
 
     Args:
         arguments: Its arguments.
-        prepare: Looks for all that can be refused, and gives the server and what else ``ask`` needs. May raise
+        prepare: Validates the arguments, and returns the server and what else ``ask`` needs. May raise
             RefusalError.
-        ask: Asks the server, and gives the verdict and the files that are to be written. May raise ImportError; the
+        ask: Runs the check, and returns the verdict and the files to write. May raise ImportError; the
             files may raise OSError as they are taken.
-        unsent: What check mode says instead of asking; empty where it asks as well.
-        library: What is missing where an ImportError does not say it.
+        unsent: Message of check mode, which then does not run the check; empty if check mode runs it.
+        library: Missing library if an ImportError does not name one.
         outputs: Arguments with the path of a file that is written. Check mode writes none, so it needs no folder; the
             task that makes it has only been predicted.
     """
@@ -48,7 +47,7 @@ def run(
     try:
         for name in outputs:
             if params[name]:
-                # An old result must never pass for a new one, however this run ends.
+                # An old result must not count as a new one, however this run ends.
                 Path(params[name]).unlink(missing_ok=True)
         target, plan = prepare(params)
     except RefusalError as error:
@@ -82,26 +81,23 @@ def target_of(params: Params, least: dict[str, float]) -> Target:
 
 
 def report_of(params: Params, text: str) -> Files:
-    """The report as a file to write; none where none is wanted."""
+    """The report as a file to write; empty without a path."""
     return [(Path(params["report_path"]), text)] if params["report_path"] else []
 
 
-def from_manifest(path: str, of: Callable[[Any], Value]) -> Value:
+def from_manifest(path: str, of: Callable[[ManifestFile], Value]) -> Value:
     """What ``of`` makes of a manifest.json.
 
     Raises:
         RefusalError: It is missing, unreadable, or no manifest.
     """
     try:
-        return of(json.loads(Path(path).read_text(encoding="utf-8")))
+        return of(ManifestFile.from_json(Path(path).read_text(encoding="utf-8", errors="replace"), path))
     except OSError as error:
-        reason = f"cannot be read: {error.strerror}"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"is no manifest with a plan and flags ({type(error).__name__}: {error})"
-    raise RefusalError(
-        Refusal(
-            "manifest_unusable",
-            f"manifest_path is {path!r}, and {reason}.",
-            "Name the manifest.json of the release that runs; the serve step writes it.",
-        )
-    )
+        reason = f"{path} cannot be read: {error.strerror}."
+    except RefusalError as error:
+        reason = " ".join(refusal.message for refusal in error.refusals)
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"{path} has no complete plan and flags ({type(error).__name__}: {error})."
+    fix = "Set manifest_path to the manifest.json of the release that runs; playbooks/serve.yml writes it."
+    raise RefusalError(Refusal("manifest_unusable", f"manifest_path cannot be used: {reason}", fix))

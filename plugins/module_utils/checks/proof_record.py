@@ -1,7 +1,7 @@
-"""Which start of a container the last full proof of its release was of, so that nothing is proven twice for nothing.
+"""Which start of a container the last full proof of its release is about, so that no release is proven twice.
 
-``reports/<id>/proof.json`` is written after a full proof that was good. It stands for as long as the container is not
-started again, whoever does that, and as the same is asked.
+``reports/<id>/proof.json`` is written after a full proof that was good. It is valid until the container is restarted
+or the settings or the code of the checks change.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks.container import State
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict, VerdictError
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 
 RECORD, VERDICT = "proof.json", "verdict.json"
 
@@ -25,7 +26,7 @@ class Record:
         release: The release that was proven.
         container: Name of its container.
         started: Start of that container, as Docker writes it, to the nanosecond.
-        settings: Digest of what was asked and of what asked it.
+        settings: Digest of the settings and the code of the checks.
         finished: End of the proof, UTC, ISO 8601.
     """
 
@@ -37,7 +38,7 @@ class Record:
 
     @classmethod
     def of(cls, text: str) -> Record | None:
-        """Read a stored one; None where the text is none."""
+        """Read a stored record; None if the text is not a record."""
         try:
             data = json.loads(text)
             return cls(**{item.name: str(data[item.name]) for item in fields(cls)})
@@ -46,17 +47,17 @@ class Record:
 
 
 def stored(folder: Path) -> tuple[Record | None, Verdict | None]:
-    """The record and the verdict of a folder of reports, each None where it is missing or not to be read."""
+    """The record and the verdict of a folder of reports, each None if it is missing or unreadable."""
     return Record.of(_text(folder / RECORD)), _verdict(_text(folder / VERDICT))
 
 
 def doubt(record: Record | None, verdict: Verdict | None, wanted: Record, state: State) -> str:
-    """Why a proof does not stand for the container that runs now; empty where it does.
+    """Why a proof is not valid for the container that runs now; empty if it is.
 
     Args:
         record: The last full proof.
-        verdict: What was last said of the release, also by a part of the checks.
-        wanted: What the proof would have to be of; its end does not matter.
+        verdict: The last verdict on the release, possibly of some of the checks.
+        wanted: The record that the proof must equal, except for its end.
         state: The container now.
     """
     judged = _judged(verdict, wanted.release)
@@ -98,6 +99,6 @@ def _text(path: Path) -> str:
 
 def _verdict(text: str) -> Verdict | None:
     try:
-        return Verdict.from_json(text)
-    except VerdictError:
+        return Verdict.from_json(text, VERDICT)
+    except RefusalError:
         return None

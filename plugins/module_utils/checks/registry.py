@@ -1,4 +1,4 @@
-"""The check roles: a row for each, and which of them a run of the verify playbook makes.
+"""The check roles and the host checks: a row for each, and which roles a run of the verify playbook runs.
 
 Everything that goes through the check roles reads :data:`CHECKS`: the verify playbook, the results that a verdict is
 made of, the digest of what a proof asks, the report, and the tests.
@@ -6,8 +6,17 @@ made of, the digest of what a proof asks, the report, and the tests.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from ansible_collections.inference.vllm.plugins.module_utils.checks import host
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import (
+    BenchmarkResult,
+    CheckResult,
+    StabilityResult,
+    VramResult,
+)
 
 
 @dataclass(frozen=True)
@@ -18,12 +27,14 @@ class CheckRole:
         name: Tag of the verify playbook, and stem of the result file.
         role: Name of the role.
         title: Heading of its result in the report.
+        result: Type of its result file.
         default: Whether every proof of a release includes it. Else ``--tags`` or a variable of the playbook adds it.
     """
 
     name: str
     role: str
     title: str
+    result: type[CheckResult] = CheckResult
     default: bool = True
 
     @property
@@ -35,11 +46,44 @@ class CheckRole:
 # In the order in which they run.
 CHECKS = (
     CheckRole("smoke", "smoke_test", "Answers and refusals"),
-    CheckRole("vram", "vram_check", "Memory over time, and what was planned"),
-    CheckRole("stability", "stability", "Stability: mixed requests"),
-    CheckRole("benchmark", "benchmark", "Speed: latency and throughput", default=False),
+    CheckRole("vram", "vram_check", "Memory, planned and measured", VramResult),
+    CheckRole("stability", "stability", "Stability: mixed requests", StabilityResult),
+    CheckRole("benchmark", "benchmark", "Speed: latency and throughput", BenchmarkResult, default=False),
 )
+#: Type of each result file, by the name of the file.
+RESULTS: Mapping[str, type[CheckResult]] = {check.file: check.result for check in CHECKS}
 ALL = "all"
+
+
+@dataclass(frozen=True)
+class HostCheck:
+    """A value of the host that must not fall below two limits. Role smoke_test checks it for a deployed release.
+
+    To add a check, write a function in ``host.py``, add a row to :data:`HOST_CHECKS`, and write the runbook
+    ``docs/runbooks/<failure>.md``.
+
+    Attributes:
+        code: Code of the check, and its name in ``smoke_test_host_limits``.
+        measure: Function that reads the value, with the path of ``vllm_home``. May raise OSError.
+        what: What the value is, as the subject of a message.
+        unit: Unit of the value and the limits.
+        warn: Default limit below which the check is a warning.
+        fail: Default limit below which the check fails the release.
+        failure: Name of the failure and of its runbook.
+    """
+
+    code: str
+    measure: Callable[[Path], float]
+    what: str
+    unit: str
+    warn: float
+    fail: float
+    failure: str
+
+
+HOST_CHECKS: tuple[HostCheck, ...] = (
+    HostCheck("disk_left", host.disk_left, "free disk space of vllm_home", "GiB", warn=20, fail=2, failure="disk_low"),
+)
 
 
 def chain_of(also: Sequence[str] = (), without: Sequence[str] = ()) -> list[str]:

@@ -1,7 +1,7 @@
-"""The stability check: mixed requests for some time, and whether the service stays as it was.
+"""The stability check: mixed requests for some time, and whether the service stays stable.
 
 Several clients send texts, streams, JSON, images and long prompts in turn. Every request must be answered and its
-tokens counted; the engine must not restart; and, where the check lasts long enough to tell, answers must not become
+tokens counted; the engine must not restart; and, if the check lasts long enough, answers must not become
 slower and memory must not grow.
 """
 
@@ -15,10 +15,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from types import ModuleType
-from typing import Any
+from typing import Literal
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks import verdict
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import (
@@ -32,24 +32,24 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.container im
 from ansible_collections.inference.vllm.plugins.module_utils.checks.engine_counters import Counters, restarts_by_metrics
 from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure, failed
 from ansible_collections.inference.vllm.plugins.module_utils.checks.memory_sampler import Sample, Sampler
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import Latency, Series, StabilityResult
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import cases as smoke_cases
 from ansible_collections.inference.vllm.plugins.module_utils.checks.steps import (
     HUNG_AFTER,
-    Result,
     Seen,
     Step,
     endpoint_step,
     engine_of,
     run_steps,
 )
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import judge as vram_judge
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import load as vram_load
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import run as vram_run
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.judge import Expected
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.run import Source
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check, Verdict
 
-# Requests in turn: name, images that it holds, share of the context that is words.
+# Kinds of requests, in the order in which they are sent.
 _KINDS = ("text", "image", "stream", "long_text", "json", "images")
 _TEXT_WORDS = 24
 _ANSWER_TOKENS = 16
@@ -57,7 +57,7 @@ _JSON_TOKENS = 64
 # A word can be two tokens; an image in the grid of 32 x 32 pixels has one for each cell.
 _LONG_SHARE = 4
 _CELL = 32
-# Fewer requests in a third of the time say nothing about latency, fewer readings nothing about memory.
+# Minimum number of requests in a third of the time to judge latency, and of readings to judge memory.
 _LEAST_REQUESTS = 8
 _LEAST_READINGS = 6
 MOST_POINTS = 600
@@ -68,16 +68,16 @@ class Settings:
     """How to check.
 
     Attributes:
-        requests: Requests that are sent at least.
-        minutes: How long to go on at least; drift is judged where this is not 0.
-        concurrency: Requests at once.
-        images: Images that one request may hold; 0 for a model without eyes.
+        requests: Minimum number of requests.
+        minutes: Minimum duration; drift is judged unless this is 0.
+        concurrency: Concurrent requests.
+        images: Images that one request may hold; 0 for a model without vision.
         max_pixels: Pixels of the largest image that is sent.
-        latency_drift: How many times longer answers may take at the end than at the beginning.
+        latency_drift: Limit of the latency at the end divided by that at the beginning.
         memory_drift: GiB that memory may grow from the middle third to the last.
         metrics_url: Address of the engine's metrics.
-        container: Name of the engine's container; empty where Docker cannot be asked.
-        docker_host: Where Docker listens.
+        container: Name of the engine's container; empty if Docker cannot be used.
+        docker_host: Address of Docker.
         accelerator: ``nvidia`` or ``cpu``: what memory is read.
         interval: Seconds between two readings of the memory.
         timeout: Longest time for one request, seconds.
@@ -112,7 +112,7 @@ class Done:
 
 
 def kinds_of(images: int) -> tuple[str, ...]:
-    """The kinds of requests that a server with so many images per request takes, in their order."""
+    """The kinds of requests, in order, for a server that accepts `images` images per request."""
     seeing = {0: (), 1: ("image",)}.get(images, ("image", "images"))
     return tuple(kind for kind in _KINDS if kind not in ("image", "images") or kind in seeing)
 
@@ -148,7 +148,7 @@ def ask(session: Session, kind: str, settings: Settings) -> None:
 
 
 class _Load:
-    """Clients that send in turn until enough was sent for long enough, or nobody answers any more."""
+    """Clients that send requests until the minimum number and duration are reached, or the server is gone."""
 
     def __init__(self, session: Session, settings: Settings) -> None:
         self.session, self.settings = session, settings
@@ -160,7 +160,7 @@ class _Load:
         self._hung = 0
 
     def run(self) -> None:
-        """Send all of it."""
+        """Send all requests."""
         self._begin = time.monotonic()
         workers = [threading.Thread(target=self._work, daemon=True) for _ in range(self.settings.concurrency)]
         for worker in workers:
@@ -182,7 +182,7 @@ class _Load:
             start = self._now()
             failure: Failure | None = None
             try:
-                # The client gives up first, with the better message; the outer limit is for servers that drip.
+                # The client stops first; the outer limit is for servers that send byte by byte.
                 within(1.1 * self.settings.timeout, partial(ask, self.session, kind, self.settings))
             except Exception as error:
                 failure = classify(error)
@@ -199,13 +199,13 @@ class _Load:
             self.stopped = self.stopped or done.failure
 
 
-# --- What it was like -----------------------------------------------------------------------------------------------
+# --- Evaluation -----------------------------------------------------------------------------------------------------
 
 
 def drift_of(done: Sequence[Done]) -> float | None:
-    """How many times longer answers took in the last third of the time than in the first, kinds taken out.
+    """Latency in the last third of the time divided by that in the first, normalised by kind.
 
-    None where there are too few to say.
+    None with too few requests.
     """
     good = [item for item in done if item.failure is None]
     if not good:
@@ -225,7 +225,7 @@ def drift_of(done: Sequence[Done]) -> float | None:
 def growth_of(samples: Sequence[Sample]) -> tuple[str, float] | None:
     """Which series grew most from the middle third of the time to the last, and by how many GiB.
 
-    The first third is left for caches to fill. None where there are too few readings.
+    The first third is left for caches to fill. None with too few readings.
     """
     if not samples:
         return None
@@ -247,14 +247,14 @@ def requests_check(done: Sequence[Done], wanted: int, stopped: Failure | None) -
     """Whether every request was answered.
 
     Raises:
-        Failure: The commonest reason for which one was not.
+        Failure: The most frequent reason.
     """
     bad = [item.failure for item in done if item.failure]
     answered = len(done) - len(bad)
     if not bad and answered >= wanted:
         mixed = ", ".join(f"{count} {kind}" for kind, count in Counter(item.kind for item in done).items())
         return Seen(f"{answered} mixed requests, all answered: {mixed}", answered)
-    # Of an engine that dies, some requests see the death, and others only that nobody is there any more.
+    # When an engine dies, some requests are cut off and later ones cannot connect; the former are the cause.
     names = Counter(failure.name for failure in bad if failure.name != "endpoint_unreachable")
     name = names.most_common(1)[0][0] if names else bad[0].name
     worst = next(failure for failure in bad if failure.name == name)
@@ -292,7 +292,7 @@ def _memory(samples: Sequence[Sample], failure: Failure | None, limit: float, un
         return failed(code, failure, limit, unit)
     growth = growth_of(samples)
     if growth is None:
-        seldom = Failure("client_error", "memory was read too seldom to see it grow")
+        seldom = Failure("client_error", "there are too few readings to judge the growth of memory")
         return failed(code, unsent or seldom, limit, unit)
     name, gib = growth
     message = f"{name} holds {gib:+.2f} GiB in the last third, compared with the middle one"
@@ -302,13 +302,13 @@ def _memory(samples: Sequence[Sample], failure: Failure | None, limit: float, un
 
 
 def _unseen(check: Check) -> Failure:
-    return Failure(str(check.runbook), f"not seen, because {check.code} failed")
+    return Failure(str(check.runbook), f"not measured, because {check.code} failed")
 
 
-# --- The whole ------------------------------------------------------------------------------------------------------
+# --- The run --------------------------------------------------------------------------------------------------------
 
 
-def run(target: Target, release: str, settings: Settings, pynvml: ModuleType | None) -> Result:
+def run(target: Target, release: str, settings: Settings, pynvml: ModuleType | None) -> StabilityResult:
     """Check a server; never raises for what a server, a driver or Docker does.
 
     Raises:
@@ -331,7 +331,7 @@ def run(target: Target, release: str, settings: Settings, pynvml: ModuleType | N
             after = vram_run.state_after(container, before, checks)
             checks.insert(2, vram_run.restarts_of(before, after, "stability_restarts"))
     gpus = () if isinstance(source, Failure) else source.gpus
-    return Result(Verdict(release, tuple(checks), engine_of(session), gpus, started, verdict.now()), run.detail())
+    return run.result(Verdict(release, tuple(checks), engine_of(session), gpus, started, verdict.now()))
 
 
 class _Run:
@@ -340,13 +340,15 @@ class _Run:
     def __init__(self, session: Session, settings: Settings, source: Source | Failure) -> None:
         self.session, self.settings = session, settings
         self.failure = source if isinstance(source, Failure) else None
-        self.name = "none" if isinstance(source, Failure) else source.name
+        self.name: Literal["nvml", "container", "processes", "none"] = "none"
+        if not isinstance(source, Failure):
+            self.name = source.name
         read: Callable[[], Mapping[str, float]] = dict if isinstance(source, Failure) else source.read
         self.sampler = Sampler(read, settings.interval)
         self.load = _Load(session, settings)
 
     def checks(self) -> list[Check]:
-        """The requests first, then what they did to the engine."""
+        """Send the requests, then check the engine."""
         settings = self.settings
         limit = 60 * settings.minutes + (settings.requests / settings.concurrency + 2) * settings.timeout * 1.2
         if not self.failure:
@@ -386,40 +388,41 @@ class _Run:
         self.load.run()
         return requests_check(self.load.done, self.settings.requests, self.load.stopped)
 
-    def detail(self) -> dict[str, Any]:
-        """What ``stability.json`` holds beside the verdict."""
+    def result(self, judged: Verdict) -> StabilityResult:
+        """The content of ``stability.json``."""
         done, samples = list(self.load.done), list(self.sampler.samples)
         names = list(samples[0].gib) if samples else []
         growth = growth_of(samples)
-        return {
-            "requests": len(done),
-            "errors": sum(item.failure is not None for item in done),
-            "seconds": round(max((item.start + item.seconds for item in done), default=0.0), 1),
-            "concurrency": self.settings.concurrency,
-            "minutes": self.settings.minutes,
-            "latency_drift": drift_of(done),
-            "memory_drift_gib": growth[1] if growth else None,
-            "latency_ms": {kind: _latencies(done, kind) for kind in dict.fromkeys(item.kind for item in done)},
-            "points": {
+        return StabilityResult(
+            *(getattr(judged, each.name) for each in fields(judged)),
+            requests=len(done),
+            errors=sum(item.failure is not None for item in done),
+            seconds=round(max((item.start + item.seconds for item in done), default=0.0), 1),
+            concurrency=self.settings.concurrency,
+            minutes=self.settings.minutes,
+            latency_drift=drift_of(done),
+            memory_drift_gib=growth[1] if growth else None,
+            latency_ms={kind: _latencies(done, kind) for kind in dict.fromkeys(item.kind for item in done)},
+            points={
                 kind: _thinned([item for item in done if item.kind == kind and item.failure is None])
                 for kind in dict.fromkeys(item.kind for item in done)
             },
-            "source": self.name,
-            "samples": {name: vram_judge.thinned(samples, name) for name in names},
-        }
+            source=self.name,
+            samples={name: vram_judge.thinned(samples, name) for name in names},
+        )
 
 
-def _latencies(done: Sequence[Done], kind: str) -> dict[str, float | int]:
+def _latencies(done: Sequence[Done], kind: str) -> Latency:
     """Count, median and 95th percentile of one kind, milliseconds."""
     times = sorted(item.seconds for item in done if item.kind == kind and item.failure is None)
     if not times:
-        return {"count": 0}
+        return Latency(0)
     late = times[min(math.ceil(0.95 * len(times)), len(times)) - 1]
-    return {"count": len(times), "median": round(1000 * statistics.median(times)), "p95": round(1000 * late)}
+    return Latency(len(times), round(1000 * statistics.median(times)), round(1000 * late))
 
 
-def _thinned(done: Sequence[Done]) -> list[list[float]]:
-    """Start and duration of requests, seconds; at most some hundred, in equal steps."""
-    points = sorted([item.start, item.seconds] for item in done)
+def _thinned(done: Sequence[Done]) -> Series:
+    """Start and duration of requests, seconds; at most some hundred, evenly thinned."""
+    points = sorted((item.start, item.seconds) for item in done)
     step = max(math.ceil(len(points) * len(_KINDS) / MOST_POINTS), 1)
-    return points[::step]
+    return tuple(points[::step])

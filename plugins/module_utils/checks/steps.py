@@ -7,18 +7,17 @@ it as an exception, and no step that did not run counts as good.
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks import client, verdict
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Session
 from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure, failed
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Scalar, Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check, Scalar, Severity
 
 # A slow first request is possible; two in a row that do not finish are a hung engine.
 HUNG_AFTER = 2
@@ -50,24 +49,12 @@ class Step:
 
     code: str
     run: Callable[[Session], Seen]
-    severity: str = "error"
+    severity: Severity = "error"
     limit: Scalar = None
     unit: str | None = None
     gate: bool = False
     timeout: float | None = None
     concurrent: bool = False
-
-
-@dataclass
-class Result:
-    """The result of a check role: its checks, and what its result file holds beside them."""
-
-    verdict: Verdict
-    detail: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """The content of the result file: a verdict and more."""
-        return json.dumps(self.verdict.as_dict() | self.detail, indent=1, ensure_ascii=False) + "\n"
 
 
 def endpoint_step(code: str, model: str) -> Step:
@@ -81,7 +68,9 @@ def _identify(session: Session) -> Seen:
     if not session.model and len(served) == 1:
         session.model = next(iter(served))
     if session.model not in served:
-        raise Failure("unknown_model", f"{session.model or 'one model'!r} is wanted, the server serves {names}", names)
+        raise Failure(
+            "unknown_model", f"{session.model or 'one model'!r} is required, the server serves {names}", names
+        )
     session.max_model_len = client.count_of(served[session.model].get("max_model_len"))
     session.engine.update(
         model=session.model,
@@ -119,7 +108,7 @@ def _check(step: Step, outcome: Seen | Failure, seconds: float, secret: str) -> 
 
 def _try(session: Session, step: Step, timeout: float) -> Seen | Failure:
     try:
-        # The client gives up first, with the better message; the outer limit is for servers that drip.
+        # The client stops first, with the better message; the outer limit is for servers that send byte by byte.
         return client.within(timeout * 1.1, lambda: step.run(session))
     except Exception as error:
         failure = client.classify(error)
@@ -143,10 +132,10 @@ def batches(steps: Sequence[Step], size: int) -> Iterator[Sequence[Step]]:
 
 
 def run_steps(session: Session, steps: Sequence[Step]) -> list[Check]:
-    """Run all steps in order; never raises for what a server does.
+    """Run all steps in order; errors of the server become failed checks.
 
     When the server is gone, hung, or not the wanted one, the remaining steps are not run: each becomes a check that is
-    not ok and says why. So a dead server costs seconds, not the number of steps times the limit.
+    not ok, with the reason. So a dead server costs seconds, not the number of steps times the limit.
     """
     target = session.target
     size = max(target.concurrency, 1)

@@ -1,32 +1,43 @@
-"""Two releases side by side: what differs in what they are, what they do, and how fast and large they are."""
+"""Comparison of two releases: contents, checks, speed and memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark import figures as benchmark_figures
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import (
+    BenchmarkResult,
+    CheckResult,
+    StabilityResult,
+    VramResult,
+)
 from ansible_collections.inference.vllm.plugins.module_utils.columns import columns
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import ManifestFile
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.report import load as report_load
 from ansible_collections.inference.vllm.plugins.module_utils.report import view as report
 
+Result = TypeVar("Result", bound=CheckResult)
+#: A release and its files.
+Side = tuple[str, Mapping[str, str]]
 _NOTHING = "-"
 _MS = "ms"
-# What a release is, in its manifest; the plan's own figures follow from these.
+# Parts of the manifest that define a release.
 _IDENTITY = ("accelerator", "environment", "flags", "image", "model")
 
 
 def view(
     before: Mapping[str, str], after: Mapping[str, str], names: tuple[str, str], host: str, tolerance: float
 ) -> dict[str, Any]:
-    """All that the comparison shows.
+    """Everything that the comparison shows.
 
     Args:
         before: Name to text of the files of one release: manifest, verdict and results, as far as they are there.
         after: Those of the other.
         names: Identifiers of both.
         host: Name of the host in the inventory.
-        tolerance: Share by which a figure may be worse.
+        tolerance: Fraction by which a figure may be worse.
 
     Returns:
         A mapping of strings, booleans, and lists and mappings of these.
@@ -58,18 +69,25 @@ def _verdict(name: str, files: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _facts(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[dict[str, str]]:
-    """What the manifests say differently."""
-    old, new = (
-        {row["label"]: row["value"] for row in report.rows_of({name: data[name] for name in _IDENTITY if name in data})}
-        for data in (report.parse("manifest.json", files.get("manifest.json")) for files in (before, after))
-    )
+    """What differs between the manifests."""
+    old, new = ({row["label"]: row["value"] for row in report.rows_of(_identity(files))} for files in (before, after))
     for label in dict.fromkeys([*old, *new]):
         if old.get(label) != new.get(label):
             yield {"label": label, "before": old.get(label, _NOTHING), "after": new.get(label, _NOTHING)}
 
 
-def _checks(before: tuple[str, Mapping[str, str]], after: tuple[str, Mapping[str, str]]) -> Iterator[dict[str, str]]:
-    """Checks that ended differently, or that only one of them has, with what was seen where one failed."""
+def _identity(files: Mapping[str, str]) -> dict[str, Any]:
+    """What a release is made of; empty without a manifest that can be read."""
+    try:
+        manifest = ManifestFile.from_json(files.get("manifest.json"), "manifest.json")
+    except RefusalError:
+        return {}
+    data = manifest.as_dict()
+    return {"gpus": benchmark_figures.gpus_of(manifest)} | {name: data[name] for name in _IDENTITY}
+
+
+def _checks(before: Side, after: Side) -> Iterator[dict[str, str]]:
+    """Checks with different results, or that only one release has; with the message of the failure if there is one."""
     old, new = ({check.code: check for check in report.verdict_of(*side).checks} for side in (before, after))
     for code in dict.fromkeys([*old, *new]):
         states = [_state(checks.get(code)) for checks in (old, new)]
@@ -83,63 +101,49 @@ def _state(check: Any) -> str:
     return _NOTHING if check is None else "ok" if check.ok else "failed" if check.decides else "warning"
 
 
-def _results(
-    before: tuple[str, Mapping[str, str]], after: tuple[str, Mapping[str, str]], name: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    return report.result_of(*before, name), report.result_of(*after, name)
+def _results(before: Side, after: Side, kind: type[Result], name: str) -> tuple[Result, Result] | None:
+    """Both results; None unless both can be read."""
+    old, new = (report.result_of(*side, kind, name) for side in (before, after))
+    return (old, new) if old and new else None
 
 
-def _speed(
-    before: tuple[str, Mapping[str, str]], after: tuple[str, Mapping[str, str]], tolerance: float
-) -> list[dict[str, str]]:
-    try:
-        rows = benchmark_figures.compare(*_results(before, after, "benchmark.json"), tolerance)
-        return [report_load.compared(row) for row in rows]
-    except (KeyError, TypeError, ValueError, AttributeError):
+def _speed(before: Side, after: Side, tolerance: float) -> list[dict[str, str]]:
+    both = _results(before, after, BenchmarkResult, "benchmark.json")
+    return [report_load.compared(row) for row in benchmark_figures.compare(*both, tolerance)] if both else []
+
+
+def _load(before: Side, after: Side, tolerance: float) -> list[dict[str, str]]:
+    """Latency of each kind of request in the stability check; empty if the number of clients differs."""
+    both = _results(before, after, StabilityResult, "stability.json")
+    if both is None or both[0].concurrency != both[1].concurrency:
         return []
+    old, new = (result.latency_ms for result in both)
+    return [
+        _row(f"mixed requests, {kind}: median", old[kind].median, new[kind].median, _MS, tolerance)
+        for kind in old
+        if kind in new
+    ]
 
 
-def _load(
-    before: tuple[str, Mapping[str, str]], after: tuple[str, Mapping[str, str]], tolerance: float
-) -> list[dict[str, str]]:
-    """Latency of each kind of the stability check; empty where the number of clients was not the same."""
-    old, new = _results(before, after, "stability.json")
-    if old.get("concurrency") != new.get("concurrency"):
-        return []
-    try:
-        return [
-            _row(f"mixed requests, {kind}: median", times.get("median"), new["latency_ms"][kind].get("median"), _MS,
-                 tolerance)
-            for kind, times in old.get("latency_ms", {}).items()
-            if kind in new.get("latency_ms", {})
-        ]  # fmt: skip
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return []
-
-
-def _memory(
-    before: tuple[str, Mapping[str, str]], after: tuple[str, Mapping[str, str]], tolerance: float
-) -> list[dict[str, str]]:
-    """Memory at rest and at its peak, the tokens of the cache, and what was left."""
+def _memory(before: Side, after: Side, tolerance: float) -> list[dict[str, str]]:
+    """Memory of the idle engine and under load, and the tokens of the KV cache."""
     words = {"resident": "memory of the idle engine", "peak": "memory under load", "kv_cache_tokens": "KV cache"}
-    try:
-        old, new = (
-            {term["term"]: term for term in data.get("terms", ())} for data in _results(before, after, "vram.json")
-        )
-        return [
-            _row(word, old[term]["measured"], new[term]["measured"], old[term]["unit"], tolerance,
-                 more_is_better=term == "kv_cache_tokens")
-            for term, word in words.items()
-            if term in old and term in new
-        ]  # fmt: skip
-    except (KeyError, TypeError, ValueError, AttributeError):
+    both = _results(before, after, VramResult, "vram.json")
+    if both is None:
         return []
+    old, new = ({term.term: term for term in result.terms} for result in both)
+    return [
+        _row(word, old[term].measured, new[term].measured, old[term].unit, tolerance,
+             more_is_better=term == "kv_cache_tokens")
+        for term, word in words.items()
+        if term in old and term in new
+    ]  # fmt: skip
 
 
 def _row(
     what: str, before: Any, after: Any, unit: str, tolerance: float, *, more_is_better: bool = False
 ) -> dict[str, str]:
-    """One figure of both; what only one has is not judged."""
+    """One figure of both releases; it is not judged if only one has it."""
     if before is None or after is None:
         shown = [_NOTHING if value is None else f"{value:g} {unit}" for value in (before, after)]
         return {"what": what, "before": shown[0], "after": shown[1], "change": _NOTHING, "judged": "same"}

@@ -1,6 +1,6 @@
-"""The five criteria by which the study of the migration wanted to be judged, each held against what was seen.
+"""The five acceptance criteria of the migration, each with its result.
 
-What no check of this release saw is *not measured*, and never counts as met.
+A criterion that no check of this release measured is *not measured*; it does not count as met.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check
 
 MET, MISSED, UNMEASURED = "met", "missed", "not measured"
 MOST_GIB = 24.0
@@ -57,7 +57,7 @@ def _vision(checks: Mapping[str, Check]) -> tuple[str, str]:
 def _text(checks: Mapping[str, Check]) -> tuple[str, str]:
     check = checks.get("benchmark_text_regression")
     if check is None:
-        return UNMEASURED, "No result of the text model is there to hold this one against"
+        return UNMEASURED, "There is no result of the text model to compare with"
     return MET if check.ok else MISSED, check.message
 
 

@@ -5,6 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import (
+    BenchmarkPoint,
+    BenchmarkResult,
+    ComparedFigure,
+    StabilityResult,
+)
 from ansible_collections.inference.vllm.plugins.module_utils.report import plot as report_plot
 
 _NOTHING = "-"
@@ -25,28 +31,16 @@ _FIGURES = {
 }
 
 
-def _whole(make: Callable[[Mapping[str, Any]], dict[str, Any]], data: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What is made of a result; None of a broken one, which is a failed check."""
-    try:
-        return make(data)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-        return None
-
-
-def stability(data: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The stability check: requests by kind, and how long each took."""
-    return _whole(_stability, data)
-
-
-def _stability(data: Mapping[str, Any]) -> dict[str, Any]:
-    drift, growth = data["latency_drift"], data["memory_drift_gib"]
+def stability(data: StabilityResult) -> dict[str, Any]:
+    """The stability check: requests by kind, and their latency."""
+    drift, growth = data.latency_drift, data.memory_drift_gib
     drifts = [
         *([] if drift is None else [f"the last third took {drift:.2f} times as long as the first"]),
         *([] if growth is None else [f"memory changed by {growth:+.2f} GiB from the middle third to the last"]),
     ]
     about = (
-        f"{data['requests']} requests in {data['seconds']:.0f} s by {data['concurrency']} clients at once,"
-        f" {data['errors']} errors."
+        f"{data.requests} requests in {data.seconds:.0f} s by {data.concurrency} concurrent clients,"
+        f" {data.errors} errors."
     )
     if drifts:
         changes = "; ".join(drifts)
@@ -56,66 +50,61 @@ def _stability(data: Mapping[str, Any]) -> dict[str, Any]:
         "table": [
             {
                 "kind": _KINDS.get(kind, kind),
-                "count": str(times["count"]),
-                "median": _figure(times.get("median"), "ms"),
-                "p95": _figure(times.get("p95"), "ms"),
+                "count": str(times.count),
+                "median": _figure(times.median, "ms"),
+                "p95": _figure(times.p95, "ms"),
             }
-            for kind, times in data["latency_ms"].items()
+            for kind, times in data.latency_ms.items()
         ],
-        "plot": report_plot.over_time({_KINDS.get(kind, kind): points for kind, points in data["points"].items()}, "s"),
+        "plot": report_plot.over_time({_KINDS.get(kind, kind): points for kind, points in data.points.items()}, "s"),
     }
 
 
-def benchmark(data: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The benchmark: each point, throughput and first token over the number of requests at once, and comparisons."""
-    return _whole(_benchmark, data)
-
-
-def _benchmark(data: Mapping[str, Any]) -> dict[str, Any]:
-    points, goals = data["points"], data["goals"]
+def benchmark(data: BenchmarkResult) -> dict[str, Any]:
+    """The benchmark: each point, throughput and first token by the number of concurrent requests, and comparisons."""
+    figures: tuple[tuple[str, str, Callable[[BenchmarkPoint], float]], ...] = (
+        ("Output", "tokens/s", lambda point: point.output_tokens_per_s),
+        ("First token, median", "ms", lambda point: point.ttft_ms["median"]),
+    )
     return {
         "about": (
-            f"{data['driver']}, prompts of seed {data['seed']}. A request counts as good with its first token within"
-            f" {goals['ttft_ms']:g} ms and {goals['tpot_ms']:g} ms for each further one."
+            f"{data.driver}, prompts of seed {data.seed}. A request counts as good with its first token within"
+            f" {data.goals.ttft_ms:g} ms and {data.goals.tpot_ms:g} ms for each further one."
         ),
-        "table": [_point(point) for point in points],
+        "table": [_point(point) for point in data.points],
         "plots": [
-            {"title": title, **report_plot.over_steps(_series(points, *path), unit, "at once")}
-            for title, unit, path in (
-                ("Output", "tokens/s", ("output_tokens_per_s",)),
-                ("First token, median", "ms", ("ttft_ms", "median")),
-            )
-            if points
+            {"title": title, **report_plot.over_steps(_series(data.points, figure), unit, "concurrent")}
+            for title, unit, figure in figures
+            if data.points
         ],
         "comparisons": [
             {
-                "title": f"{name.replace('_', ' ').capitalize()}: against release {comparison['with']}",
-                "rows": [compared(row) for row in comparison["rows"]],
+                "title": f"{name.replace('_', ' ').capitalize()}: compared with release {comparison.release}",
+                "rows": [compared(row) for row in comparison.rows],
             }
-            for name, comparison in (data.get("comparisons") or {}).items()
+            for name, comparison in data.comparisons.items()
         ],
-        "key": {name: value for name, value in data["key"].items() if name != "flags"},
+        "key": {name: value for name, value in data.key.items() if name != "flags"},
     }
 
 
-def name_of(point: Mapping[str, Any]) -> str:
-    """What a point is called."""
-    images, again = point.get("images"), " again" if point["again"] else ""
-    size = f", {images} x {point['side']} px" if images else ""
-    return f"{point['workload']}{again} ({point['input_tokens']} in, {point['output_tokens']} out{size})"
+def name_of(point: BenchmarkPoint) -> str:
+    """Name of a point, with the sizes of its workload."""
+    again = " again" if point.again else ""
+    size = f", {point.images} x {point.side} px" if point.images else ""
+    return f"{point.workload}{again} ({point.input_tokens} in, {point.output_tokens} out{size})"
 
 
-def _point(point: Mapping[str, Any]) -> dict[str, str]:
+def _point(point: BenchmarkPoint) -> dict[str, str]:
     return {
         "name": name_of(point),
-        "concurrency": str(point["concurrency"]),
-        "ttft": _times(point["ttft_ms"], 0),
-        "tpot": _times(point["tpot_ms"], 1),
-        # Not every tool keeps these.
-        "itl": _times(point.get("itl_ms"), 1),
-        "output": f"{point['output_tokens_per_s']:.1f}",
-        "requests": f"{point['requests_per_s']:.2f}",
-        "goodput": f"{point['goodput_per_s']:.2f}",
+        "concurrency": str(point.concurrency),
+        "ttft": _times(point.ttft_ms, 0),
+        "tpot": _times(point.tpot_ms, 1),
+        "itl": _times(point.itl_ms, 1),
+        "output": f"{point.output_tokens_per_s:.1f}",
+        "requests": f"{point.requests_per_s:.2f}",
+        "goodput": f"{point.goodput_per_s:.2f}",
     }
 
 
@@ -123,26 +112,23 @@ def _times(times: Mapping[str, float] | None, digits: int) -> str:
     return f"{times['median']:.{digits}f} / {times['p95']:.{digits}f}" if times else _NOTHING
 
 
-def _series(points: Sequence[Mapping[str, Any]], *path: str) -> dict[str, dict[int, float]]:
-    """A figure of each workload by the number of requests at once."""
+def _series(points: Sequence[BenchmarkPoint], figure: Callable[[BenchmarkPoint], float]) -> dict[str, dict[int, float]]:
+    """A figure of each workload by the number of concurrent requests."""
     found: dict[str, dict[int, float]] = {}
     for point in points:
-        value: Any = point
-        for part in path:
-            value = value[part]
-        found.setdefault(point["workload"] + (" again" if point["again"] else ""), {})[point["concurrency"]] = value
+        found.setdefault(point.workload + (" again" if point.again else ""), {})[point.concurrency] = figure(point)
     return found
 
 
-def compared(row: Mapping[str, Any]) -> dict[str, str]:
+def compared(row: ComparedFigure) -> dict[str, str]:
     """A row of a comparison."""
-    again = " again" if row["again"] else ""
+    again = " again" if row.again else ""
     return {
-        "what": f"{row['workload']}{again}, {row['concurrency']} at once: {_FIGURES.get(row['figure'], row['figure'])}",
-        "before": _figure(row["before"], row["unit"]),
-        "after": _figure(row["after"], row["unit"]),
-        "change": _NOTHING if row["change"] is None else f"{100 * row['change']:+.1f} %",
-        "judged": row["judged"],
+        "what": f"{row.workload}{again}, {row.concurrency} concurrent: {_FIGURES.get(row.figure, row.figure)}",
+        "before": _figure(row.before, row.unit),
+        "after": _figure(row.after, row.unit),
+        "change": _NOTHING if row.change is None else f"{100 * row.change:+.1f} %",
+        "judged": row.judged,
     }
 
 

@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import Term, VramResult
 from ansible_collections.inference.vllm.plugins.module_utils.report import plot as report_plot
 
 # A limit is drawn up to this many times the memory in use; a higher one would flatten the lines at the bottom.
@@ -22,41 +22,29 @@ _WORDS = {
 }
 
 
-def view(data: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the page shows of a memory check.
-
-    Args:
-        data: The content of ``vram.json``.
-
-    Returns:
-        Strings, booleans, and lists and mappings of these; None where the check has left nothing that can be shown.
-    """
-    try:
-        return {"table": [_row(term) for term in data["terms"]], "about": _about(data), **_plot(data)}
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-        # A broken file is a failed check; the report has no plot of it.
-        return None
+def view(data: VramResult) -> dict[str, Any]:
+    """What the page shows of a memory check: strings, booleans, and lists and mappings of these."""
+    return {"table": [_row(term) for term in data.terms], "about": _about(data), **_plot(data)}
 
 
-def _about(data: Mapping[str, Any]) -> str:
-    readings, seconds = data["sampling"]["readings"], data["sampling"]["seconds"]
+def _about(data: VramResult) -> str:
+    readings, seconds = data.sampling.readings, data.sampling.seconds
     source = {
         "nvml": "Memory of the GPUs, read by NVML",
         "container": "Memory of the engine's container, because the host has no GPU",
         "processes": "Resident memory of the engine's processes, because the host has no GPU",
-    }.get(data["source"], "Memory could not be read")
-    limit = f" Limit: {data['limit_gib']:.2f} GiB, {data['limit_is']}." if data["limit_gib"] else ""
+    }.get(data.source, "Memory could not be read")
+    limit = f" Limit: {data.limit_gib:.2f} GiB, {data.limit_is}." if data.limit_gib else ""
     return f"{source}; {readings} readings in {seconds} s.{limit}"
 
 
-def _row(term: Mapping[str, Any]) -> dict[str, str]:
-    predicted, measured, unit = term["predicted"], term["measured"], term["unit"]
-    both = predicted is not None and measured is not None
+def _row(term: Term) -> dict[str, str]:
+    predicted, measured, unit = term.predicted, term.measured, term.unit
     return {
-        "term": _WORDS.get(term["term"], str(term["term"])),
+        "term": _WORDS.get(term.term, term.term),
         "predicted": _figure(predicted, unit),
         "measured": _figure(measured, unit),
-        "difference": _figure(measured - predicted, unit, "+") if both else "-",
+        "difference": "-" if predicted is None or measured is None else _figure(measured - predicted, unit, "+"),
     }
 
 
@@ -66,9 +54,9 @@ def _figure(value: float | None, unit: str, sign: str = "") -> str:
     return f"{value:{sign}d} {unit}" if isinstance(value, int) else f"{value:{sign}.2f} {unit}"
 
 
-def _plot(data: Mapping[str, Any]) -> dict[str, Any]:
+def _plot(data: VramResult) -> dict[str, Any]:
     """Lines, rules and bands; empty where nothing was read."""
-    series = {str(name): points for name, points in data["samples"].items() if points}
+    series = {name: points for name, points in data.samples.items() if points}
     if not series:
         return {"lines": [], "rules": [], "bands": [], "heights": [], "times": []}
     levels = [gib for points in series.values() for _, gib in points]
@@ -94,25 +82,25 @@ def _plot(data: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _rules(data: Mapping[str, Any]) -> list[tuple[float, str, str]]:
+def _rules(data: VramResult) -> list[tuple[float, str, str]]:
     """Level lines: what memory must stay below, and what the plan predicted."""
-    predicted = {term["term"]: term["predicted"] for term in data["terms"]}
+    predicted = {term.term: term.predicted for term in data.terms}
     named = (
-        (data["limit_gib"], str(data["limit_is"]), "limit"),
+        (data.limit_gib, data.limit_is, "limit"),
         (predicted.get("peak"), "planned under load", "plan"),
         (predicted.get("resident"), "planned for the idle engine", "idle"),
     )
     return [(float(gib), label, kind) for gib, label, kind in named if gib is not None]
 
 
-def _bands(data: Mapping[str, Any], seconds: float) -> list[dict[str, str]]:
+def _bands(data: VramResult, seconds: float) -> list[dict[str, str]]:
     """The moments that were judged: at rest, and under load."""
     return [
         {
-            "from": report_plot.share(moment["from"], seconds),
-            "width": report_plot.share(min(moment["to"], seconds) - moment["from"], seconds),
+            "from": report_plot.share(moment.start, seconds),
+            "width": report_plot.share(min(moment.end, seconds) - moment.start, seconds),
             "kind": "load" if name == "under_load" else "rest",
         }
         # The rest after the first round lies on the load, so it comes last.
-        for name, moment in sorted(data["moments"].items(), key=lambda item: item[0] != "under_load")
+        for name, moment in sorted(data.moments.items(), key=lambda item: item[0] != "under_load")
     ]

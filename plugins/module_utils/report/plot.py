@@ -78,7 +78,7 @@ def share(part: float, whole: float) -> str:
 
 
 def points_of(points: Points, width: float, scale: Scale) -> str:
-    """The corners of a line, for an SVG of 1000 x 1000 units that is so many seconds wide."""
+    """The corners of a line, for an SVG of 1000 x 1000 units and a width in seconds."""
     return " ".join(f"{UNITS * at / width:.1f},{UNITS * scale.from_top(value):.1f}" for at, value in points)
 
 
@@ -102,7 +102,7 @@ def over_time(series: Mapping[str, Points], unit: str) -> dict[str, Any]:
 
 
 def over_steps(series: Mapping[str, Mapping[int, float]], unit: str, word: str) -> dict[str, Any]:
-    """Each series as a line over some numbers in even steps, whatever lies between them: 1, 8 and 16 at once."""
+    """Each series over numbers at equal distances, such as 1, 8 and 16 concurrent requests."""
     filled = {name: values for name, values in series.items() if values}
     if not filled:
         return empty(unit)

@@ -1,7 +1,7 @@
-"""What the report of a release says: computed here, so that the template only renders it.
+"""Content of the report of a release: computed here, so that the template only renders it.
 
-The files of the chain go in as text, as far as they exist; a view comes out that holds nothing but strings, booleans
-and lists of them. A report is made of what was found, also when that is nothing: then it says that nothing was proven.
+The input is the text of the files that exist; the output is a view of strings, booleans and lists of them. Without any
+file there is a report as well, which states that nothing was proven.
 """
 
 from __future__ import annotations
@@ -10,17 +10,20 @@ import base64
 import io
 import json
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import HTTP_STATUS
+from ansible_collections.inference.vllm.plugins.module_utils.checks.combine import combine
 from ansible_collections.inference.vllm.plugins.module_utils.checks.registry import CHECKS
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import CheckResult
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import cases as smoke_cases
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import extended
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES, Case
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict, VerdictError, combine
 from ansible_collections.inference.vllm.plugins.module_utils.columns import columns
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import CONTRACTS, VERSION_KEY, Check, Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.report import criteria as report_criteria
 from ansible_collections.inference.vllm.plugins.module_utils.report import load as report_load
 from ansible_collections.inference.vllm.plugins.module_utils.report import memory as report_memory
@@ -28,8 +31,8 @@ from ansible_collections.inference.vllm.plugins.module_utils.report import runbo
 
 # Part of the report, file that it comes from. The verdict's own files are not among them.
 SECTIONS = (("Release", "manifest.json"), ("Engine image", "image.json"), ("Plan", "plan.json"))
-# What the report shows of a check's result beside its checks.
-DETAILS: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]] = {
+# Details of a result that the report shows in addition to its checks.
+DETAILS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     "vram": report_memory.view,
     "stability": report_load.stability,
     "benchmark": report_load.benchmark,
@@ -37,8 +40,12 @@ DETAILS: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any] | None]] = {
 # All files that a report is made of.
 FILES = (*(name for _, name in SECTIONS), *(check.file for check in CHECKS), "verdict.json")
 NOTHING = "-"
+Result = TypeVar("Result", bound=CheckResult)
 _PALETTE_COLOURS = 256
 _EXACT_BELOW = 10.0
+_LEAST_SHARE = 2.0
+# Order of the checks in the table: what needs attention comes first.
+_RANKS = ("failed", "warning", "ok")
 
 
 # --- Small parts ----------------------------------------------------------------------------------------------------
@@ -60,7 +67,7 @@ def picture_url(name: str) -> str:
 
 
 def _pictures(case: Case | None) -> list[dict[str, str]]:
-    """The pictures of a case; none where Pillow is missing, which a report can live without."""
+    """The pictures of a case; none without Pillow."""
     try:
         return [{"name": name, "url": picture_url(name)} for name in case.images] if case else []
     except ImportError:
@@ -68,7 +75,7 @@ def _pictures(case: Case | None) -> list[dict[str, str]]:
 
 
 def text_of(value: Any) -> str:
-    """A value of JSON as people write it."""
+    """A JSON value as text for people."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if value is None or value == "":
@@ -79,50 +86,62 @@ def text_of(value: Any) -> str:
 
 
 def rows_of(data: Mapping[str, Any], prefix: str = "") -> Iterator[dict[str, str]]:
-    """Every value in nested mappings as a row; the label is the path to it."""
+    """Every value in nested mappings as a row; the label is the path to it. A mapping in a list is one row."""
     for key, value in data.items():
+        if key == VERSION_KEY:
+            continue
         label = f"{prefix}{key}"
         if isinstance(value, Mapping) and value:
             yield from rows_of(value, f"{label}.")
+        elif _is_table(value):
+            for number, item in enumerate(value):
+                cells = (f"{name} {text_of(cell)}" for name, cell in item.items() if cell is not None)
+                yield {"label": f"{label}[{number}]", "value": ", ".join(cells)}
         else:
             yield {"label": label, "value": text_of(value)}
 
 
+def _is_table(value: Any) -> bool:
+    return bool(value) and isinstance(value, Sequence) and all(isinstance(item, Mapping) for item in value)
+
+
 def seconds_of(seconds: float) -> str:
-    """A duration with the digits that mean something."""
+    """A duration with its significant digits."""
     return f"{seconds:.2f} s" if seconds < _EXACT_BELOW else f"{seconds:.0f} s"
 
 
 def parse(name: str, text: str | None) -> dict[str, Any]:
-    """The content of a JSON file; a file that is not a JSON object says so in its own words."""
+    """The content of a file; for a file that cannot be read, the reason under ``unreadable``."""
     if text is None:
         return {}
     try:
-        data = json.loads(text)
-    except ValueError as error:
-        return {"unreadable": f"{name} is not JSON: {error}"}
-    return data if isinstance(data, dict) else {"unreadable": f"{name} holds no JSON object"}
+        return CONTRACTS[name].from_json(text, name).as_dict()
+    except RefusalError as error:
+        return {"unreadable": " ".join(refusal.message for refusal in error.refusals)}
 
 
 # --- The verdict ----------------------------------------------------------------------------------------------------
 
 
 def verdict_of(release: str, files: Mapping[str, str]) -> Verdict:
-    """The stored verdict; where there is none of this release, what the results say, if only that they are missing."""
-    # The other checks come after the first one, and only where that was good.
+    """The stored verdict; if there is none of this release, the verdict over the results."""
+    # The other checks run only after the first one was good.
     present = [check for check in CHECKS if check is CHECKS[0] or check.file in files]
     results = {check.name: files.get(check.file) for check in present}
     try:
-        stored = Verdict.from_json(files.get("verdict.json", ""))
-    except VerdictError:
+        stored = Verdict.from_json(files.get("verdict.json"), "verdict.json")
+    except RefusalError:
         return combine(release, results)
     return stored if stored.release == release else combine(release, results)
 
 
-def result_of(release: str, files: Mapping[str, str], name: str) -> dict[str, Any]:
-    """A result file of this release; empty where there is none."""
-    data = parse(name, files.get(name))
-    return data if data.get("release") == release else {}
+def result_of(release: str, files: Mapping[str, str], kind: type[Result], name: str) -> Result | None:
+    """A result of this release; None if there is none that can be read."""
+    try:
+        result = kind.from_json(files.get(name), name)
+    except RefusalError:
+        return None
+    return result if result.release == release else None
 
 
 def _headline(verdict: Verdict) -> str:
@@ -137,19 +156,29 @@ def _status(check: Check) -> str:
     return "ok" if check.ok else "failed" if check.decides else "warning"
 
 
+def _rank(check: Check) -> int:
+    return _RANKS.index(_status(check))
+
+
 def _check_view(check: Check, slowest: float) -> dict[str, Any]:
     case = next((case for case in extended.ALL_CASES if case.code == check.code), None)
     return {
         "code": check.code,
         "status": _status(check),
         "seconds": seconds_of(check.seconds) if check.seconds else NOTHING,
-        "share": f"{100 * check.seconds / slowest:.1f}" if slowest else "0",
+        "share": _share(check.seconds, slowest),
         "message": check.message,
         "shown": _seen(check) if case and check.ok else check.message,
         "asked": case.prompt if case else "",
         "pictures": _pictures(case),
         "seen": _seen(check),
     }
+
+
+def _share(seconds: float, slowest: float) -> str:
+    """Length of a bar in percent; empty for a duration that is too short to be seen."""
+    share = 100 * seconds / slowest if slowest else 0.0
+    return f"{share:.1f}" if share >= _LEAST_SHARE else ""
 
 
 def _seen(check: Check) -> str:
@@ -164,27 +193,35 @@ def _seen(check: Check) -> str:
 
 def _problems(verdict: Verdict) -> list[dict[str, Any]]:
     """Each failure once, with its runbook and the checks that have it."""
-    by_name: dict[str, list[str]] = {}
+    by_name: dict[str, list[Check]] = {}
     for check in verdict.failures:
-        by_name.setdefault(check.runbook or "failed", []).append(check.code)
-    return [{"name": name, "checks": codes, **_runbook(name)} for name, codes in by_name.items()]
+        by_name.setdefault(check.runbook or "failed", []).append(check)
+    return [
+        {
+            "name": name,
+            "checks": [check.code for check in checks],
+            "found": [{"code": check.code, "message": check.message.removeprefix(f"{name}: ")} for check in checks],
+            **_runbook(name),
+        }
+        for name, checks in by_name.items()
+    ]
 
 
 def _runbook(name: str) -> dict[str, str]:
-    """The summary, path and text of a runbook; a failure without one says so."""
+    """The summary, path and text of a runbook, or a note that there is none."""
     runbook = runbooks.find(name)
     if runbook is None:
         return {"summary": "There is no runbook. The message of the check gives the reason.", "path": "", "text": ""}
-    return {"summary": runbook.summary, "path": f"docs/runbooks/{name}.md", "text": runbook.body}
+    return {"summary": runbook.summary.replace("`", ""), "path": f"docs/runbooks/{name}.md", "text": runbook.body}
 
 
 # --- How to ask -----------------------------------------------------------------------------------------------------
 
 
 def _example_case(verdict: Verdict) -> Case | None:
-    """The question about one picture, of those the model is known to answer, with the shortest picture.
+    """The question with the smallest picture that the model answered correctly.
 
-    None where Pillow is missing.
+    None without Pillow.
     """
     cases = [case for case in CASES if case.kind == "chat" and len(case.images) == 1]
     proven = {check.code for check in verdict.checks if check.ok}
@@ -198,10 +235,10 @@ def _example_case(verdict: Verdict) -> Case | None:
 
 
 def curl_of(verdict: Verdict, key_file: str) -> str:
-    """A command that asks the service about a picture, to be pasted into a shell on the host.
+    """A shell command for the host that sends a question about a picture.
 
-    The key goes from its file to curl through a pipe, so it stands neither in the command nor in the list of processes.
-    Without Pillow the question has no picture; where no server reported its model there is no command.
+    The key is piped from its file to curl, so it is neither in the command nor in the list of processes.
+    Without Pillow the question has no picture; without a model that a server reported there is no command.
     """
     if not (verdict.engine.get("base_url") and verdict.engine.get("model")):
         return ""
@@ -225,7 +262,7 @@ def curl_of(verdict: Verdict, key_file: str) -> str:
     return "\n".join(lines)
 
 
-# --- The whole ------------------------------------------------------------------------------------------------------
+# --- The report -----------------------------------------------------------------------------------------------------
 
 
 def paths_of(folders: Iterable[str]) -> list[str]:
@@ -241,7 +278,7 @@ def files_of(read: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 def view(
     files: Mapping[str, str], release: str, host: str, key_file: str, folder: str, *, again: str = ""
 ) -> dict[str, Any]:
-    """All that the report shows.
+    """Everything that the report shows.
 
     Args:
         files: Name to text of those files of the chain that exist.
@@ -249,16 +286,22 @@ def view(
         host: Name of the host in the inventory.
         key_file: File on the host that holds the API key; empty for a server without one.
         folder: Folder on the host that holds the report.
-        again: Command that runs the checks once more; empty for the one that does so for a host of the inventory.
+        again: Command that runs the checks again; empty for the command for a host of the inventory.
 
     Returns:
         A mapping of strings, booleans, and lists and mappings of these.
     """
     verdict = verdict_of(release, files)
     parsed = {name: parse(name, files.get(name)) for _, name in SECTIONS}
+    # The host's own image.json and plan.json may already be those of a later release.
+    parsed |= {
+        f"{part}.json": parsed["manifest.json"].pop(part)
+        for part in ("image", "plan")
+        if part in parsed["manifest.json"]
+    }
     flags = parsed["manifest.json"].pop("flags", None) or parsed["plan.json"].get("flags") or {}
     parsed["plan.json"].pop("flags", None)
-    results = {check.name: result_of(release, files, check.file) for check in CHECKS}
+    results = {check.name: result_of(release, files, check.result, check.file) for check in CHECKS}
     slowest = max((check.seconds for check in verdict.checks), default=0.0)
     return {
         "release": release,
@@ -272,10 +315,10 @@ def view(
         "model": text_of(verdict.engine.get("model")),
         "version": text_of(verdict.engine.get("version")),
         "problems": _problems(verdict),
-        "checks": [_check_view(check, slowest) for check in verdict.checks],
-        "criteria": report_criteria.criteria(verdict.checks, str(results["vram"].get("source"))),
+        "checks": [_check_view(check, slowest) for check in sorted(verdict.checks, key=_rank)],
+        "criteria": report_criteria.criteria(verdict.checks, getattr(results["vram"], "source", "none")),
         "titles": {check.name: check.title for check in CHECKS},
-        **{name: show(results[name]) for name, show in DETAILS.items()},
+        **{name: show(results[name]) if results[name] else None for name, show in DETAILS.items()},
         "sections": [
             {"title": "Engine", "file": CHECKS[0].file, "rows": list(rows_of(verdict.engine))},
             {"title": "Flags", "file": "manifest.json", "rows": list(rows_of(flags) if flags else ())},

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.columns import columns
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refusal, RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.service.releases import MANIFEST, Store, problems_of
 
@@ -145,17 +146,15 @@ def _release_of(container: Mapping[str, Any]) -> str:
 
 def _past(home: Path, release_id: str, current: bool, problems: Sequence[str]) -> Past:
     manifest = _read(home / "releases" / release_id / MANIFEST)
-    verdict = _read(home / "reports" / release_id / VERDICT)
+    verdict = _verdict(home / "reports" / release_id / VERDICT)
     model, image = (_mapping(manifest.get(key)) for key in ("model", "image"))
-    checks = [_mapping(check) for check in verdict.get("checks") or ()]
-    failures = tuple(str(c.get("code")) for c in checks if not c.get("ok") and c.get("severity") == "error")
-    state = PREPARED if not verdict else PROVEN if verdict.get("ok") is True else FAILED
+    state = PREPARED if verdict is None else PROVEN if verdict.ok else FAILED
     return Past(
         id=release_id,
         current=current,
         state=state,
-        finished=str(verdict.get("finished") or ""),
-        failures=failures,
+        finished=verdict.finished if verdict else "",
+        failures=tuple(check.code for check in verdict.failures) if verdict else (),
         model=str(model.get("name") or ""),
         commit=str(model.get("commit") or ""),
         image=str(image.get("reference") or ""),
@@ -165,6 +164,13 @@ def _past(home: Path, release_id: str, current: bool, problems: Sequence[str]) -
 
 def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def _verdict(path: Path) -> Verdict | None:
+    try:
+        return Verdict.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
+    except (OSError, RefusalError):
+        return None
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -76,7 +76,7 @@ def test_the_end_is_shown_without_colours_and_empty_lines() -> None:
 
 @pytest.fixture
 def docker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in that prints what it was called with and the file beside it; a real one runs in the scenario."""
+    """A stand-in that prints its arguments and the file next to it; the scenario runs a real one."""
     program = tmp_path / "bin" / "docker"
     program.parent.mkdir()
     program.write_text('#!/bin/sh\necho "$*" >"$0.called"\ncat "$0.log" || exit 1\n')

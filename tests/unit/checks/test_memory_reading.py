@@ -15,8 +15,9 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.memory_sampl
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.memory import GpuMemory
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from support import fake_nvml
-from support.fake_docker import NAME, FakeContainer, fake_docker
+from support.fake_docker import NAME, FakeContainer, device_requests, fake_docker, requesting
 from support.fake_nvml import FakeGpu
+from support.plans import compose, gpu_plan
 
 GIB = 2**30
 
@@ -51,10 +52,32 @@ def test_a_gpu_that_cannot_be_opened_ends_nvml_again(monkeypatch: pytest.MonkeyP
     assert library.calls[-1] == "nvmlShutdown"
 
 
-def test_docker_tells_the_state_of_a_container() -> None:
-    with fake_docker(FakeContainer(devices=("GPU-1", "nvidia.com/gpu=GPU-2"))) as host, Container(NAME, host) as one:
-        assert one.state() == State(True, 0, "2026-01-01T00:00:00.5Z", 32.0, ("GPU-1", "GPU-2"))
-        assert one.used_gib() == 3.0
+STARTED = "2026-01-01T00:00:00.5Z"
+
+
+@pytest.mark.parametrize(
+    ("compose", "state"),
+    [
+        ({}, State(True, 0, STARTED, 32.0)),
+        (requesting(device_ids=["GPU-1", "GPU-2"]), State(True, 0, STARTED, 32.0, ("GPU-1", "GPU-2"))),
+        (requesting(driver="cdi", device_ids=["nvidia.com/gpu=1"]), State(True, 0, STARTED, 32.0, ("1",))),
+        (requesting(driver="cdi", device_ids=["nvidia.com/gpu=all"]), State(True, 0, STARTED, 32.0, all_devices=True)),
+        (requesting(count=2), State(True, 0, STARTED, 32.0, device_count=2)),
+        (requesting(count="all"), State(True, 0, STARTED, 32.0, all_devices=True)),
+    ],
+)
+def test_state_of_a_container_by_the_gpus_that_its_compose_file_requests(compose: dict[str, Any], state: State) -> None:
+    with fake_docker(FakeContainer(compose=compose)) as host, Container(NAME, host) as container:
+        assert container.state() == state
+        assert container.used_gib() == 3.0
+
+
+def test_compose_files_of_releases_request_gpus_by_uuid_or_by_count() -> None:
+    """By UUID where a driver listed the GPUs, else by count."""
+    by_uuid, by_count = (device_requests(compose(gpu_plan(host))) for host in (None, "2x RTX 4090"))
+    assert by_uuid and by_count
+    assert (by_uuid[0]["DeviceIDs"], by_uuid[0]["Count"]) == (["GPU-00000000", "GPU-00000001"], 0)
+    assert (by_count[0]["DeviceIDs"], by_count[0]["Count"]) == (None, 2)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The documentation of the modules that check a server says what their arguments are, also where a fragment says it."""
+"""The documentation of the modules that check a server equals their arguments, with those of the fragment."""
 
 from __future__ import annotations
 

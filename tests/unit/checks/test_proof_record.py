@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.inference.vllm.plugins.lookup import proof_settings
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check, Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.service.releases import Store, design
 from ansible_collections.inference.vllm.plugins.modules import proof_record
 from support.modules import run_module

@@ -1,4 +1,4 @@
-"""The stability check against servers that lie, engines that restart and memory that grows: each has its name."""
+"""The stability check against wrong servers, restarted engines and growing memory: each failure has a name."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks import stabi
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
 from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure
 from ansible_collections.inference.vllm.plugins.module_utils.checks.memory_sampler import Sample
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import StabilityResult
 from ansible_collections.inference.vllm.plugins.module_utils.checks.stability import Done, Settings
-from ansible_collections.inference.vllm.plugins.module_utils.checks.steps import Result
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import run as vram_run
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check
 from support import fake_nvml
 from support.fake_docker import NAME, FakeContainer, fake_docker
 from support.fake_nvml import FakeGpu
@@ -60,21 +60,21 @@ def few_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def checked(
     lie: str = "", container: FakeContainer | None = None, settings: Settings = QUICK, nvml: Any = pynvml
-) -> Result:
+) -> StabilityResult:
     with fake_docker(container or FakeContainer()) as docker_host, lying_server(lie) as base_url:
         given = replace(settings, docker_host=docker_host, metrics_url=base_url.removesuffix("v1") + "metrics")
         return stability_run.run(Target(base_url, KEY, MODEL, timeout=settings.timeout), "r1", given, nvml)
 
 
-def failed(result: Result) -> dict[str, str | None]:
+def failed(result: StabilityResult) -> dict[str, str | None]:
     for item in result.verdict.checks:
         assert item.ok or item.message.startswith(f"{item.runbook}: ")
     assert KEY not in result.to_json()
-    assert Verdict.from_json(result.to_json()) == result.verdict
+    assert StabilityResult.from_json(result.to_json(), "stability.json") == result
     return {item.code: item.runbook for item in result.verdict.checks if not item.ok}
 
 
-def check(result: Result, code: str) -> Check:
+def check(result: StabilityResult, code: str) -> Check:
     return next(item for item in result.verdict.checks if item.code == code)
 
 
@@ -86,9 +86,9 @@ def test_an_honest_server_is_green_and_was_asked_in_every_way() -> None:
     ]
     requests = check(result, "stability_requests")
     assert (requests.value, requests.limit) == (24, 24)
-    assert set(result.detail["latency_ms"]) == {"text", "image", "stream", "long_text", "json", "images"}
-    assert all(times["count"] == 4 for times in result.detail["latency_ms"].values())
-    assert (result.detail["errors"], result.detail["requests"]) == (0, 24)
+    assert set(result.latency_ms) == {"text", "image", "stream", "long_text", "json", "images"}
+    assert all(times.count == 4 for times in result.latency_ms.values())
+    assert (result.errors, result.requests) == (0, 24)
 
 
 @pytest.mark.usefixtures("few_are_enough")
@@ -98,7 +98,7 @@ def test_a_soak_also_judges_drift() -> None:
     assert int(str(check(result, "stability_requests").value)) > SOAK.requests
     assert check(result, "stability_latency").limit == 1000
     assert check(result, "stability_memory").value == 0
-    assert result.detail["samples"][NAME]
+    assert result.samples[NAME]
 
 
 @pytest.mark.parametrize(("images", "kinds"), [(0, 4), (1, 5), (4, 6)])
@@ -133,13 +133,13 @@ def test_every_lie_is_caught_and_named(lie: str) -> None:
 def test_a_wrong_server_is_sent_nothing(lie: str, name: str) -> None:
     result = checked(lie)
     assert failed(result)["stability_endpoint"] == failed(result)["stability_requests"] == name
-    assert result.detail["requests"] == 0
+    assert result.requests == 0
 
 
 def test_some_errors_are_counted_and_the_rest_is_sent() -> None:
     result = checked("fails_at_times")
-    errors = result.detail["errors"]
-    assert result.detail["requests"] == 24
+    errors = result.errors
+    assert result.requests == 24
     # The server counts in threads.
     assert 1 <= errors <= 5
     assert f"{errors} of 24 requests failed: HTTP 500" in check(result, "stability_requests").message
@@ -147,7 +147,7 @@ def test_some_errors_are_counted_and_the_rest_is_sent() -> None:
 
 def test_a_server_that_dies_is_not_asked_for_ever() -> None:
     result = checked("dies_midway", FakeContainer(stops_after=2), replace(QUICK, requests=1000))
-    assert result.detail["requests"] < 20
+    assert result.requests < 20
     assert failed(result)["stability_restarts"] == "engine_restarted"
 
 
@@ -261,7 +261,7 @@ def test_real_counters_are_read() -> None:
 
 def test_the_result_is_json_with_the_documented_keys() -> None:
     data = json.loads(checked().to_json())
-    assert list(data)[7:] == [
+    assert list(data)[8:] == [
         *("requests", "errors", "seconds", "concurrency", "minutes", "latency_drift", "memory_drift_gib"),
         *("latency_ms", "points", "source", "samples"),
     ]

@@ -9,7 +9,7 @@ import pytest
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Session, Target
 from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure, failed
 from ansible_collections.inference.vllm.plugins.module_utils.checks.steps import Seen, Step, run_steps
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check
 from support.lying_server import KEY, MODEL, lying_server
 
 
@@ -19,7 +19,7 @@ def checked(steps: list[Step]) -> list[Check]:
 
 
 def test_concurrent_steps_run_together_and_are_reported_in_order() -> None:
-    """A barrier that only four at once get over; what belongs to a place of its own is run alone."""
+    """A barrier that needs four concurrent steps; a step that is not concurrent runs alone."""
     barrier = threading.Barrier(4)
 
     def meet(_: Session) -> Seen:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -13,59 +12,85 @@ from ansible_collections.inference.vllm.plugins.filter.report import FilterModul
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark import figures
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.drivers import DRIVERS, normalised
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.figures import Point, Workload
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import (
+    BenchmarkComparison,
+    BenchmarkResult,
+    Latency,
+    MemoryLoad,
+    Sampling,
+    ServiceLevel,
+    StabilityResult,
+    Term,
+    VramResult,
+)
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check, Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.report import compare as report_compare
 from ansible_collections.inference.vllm.plugins.module_utils.report import criteria as report_criteria
 from ansible_collections.inference.vllm.plugins.module_utils.report import load as report_load
 from ansible_collections.inference.vllm.plugins.module_utils.report import view as report
 from support.paths import FIXTURES, ROOT
+from support.plans import cpu_plan, gpu_plan, manifest
 
 TEMPLATES = ROOT / "templates"
 RAW = json.loads((FIXTURES / "vllm_bench/0.32.0-image.json").read_text())
 CHECKS = (Check("stability_requests", True, value=24, message="24 mixed requests"), Check("stability_restarts", True))
 VERDICT = Verdict("r1", CHECKS, {}, (), "2026-01-01T00:00:00Z", "2026-01-01T00:01:00Z")
 WORKLOAD = Workload("image", 16, 8, (1, 8), images=1, side=256)
-STABILITY: dict[str, Any] = VERDICT.as_dict() | {
-    **{"requests": 24, "errors": 0, "seconds": 9.0, "concurrency": 4, "minutes": 0},
-    **{"latency_drift": 1.02, "memory_drift_gib": 0.1, "source": "nvml", "samples": {}},
-    "latency_ms": {"text": {"count": 12, "median": 100, "p95": 120}, "image": {"count": 0}},
-    "points": {"text": [[0.0, 0.1], [8.0, 0.12]], "image": []},
-}
-BENCHMARK: dict[str, Any] = VERDICT.as_dict() | {
-    **{"key": {"gpus": ["cpu"]}, "seed": 7, "tool": "sha256:1", "driver": "vllm bench serve"},
-    "goals": {"ttft_ms": 3500.0, "tpot_ms": 50.0},
-    "points": [
+BASE = [getattr(VERDICT, each.name) for each in fields(VERDICT)]
+STABILITY = StabilityResult(
+    *BASE,
+    requests=24,
+    errors=0,
+    seconds=9.0,
+    concurrency=4,
+    minutes=0,
+    latency_drift=1.02,
+    memory_drift_gib=0.1,
+    latency_ms={"text": Latency(12, 100, 120), "image": Latency(0)},
+    points={"text": ((0.0, 0.1), (8.0, 0.12)), "image": ()},
+    source="nvml",
+    samples={},
+)
+MEASURED = BenchmarkResult(
+    *BASE,
+    key={"gpus": ["cpu"]},
+    driver="vllm bench serve",
+    seed=7,
+    tool="sha256:1",
+    goals=ServiceLevel(3500.0, 50.0),
+    points=(
         normalised(DRIVERS["vllm"], Point(WORKLOAD, 1, 7), {**RAW, "output_throughput": 20.0}),
         normalised(DRIVERS["vllm"], Point(WORKLOAD, 8, 8), RAW),
         normalised(DRIVERS["vllm"], Point(WORKLOAD, 8, 8, again=True), {**RAW, "median_ttft_ms": 20.0}),
-    ],
-    "comparisons": {},
-}
-BENCHMARK["comparisons"]["baseline"] = {"with": "r0", "rows": figures.compare(BENCHMARK, BENCHMARK, 0.1)}
+    ),
+    comparisons={},
+)
+COMPARISON = BenchmarkComparison("r0", 0.1, figures.compare(MEASURED, MEASURED, 0.1))
+BENCHMARK = replace(MEASURED, comparisons={"baseline": COMPARISON})
 
 
 def page(template: str, seen: dict[str, Any]) -> str:
     return report.html(seen, (TEMPLATES / template).read_text(), (TEMPLATES / "report.css").read_text())
 
 
-def view(stability: Any = STABILITY, benchmark: Any = BENCHMARK) -> dict[str, Any]:
-    files = {"verdict.json": VERDICT.to_json(), "stability.json": json.dumps(stability)}
-    return report.view(files | {"benchmark.json": json.dumps(benchmark)}, "r1", "gpu1", "/k", "/r")
+def view(stability: str = STABILITY.to_json(), benchmark: str = BENCHMARK.to_json()) -> dict[str, Any]:
+    files = {"verdict.json": VERDICT.to_json(), "stability.json": stability, "benchmark.json": benchmark}
+    return report.view(files, "r1", "gpu1", "/k", "/r")
 
 
 def test_both_are_shown_with_their_plots() -> None:
     text = page("report.html.j2", view())
-    for part in ("Stability: mixed requests", "Speed: latency and throughput", "Baseline: against release r0"):
+    for part in ("Stability: mixed requests", "Speed: latency and throughput", "Baseline: compared with release r0"):
         assert part in text
     assert text.count('<path class="dots') == 1 + 2 * 2
-    assert "24 requests in 9 s by 4 clients at once, 0 errors. The last third took 1.02 times as long" in text
+    assert "24 requests in 9 s by 4 concurrent clients, 0 errors. The last third took 1.02 times as long" in text
     assert "image again (16 in, 8 out, 1 x 256 px)" in text
 
 
 def test_a_figure_that_the_tool_does_not_tell_is_left_out() -> None:
-    points = [{name: value for name, value in point.items() if name != "itl_ms"} for point in BENCHMARK["points"]]
-    seen = view(benchmark=BENCHMARK | {"driver": "guidellm run", "points": points})["benchmark"]
+    points = tuple(replace(point, itl_ms=None) for point in BENCHMARK.points)
+    seen = report_load.benchmark(replace(BENCHMARK, driver="guidellm run", points=points))
     assert [row["itl"] for row in seen["table"]] == ["-"] * 3
     assert seen["about"].startswith("guidellm run, ")
 
@@ -84,27 +109,20 @@ def test_every_place_lies_on_the_plot() -> None:
         assert all(0 <= float(mark["at"]) <= 100 for mark in [*plot["heights"], *plot["times"]])
 
 
-@pytest.mark.parametrize("name", ["latency_ms", "points", "requests", "latency_drift"])
-def test_a_broken_stability_result_leaves_the_report_whole(name: str) -> None:
-    for broken in ({key: value for key, value in STABILITY.items() if key != name}, STABILITY | {name: "?"}):
-        assert "Acceptance criteria" in page("report.html.j2", view(stability=broken))
-    assert view(stability={key: value for key, value in STABILITY.items() if key != name})["stability"] is None
-
-
-@pytest.mark.parametrize("broken", [{}, {"points": 7}, {"points": [{}]}, {"points": [], "goals": 1}])
-def test_a_broken_benchmark_leaves_the_report_whole(broken: dict[str, Any]) -> None:
-    assert view(benchmark={"release": "r1", **broken})["benchmark"] is None
-    assert "Missing" in page("report.html.j2", view(benchmark={"release": "r1", **broken}))
+@pytest.mark.parametrize("broken", ["", "{}", '{"release": "r1"}', STABILITY.to_json().replace("24", '"24"')])
+def test_a_broken_result_leaves_the_report_whole(broken: str) -> None:
+    seen = view(stability=broken, benchmark=broken)
+    assert (seen["stability"], seen["benchmark"]) == (None, None)
+    assert "Acceptance criteria" in page("report.html.j2", seen)
 
 
 def test_results_of_another_release_are_not_shown() -> None:
-    seen = view(STABILITY | {"release": "r0"}, BENCHMARK | {"release": "r0"})
+    seen = view(replace(STABILITY, release="r0").to_json(), replace(BENCHMARK, release="r0").to_json())
     assert (seen["stability"], seen["benchmark"]) == (None, None)
 
 
 def test_a_benchmark_without_a_point_has_no_plot() -> None:
-    seen = report_load.benchmark(BENCHMARK | {"points": [], "comparisons": {}})
-    assert seen
+    seen = report_load.benchmark(replace(BENCHMARK, points=(), comparisons={}))
     assert (seen["plots"], seen["table"]) == ([], [])
 
 
@@ -161,16 +179,29 @@ def test_the_guides_that_the_report_names_exist() -> None:
 
 
 def files(release: str, **changes: Any) -> dict[str, str]:
-    points = [point | changes.get("figures", {}) for point in copy.deepcopy(BENCHMARK["points"])]
-    flags = {"max-num-seqs": changes.get("sequences", 4), "enforce-eager": True}
+    """The files of a release that differs in ``sequences``, ``checks``, ``figures`` or ``peak``."""
     verdict = replace(VERDICT, release=release, checks=changes.get("checks", CHECKS))
-    terms = [{"term": "peak", "predicted": 1, "measured": changes.get("peak", 21.0), "unit": "GiB"}]
+    plan = cpu_plan()
+    plan = replace(plan, flags={**plan.flags, "max-num-seqs": changes.get("sequences", 4)})
+    points = tuple(replace(point, **changes.get("figures", {})) for point in BENCHMARK.points)
+    vram = VramResult(
+        *(getattr(verdict, each.name) for each in fields(verdict)),
+        source="nvml",
+        limit_gib=None,
+        limit_is="",
+        headroom_gib=None,
+        terms=(Term("peak", 1.0, changes.get("peak", 21.0), "GiB"),),
+        moments={},
+        load=MemoryLoad(1, 2),
+        sampling=Sampling(0.2, 0, 0.0, None),
+        samples={},
+    )
     return {
-        "manifest.json": json.dumps({"id": release, "flags": flags, "image": {"id": "sha256:1"}, "files": {}}),
+        "manifest.json": manifest(plan).to_json(),
         "verdict.json": verdict.to_json(),
-        "stability.json": json.dumps(STABILITY | {"release": release}),
-        "benchmark.json": json.dumps(BENCHMARK | {"release": release, "points": points}),
-        "vram.json": json.dumps(verdict.as_dict() | {"terms": terms}),
+        "stability.json": replace(STABILITY, release=release).to_json(),
+        "benchmark.json": replace(BENCHMARK, release=release, points=points).to_json(),
+        "vram.json": vram.to_json(),
     }
 
 
@@ -188,7 +219,7 @@ def test_what_differs_is_told_and_nothing_else() -> None:
     ]
     worse = [row["what"] for row in seen["figures"] if row["judged"] == "worse"]
     assert worse == [
-        *(f"image{again}, {count} at once: output" for again, count in (("", 1), ("", 8), (" again", 8))),
+        *(f"image{again}, {count} concurrent: output" for again, count in (("", 1), ("", 8), (" again", 8))),
         "memory under load",
     ]
     text = report_compare.text(seen)
@@ -201,6 +232,15 @@ def test_what_differs_is_told_and_nothing_else() -> None:
     html = page("compare.html.j2", seen)
     assert "Before: r0" in html
     assert "timeout: none" in html
+
+
+def test_other_gpus_are_a_difference() -> None:
+    two, four = (
+        {"manifest.json": manifest(gpu_plan(f"{count}x RTX 4090", tensor_parallel_size=count)).to_json()}
+        for count in (2, 4)
+    )
+    rows = {row["label"]: (row["before"], row["after"]) for row in compared(two, four)["facts"]}
+    assert rows["gpus"] == ("2x RTX 4090", "4x RTX 4090")
 
 
 def test_the_same_twice_differs_in_nothing() -> None:
@@ -233,5 +273,5 @@ def test_nothing_that_a_file_says_becomes_markup() -> None:
     evil = "<script>alert(1)</script>"
     bad = (replace(CHECKS[0], ok=False, message=evil, runbook="x"), CHECKS[1])
     assert evil not in page("compare.html.j2", compared(files("r0"), files("r1", checks=bad)))
-    points = [BENCHMARK["points"][0] | {"workload": evil}]
-    assert evil not in page("report.html.j2", view(benchmark=BENCHMARK | {"points": points}))
+    points = (replace(BENCHMARK.points[0], workload=evil),)
+    assert evil not in page("report.html.j2", view(benchmark=replace(BENCHMARK, points=points).to_json()))

@@ -20,10 +20,11 @@ from PIL import Image, ImageChops
 
 from ansible_collections.inference.vllm.plugins.filter.report import FilterModule
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import extended
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check, Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.report import view as report
 from support.lying_server import KEY, MODEL, lying_server
 from support.paths import GOLDEN, ROOT
+from support.plans import cpu_plan, gpu_plan, manifest, read_host
 
 TEMPLATE = ROOT / "templates" / "report.html.j2"
 STYLE = ROOT / "templates" / "report.css"
@@ -51,17 +52,11 @@ BAD = replace(
         Check("stream", False, message="timeout: not run, because colour_red failed: nothing", runbook="timeout"),
     ),
 )  # fmt: skip
+RELEASE = manifest(cpu_plan())
 FILES = {
-    "manifest.json": json.dumps(
-        {
-            "release": "r1",
-            "image": {"id": "sha256:0123", "digest": None},
-            "model": {"commit": "abc"},
-            "flags": {"max-model-len": 4096, "limit-mm-per-prompt": {"image": 4, "video": 0}, "enforce-eager": True},
-        }
-    ),
-    "image.json": json.dumps({"reference": "vllm:0.32.0", "source": "build"}),
-    "plan.json": json.dumps({"starts": True, "gpus": [], "flags": {"max-model-len": 1}}),
+    "manifest.json": RELEASE.to_json(),
+    "image.json": RELEASE.image.to_json(),
+    "plan.json": RELEASE.plan.to_json(),
 }
 
 
@@ -122,6 +117,36 @@ def test_without_a_verdict_the_result_speaks() -> None:
     assert view(None, **{"smoke.json": BAD.to_json()})["problems"][0]["name"] == "wrong_answer"
 
 
+def test_each_gpu_of_the_plan_is_a_row() -> None:
+    plan = gpu_plan(read_host(4), tensor_parallel_size=2)
+    *_, shown = view(GOOD, **{"manifest.json": manifest(plan).to_json()})["sections"]
+    gpus = {row["label"]: row["value"] for row in shown["rows"] if row["label"].startswith("gpus[")}
+    assert list(gpus) == ["gpus[0]", "gpus[1]", "gpus[2]", "gpus[3]"]
+    assert gpus["gpus[1]"].startswith("index 1, uuid GPU-00000001, name RTX 4090, total_gib 23.52")
+    assert [value.endswith("selected yes") for value in gpus.values()] == [True, True, False, False]
+
+
+def test_image_and_plan_are_those_of_the_release_and_not_of_a_later_one() -> None:
+    later = {"plan.json": gpu_plan().to_json(), "image.json": replace(RELEASE.image, reference="later").to_json()}
+    shown = {
+        part["title"]: {row["label"]: row["value"] for row in part["rows"]} for part in view(GOOD, **later)["sections"]
+    }
+    assert shown["Plan"]["model"] == RELEASE.plan.model
+    assert shown["Engine image"]["reference"] == RELEASE.image.reference
+    assert not [label for label in shown["Release"] if label.startswith(("plan.", "image."))]
+
+
+def test_failed_checks_come_first_and_then_warnings() -> None:
+    rows = [(row["code"], row["status"]) for row in view(BAD)["checks"]]
+    assert rows[:3] == [("colour_red", "failed"), ("stream", "failed"), ("engine_version", "warning")]
+    assert {status for _, status in rows[3:]} == {"ok"}
+
+
+def test_a_bar_that_nobody_can_see_is_not_drawn() -> None:
+    shares = {row["code"]: row["share"] for row in view(BAD)["checks"]}
+    assert (shares["colour_red"], shares["shape_square"], shares["stream"]) == ("100.0", "", "")
+
+
 def test_each_failure_is_shown_once_with_its_runbook() -> None:
     problems = view(BAD)["problems"]
     assert [(item["name"], item["checks"]) for item in problems] == [
@@ -142,7 +167,7 @@ def test_a_failure_without_a_runbook_leaves_the_report_whole(name: str | None) -
     (problem,) = view(replace(GOOD, checks=(check,)))["problems"]
     assert problem["name"] == name or "failed"
     assert bool(problem["text"]) is (name == "result_missing")
-    assert "Found by shape_square" in page(view(replace(GOOD, checks=(check,))))
+    assert '<p class="found"><span class="code">shape_square</span> x</p>' in page(view(replace(GOOD, checks=(check,))))
 
 
 def test_the_files_of_a_report_are_looked_for_in_each_folder() -> None:
@@ -154,7 +179,7 @@ def test_the_files_of_a_report_are_looked_for_in_each_folder() -> None:
 def test_nothing_that_a_model_or_a_file_says_becomes_markup() -> None:
     evil = "<script>alert(1)</script><img src=http://x/y onerror=z> & \" ' {{ 7 * 7 }}"
     check = Check("shape_square", False, message=evil, value=evil, runbook=evil)
-    files = {"image.json": json.dumps({evil: evil})}
+    files = {"manifest.json": replace(RELEASE, image=replace(RELEASE.image, reference=evil)).to_json()}
     verdict = replace(GOOD, checks=(check, replace(check, ok=True)), engine={"model": evil, "base_url": evil})
     seen = view(verdict, **files)
     text = page(seen)
@@ -178,9 +203,10 @@ def test_every_file_may_be_missing_or_broken() -> None:
     bare = report.view({}, "r1", "gpu1", "", "/r")
     assert "Missing: plan.json" in page(bare)
     assert bare["ok"] is False
-    broken = view(GOOD, **{"plan.json": "{", "image.json": "[1]"})
-    assert "plan.json is not JSON" in page(broken)
-    assert "image.json holds no JSON object" in page(broken)
+    broken = view(GOOD, **{"manifest.json": "7", "plan.json": "{", "image.json": '["1"]'})
+    assert "manifest.json: the content is 7, but must be a mapping" in page(broken)
+    assert "plan.json holds no JSON" in page(broken)
+    assert "image.json: the content is [&#39;1&#39;]" in page(broken)
 
 
 @pytest.mark.parametrize("name", sorted({name for case in extended.ALL_CASES for name in case.images}))

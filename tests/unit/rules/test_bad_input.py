@@ -18,7 +18,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import 
 from ansible_collections.inference.vllm.plugins.module_utils.report import view as report
 from ansible_collections.inference.vllm.plugins.modules import verdict
 from support import fake_nvml
-from support.fake_docker import NAME, FakeContainer, FakeTool, fake_docker
+from support.fake_docker import NAME, FakeContainer, FakeTool, fake_docker, requesting
 from support.fake_nvml import FakeGpu
 from support.lying_server import KEY, MODEL, lying_server
 from support.modules import run_module
@@ -38,7 +38,7 @@ class Proof:
 
     def __init__(self, folder: Path, stack: ExitStack, capsys: pytest.CaptureFixture[str]) -> None:
         self.folder, self.stack, self.capsys = folder, stack, capsys
-        self.container = FakeContainer(tool=FakeTool(RAW), devices=("0",))
+        self.container = FakeContainer(tool=FakeTool(RAW), compose=requesting(device_ids=["0"]))
         (folder / "api_key").write_text(f"{KEY}\n")
         self.docker_host = stack.enter_context(fake_docker(self.container))
         self.base_url = self.serve()

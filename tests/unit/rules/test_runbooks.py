@@ -8,7 +8,8 @@ import pytest
 import yaml
 from docs._generate.runbooks import SYMPTOMS
 
-from ansible_collections.inference.vllm.plugins.module_utils.checks import failures, verdict
+from ansible_collections.inference.vllm.plugins.module_utils.checks import failures
+from ansible_collections.inference.vllm.plugins.module_utils.checks.combine import combine
 from ansible_collections.inference.vllm.plugins.module_utils.report import runbooks
 from support.paths import ROOT
 
@@ -39,7 +40,7 @@ def test_every_failure_of_a_check_has_one() -> None:
 
 @pytest.mark.parametrize("results", [{"smoke": None}, {"smoke": "{"}])
 def test_every_failure_of_a_result_has_one(results: dict[str, str | None]) -> None:
-    (check,) = verdict.combine("r", results).checks
+    (check,) = combine("r", results).checks
     assert check.runbook in failures.NAMES
 
 

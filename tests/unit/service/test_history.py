@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check, Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.service.history import (
     Past,
@@ -33,12 +33,9 @@ def write(home: Path, word: str, age: int, ok: bool | None = True) -> str:
     if ok is not None:
         report = home / "reports" / release.id
         report.mkdir(parents=True)
-        checks = [
-            {"code": "colour_red", "ok": ok, "severity": "error"},
-            {"code": "engine_version", "ok": False, "severity": "warning"},
-        ]
-        verdict = {"ok": ok, "finished": "2026-01-01T00:00:00Z", "checks": checks}
-        (report / "verdict.json").write_text(json.dumps(verdict))
+        checks = (Check("colour_red", ok), Check("engine_version", False, "warning"))
+        verdict = Verdict(release.id, checks, finished="2026-01-01T00:00:00Z")
+        (report / "verdict.json").write_text(verdict.to_json())
     return release.id
 
 

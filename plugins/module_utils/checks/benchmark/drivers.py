@@ -1,8 +1,8 @@
-"""The tools that can measure: what each is told for a point, and what it answers, in one shape. Pure functions.
+"""The benchmark tools: the command of each for a point, and its result in a common form. Pure functions.
 
 A **driver** is one program: `vllm bench serve`, which the engine's own image has, or `guidellm run` of an image with
-GuideLLM (0.7 or newer; seen with 0.8.1). Both send the same kind of work and count the same figures, but GuideLLM keeps
-no times between single tokens, so that its points have no ``itl_ms``.
+GuideLLM (0.7 or newer; tested with 0.8.1). Both send the same kind of work and measure the same figures, but
+GuideLLM does not store times between single tokens, so that its points have no ``itl_ms``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.figures import Goals, Point
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import BenchmarkPoint
 
 _TIMES = ("ttft", "tpot", "itl", "e2el")
 _QUANTILES = ("mean", "median", "p95", "p99")
@@ -47,8 +48,8 @@ class Driver:
     Attributes:
         title: What messages call it.
         key_variable: Environment variable in which it takes the API key.
-        folder: Where its published image keeps it, beside what is in ``PATH``.
-        missing: What it says where the program is there and cannot measure.
+        folder: Folder of the program in its published image, searched after ``PATH``.
+        missing: Message of a program that exists but has no benchmark.
         command: Its command line for a point; the key is not on it.
         figures: The figures of its result. May raise KeyError, TypeError or ValueError.
     """
@@ -61,21 +62,22 @@ class Driver:
     figures: Callable[[Mapping[str, Any]], Figures]
 
 
-def normalised(driver: Driver, point: Point, raw: Mapping[str, Any]) -> Figures:
-    """A result in the one shape that is kept.
+def normalised(driver: Driver, point: Point, raw: Mapping[str, Any], command: str = "") -> BenchmarkPoint:
+    """The result of a tool as a point of the benchmark.
 
     Raises:
         KeyError, TypeError, ValueError: It is no result of that driver.
     """
     workload = point.workload
-    return {
+    return BenchmarkPoint(
         **{key: value for key, value in asdict(workload).items() if key not in ("name", "concurrency", "rounds")},
-        "workload": workload.name,
-        "concurrency": point.concurrency,
-        "again": point.again,
-        "seed": point.seed,
+        workload=workload.name,
+        concurrency=point.concurrency,
+        again=point.again,
+        seed=point.seed,
+        command=command,
         **driver.figures(raw),
-    }
+    )
 
 
 def _finite(value: Any) -> float:

@@ -1,16 +1,24 @@
-"""What is measured, and what is better or worse: pure functions.
+"""Workloads, points and the comparison of results: pure functions.
 
-One **point** is one run of the tool: a workload at one number of requests at once, with new prompts or with the same
-ones again. Times are milliseconds, rates are per second.
+One **point** is one run of the tool: a workload with a number of concurrent requests, with new prompts or with the
+same ones again. Times are milliseconds, rates are per second.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import (
+    BenchmarkPoint,
+    BenchmarkResult,
+    ComparedFigure,
+)
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import ManifestFile
 
 # Figures of a point that are compared: path, whether more is better, unit.
 FIGURES: Mapping[str, tuple[bool, str]] = {
@@ -20,7 +28,7 @@ FIGURES: Mapping[str, tuple[bool, str]] = {
     "tpot_ms.median": (False, "ms"),
     "itl_ms.p95": (False, "ms"),
 }
-# Below this many milliseconds a difference is the clock's, not the server's.
+# Differences below this many milliseconds are noise.
 _CLOCK_MS = 1.0
 _LEAST_REQUESTS = 8
 
@@ -30,13 +38,13 @@ class Workload:
     """One kind of request.
 
     Attributes:
-        name: What it is called in results and comparisons.
+        name: Name in results and comparisons.
         input_tokens: Tokens of text in a prompt.
-        output_tokens: Tokens of an answer, always so many.
-        concurrency: Numbers of requests at once, each measured by itself.
+        output_tokens: Tokens of each answer.
+        concurrency: Numbers of concurrent requests; each is a point.
         images: Images in a request.
         side: Side of an image in pixels.
-        rounds: How often as many requests as are sent at once are sent, at least eight in all.
+        rounds: Requests of a point divided by its concurrency; a point has at least eight requests.
     """
 
     name: str
@@ -61,7 +69,7 @@ class Workload:
             raise ValueError(f"keys {', '.join(sorted(unknown | missing))} are {'unknown' if unknown else 'missing'}")
         name = str(data["name"])
         if not name.replace("_", "").isalnum():
-            raise ValueError(f"name is {name!r}; letters, digits and underscores are wanted")
+            raise ValueError(f"name is {name!r}; use letters, digits and underscores")
         try:
             numbers = {key: int(data[key]) for key in whole if key in data}
             concurrency = tuple(int(number) for number in data["concurrency"])
@@ -74,13 +82,13 @@ class Workload:
         return cls(name=name, concurrency=concurrency, **numbers)
 
     def requests(self, concurrency: int) -> int:
-        """How many requests are sent at this number at once."""
+        """Number of requests of a point with this concurrency."""
         return max(self.rounds * concurrency, _LEAST_REQUESTS)
 
 
 @dataclass(frozen=True)
 class Point:
-    """One run of the tool: which workload, how many at once, with which seed, and whether the prompts are known."""
+    """One run of the tool: workload, concurrency, seed of the prompts, and whether they were sent before."""
 
     workload: Workload
     concurrency: int
@@ -102,7 +110,7 @@ class Goals:
 
 
 def points_of(workloads: Sequence[Workload], seed: int, again: bool) -> list[Point]:
-    """Every point, each with prompts that no other has; the largest of a workload once more with the same prompts."""
+    """Every point with its own prompts; with `again` the largest point of a workload is repeated."""
     points: list[Point] = []
     for workload in workloads:
         for concurrency in workload.concurrency:
@@ -116,15 +124,19 @@ def points_of(workloads: Sequence[Workload], seed: int, again: bool) -> list[Poi
 # --- Comparison -----------------------------------------------------------------------------------------------------
 
 
-def key_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes two runs comparable without a word: GPUs, image, model and flags, from a release's manifest."""
-    plan, image, model = (manifest.get(name) or {} for name in ("plan", "image", "model"))
-    gpus = [f"{gpu.get('count', 1)}x {gpu.get('name')}" for gpu in plan.get("gpus") or ()]
+def gpus_of(manifest: ManifestFile) -> list[str]:
+    """The GPUs that a release runs on, counted by name, such as ``2x RTX 4090``; the accelerator without GPUs."""
+    names = Counter(gpu.name for gpu in manifest.plan.selected)
+    return [f"{count}x {name}" for name, count in names.items()] or [manifest.accelerator]
+
+
+def key_of(manifest: ManifestFile) -> dict[str, Any]:
+    """What makes two runs comparable: the GPUs, image, model and flags of a release."""
     return {
-        "gpus": gpus or [str(plan.get("accelerator") or manifest.get("accelerator") or "unknown")],
-        "image": image.get("digest") or image.get("id") or "",
-        "model": model.get("commit") or "",
-        "flags": dict(manifest.get("flags") or {}),
+        "gpus": gpus_of(manifest),
+        "image": manifest.image.digest or manifest.image.id,
+        "model": manifest.model.commit,
+        "flags": dict(manifest.flags),
     }
 
 
@@ -134,71 +146,63 @@ def key_name(key: Mapping[str, Any]) -> str:
 
 
 def compare(
-    before: Mapping[str, Any], after: Mapping[str, Any], tolerance: float, workloads: Sequence[str] = ()
-) -> list[dict[str, Any]]:
-    """Every figure that both results have, held against each other; none of results of different tools.
+    before: BenchmarkResult, after: BenchmarkResult, tolerance: float, workloads: Sequence[str] = ()
+) -> tuple[ComparedFigure, ...]:
+    """Compare every figure that both results have; none if their tools differ.
 
     Args:
-        before: The content of one ``benchmark.json``.
-        after: That of another.
-        tolerance: Share by which a figure may be worse, e.g. 0.1.
+        before: The earlier result.
+        after: The later result.
+        tolerance: Fraction by which a figure may be worse, such as 0.1.
         workloads: Only these; empty for all.
-
-    Returns:
-        Rows of ``workload``, ``concurrency``, ``again``, ``figure``, ``unit``, ``before``, ``after``, ``change`` (a
-        share) and ``judged`` (``better``, ``worse`` or ``same``).
     """
-    if before.get("driver") != after.get("driver"):
-        return []
-    known = {_place(point): point for point in before.get("points") or ()}
-    rows = []
-    for point in after.get("points") or ():
-        former = known.get(_place(point))
-        if former is None or (workloads and point["workload"] not in workloads):
+    if before.driver != after.driver:
+        return ()
+    known = {_place(point): point for point in before.points}
+    return tuple(
+        row
+        for point in after.points
+        if _place(point) in known and (not workloads or point.workload in workloads)
+        for row in _rows(known[_place(point)], point, tolerance)
+    )
+
+
+def _rows(before: BenchmarkPoint, after: BenchmarkPoint, tolerance: float) -> Iterator[ComparedFigure]:
+    for figure, (more_is_better, unit) in FIGURES.items():
+        old, new = _figure(before, figure), _figure(after, figure)
+        if old is None or new is None:
             continue
-        for figure, (more_is_better, unit) in FIGURES.items():
-            old, new = _figure(former, figure), _figure(point, figure)
-            if old is None or new is None:
-                continue
-            rows.append(
-                {
-                    **{name: point[name] for name in ("workload", "concurrency", "again")},
-                    "figure": figure,
-                    "unit": unit,
-                    "before": old,
-                    "after": new,
-                    "change": round((new - old) / old, 4) if old else None,
-                    "judged": judged(old, new, tolerance, more_is_better, unit),
-                }
-            )
-    return rows
+        change = round((new - old) / old, 4) if old else None
+        word = judged(old, new, tolerance, more_is_better, unit)
+        yield ComparedFigure(after.workload, after.concurrency, after.again, figure, unit, old, new, change, word)
 
 
-def _place(point: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What two points have in common that can be compared: the same work, at the same number at once."""
-    keys = ("workload", "input_tokens", "output_tokens", "images", "side", "concurrency", "again")
-    return tuple(point.get(key) for key in keys)
+def _place(point: BenchmarkPoint) -> tuple[Any, ...]:
+    """What must be equal for two points to be compared: the workload and the number of concurrent requests."""
+    sizes = (point.input_tokens, point.output_tokens, point.images, point.side)
+    return (point.workload, *sizes, point.concurrency, point.again)
 
 
-def _figure(point: Mapping[str, Any], path: str) -> float | None:
-    value: Any = point
-    for part in path.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+def _figure(point: BenchmarkPoint, path: str) -> float | None:
+    name, _, statistic = path.partition(".")
+    value = getattr(point, name)
+    if statistic:
+        value = (value or {}).get(statistic)
+    return None if value is None else float(value)
 
 
-def judged(old: float, new: float, tolerance: float, more_is_better: bool, unit: str) -> str:
+def judged(
+    old: float, new: float, tolerance: float, more_is_better: bool, unit: str
+) -> Literal["better", "worse", "same"]:
     """`better`, `worse` or `same`, for two values of a figure."""
     if abs(new - old) <= tolerance * old or (unit == "ms" and abs(new - old) < _CLOCK_MS):
         return "same"
     return "better" if (new > old) is more_is_better else "worse"
 
 
-def described(row: Mapping[str, Any]) -> str:
+def described(row: ComparedFigure) -> str:
     """A row of a comparison in words."""
-    change = "" if row["change"] is None else f" ({100 * row['change']:+.0f} %)"
-    again = " again" if row["again"] else ""
-    return (
-        f"{row['workload']} at {row['concurrency']}{again}: {row['figure']} {row['before']:g} -> {row['after']:g}"
-        f" {row['unit']}{change}"
-    )
+    change = "" if row.change is None else f" ({100 * row.change:+.0f} %)"
+    again = " again" if row.again else ""
+    figure = f"{row.figure} {row.before:g} -> {row.after:g} {row.unit}"
+    return f"{row.workload} at {row.concurrency}{again}: {figure}{change}"

@@ -1,9 +1,9 @@
-"""The benchmark: a tool that measures, point after point, and what it says in one result.
+"""The benchmark: runs a tool for each point and collects the results.
 
-The tool is `vllm bench serve` or another of ``drivers``. It runs in a container of its own beside the
-engine's: from the same image if no other is named, as the same user, with the same model folder for its tokenizer. It
-gets the API key as a file inside that container, so that the key stands in no list of processes and in no environment
-that Docker tells.
+The tool is `vllm bench serve` or another of ``drivers``. It runs in a separate container next to the engine's: from
+the same image unless another one is set, as the same user, with the same model folder for its tokenizer. It gets the
+API key as a file inside that container, so that the key is in no list of processes and in no environment that Docker
+shows.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import shlex
 import tarfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +27,22 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.dr
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.figures import Goals, Point, Workload
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Session, Target
 from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure, failed
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import (
+    BenchmarkComparison,
+    BenchmarkPoint,
+    BenchmarkResult,
+    ComparedFigure,
+    ServiceLevel,
+)
 from ansible_collections.inference.vllm.plugins.module_utils.checks.steps import (
-    Result,
     Seen,
     Step,
     endpoint_step,
     engine_of,
     run_steps,
 )
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check, Severity, Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 
 _FOLDER = "/tmp"  # noqa: S108 - inside the tool's own container
 _RESULT = "vllm-bench.json"
@@ -77,9 +84,9 @@ class Settings:
         image: Image to take in place of the container's.
         tokenizer: Folder with the tokenizer on the host of Docker, in place of the container's model.
         network: Docker network of the tool; ``host`` reaches what this host reaches.
-        docker_host: Where Docker listens.
+        docker_host: Address of Docker.
         timeout: Longest time for one point, seconds.
-        comparisons: What the result is held against.
+        comparisons: Earlier results to compare with.
         tolerance: Share by which a figure may be worse.
         gate: Whether a result that is worse fails; else it is a warning.
         key: What makes two runs comparable.
@@ -128,7 +135,7 @@ class Docker:
         """The client.
 
         Raises:
-            Failure: `bench_tool_missing` if nobody answers.
+            Failure: `bench_tool_missing` if Docker does not answer.
         """
         import docker  # a library of the host's venv, not of the controller
 
@@ -152,7 +159,7 @@ class Docker:
         try:
             yield
         except docker.errors.NotFound as error:
-            raise Failure("bench_tool_missing", f"Docker has it not: {error.explanation}") from error
+            raise Failure("bench_tool_missing", f"Docker does not have it: {error.explanation}") from error
         except (docker.errors.DockerException, OSError, ValueError) as error:
             raise Failure("bench_tool_missing", f"Docker at {self.settings.docker_host} fails: {error}") from error
 
@@ -160,7 +167,7 @@ class Docker:
         """What to run.
 
         Args:
-            root: Folder of the model inside the engine's container, as the server tells it.
+            root: Folder of the model inside the engine's container, as the server reports it.
 
         Raises:
             Failure: `bench_tool_missing`, with what is missing.
@@ -174,7 +181,7 @@ class Docker:
                 user = str((inspected.get("Config") or {}).get("User") or "")
                 mounts = list(inspected.get("Mounts") or ())
             if not image:
-                raise Failure("bench_tool_missing", "neither a container nor an image is named")
+                raise Failure("bench_tool_missing", "neither a container nor an image is set")
             client.inspect_image(image)
         if settings.tokenizer:
             return Tool(image, user, settings.tokenizer, "/tokenizer", "/tokenizer")
@@ -255,7 +262,7 @@ class Docker:
 
 
 def _archive(name: str, content: str) -> bytes:
-    """A tar archive with one file that the tool's user can read, whoever that is; nobody else is in its container."""
+    """A tar archive with one file that any user can read; the container has no other users than the tool's."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         data = content.encode()
@@ -266,16 +273,16 @@ def _archive(name: str, content: str) -> bytes:
 
 
 def last_line(log: str) -> str:
-    """The last line of a log that says something, not too long."""
+    """The last line of a log that is not a separator, shortened."""
     lines = [line.strip() for line in log.splitlines() if line.strip(" =-")]
     return lines[-1][:_LINE] if lines else "its log is empty"
 
 
-# --- The whole ------------------------------------------------------------------------------------------------------
+# --- The run --------------------------------------------------------------------------------------------------------
 
 
-def run(target: Target, release: str, settings: Settings) -> Result:
-    """Measure a server; never raises for what a server, a tool or Docker does.
+def run(target: Target, release: str, settings: Settings) -> BenchmarkResult:
+    """Measure a server; errors of the server, a tool or Docker become failed checks.
 
     Raises:
         ImportError: `openai` or `docker` is not installed.
@@ -288,45 +295,47 @@ def run(target: Target, release: str, settings: Settings) -> Result:
         checks = run.checks()
     finally:
         docker.close()
-    detail = run.detail()
-    checks += compared(detail, settings, run.whole)
-    return Result(Verdict(release, tuple(checks), engine_of(session), (), started, verdict.now()), detail)
+    measured = run.result(Verdict(release, tuple(checks), engine_of(session), (), started, verdict.now()))
+    return compared(measured, settings) if run.whole else measured
 
 
-def compared(detail: dict[str, Any], settings: Settings, whole: bool) -> list[Check]:
-    """Hold the result against the former ones, note the rows in it, and say how it went."""
-    detail["comparisons"] = {}
-    checks = []
-    for comparison in settings.comparisons if whole else ():
+def compared(result: BenchmarkResult, settings: Settings) -> BenchmarkResult:
+    """The result with its comparisons and a check for each."""
+    checks, comparisons = list(result.checks), {}
+    for comparison in settings.comparisons:
         code = f"benchmark_{comparison.name}"
         try:
-            before = json.loads(comparison.path.read_text(encoding="utf-8"))
-            rows = benchmark_figures.compare(before, detail, settings.tolerance, comparison.workloads)
+            before = BenchmarkResult.from_json(_text(comparison.path), str(comparison.path))
         except FileNotFoundError:
             continue
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            failure = Failure("result_unreadable", f"{comparison.path} is no benchmark: {error}")
+        except OSError as error:
+            failure = Failure("result_unreadable", f"{comparison.path} cannot be read: {error.strerror}")
             checks.append(failed(code, failure, 0, "figures"))
             continue
-        if not rows:
+        except RefusalError as error:
+            failure = Failure("result_unreadable", " ".join(refusal.message for refusal in error.refusals))
+            checks.append(failed(code, failure, 0, "figures"))
             continue
-        detail["comparisons"][comparison.name] = {
-            "with": str(before.get("release") or comparison.path.stem),
-            "tolerance": settings.tolerance,
-            "rows": rows,
-        }
-        checks.append(_compared(code, rows, str(before.get("release")), settings))
-    return checks
+        rows = benchmark_figures.compare(before, result, settings.tolerance, comparison.workloads)
+        if rows:
+            comparisons[comparison.name] = BenchmarkComparison(before.release, settings.tolerance, rows)
+            checks.append(_compared(code, rows, before.release, settings))
+    return replace(result, checks=tuple(checks), comparisons=comparisons, finished=verdict.now())
 
 
-def _compared(code: str, rows: Sequence[Mapping[str, Any]], other: str, settings: Settings) -> Check:
-    worse = [row for row in rows if row["judged"] == "worse"]
-    better = sum(row["judged"] == "better" for row in rows)
-    severity = "error" if settings.gate else "warning"
+def _text(path: Path) -> str:
+    """Text of a file; bytes that are not UTF-8 make it unreadable as JSON or change a name, and raise nothing."""
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _compared(code: str, rows: Sequence[ComparedFigure], other: str, settings: Settings) -> Check:
+    worse = [row for row in rows if row.judged == "worse"]
+    better = sum(row.judged == "better" for row in rows)
+    severity: Severity = "error" if settings.gate else "warning"
     about = f"{len(rows)} figures against release {other}: {better} better, {len(worse)} worse"
     if not worse:
         return Check(code, True, severity, about, 0, 0, "figures")
-    most = max(worse, key=lambda row: abs(row["change"] or 0))
+    most = max(worse, key=lambda row: abs(row.change or 0))
     message = f"{about} by more than {100 * settings.tolerance:g} %; most: {benchmark_figures.described(most)}"
     return failed(code, Failure("slower", message, len(worse)), 0, "figures", severity=severity)
 
@@ -338,11 +347,11 @@ class _Run:
         self.session, self.settings, self.docker = session, settings, docker
         self.tool: Tool | None = None
         self.seed = secrets.randbelow(_SEEDS) if settings.seed is None else settings.seed
-        self.measured: list[dict[str, Any]] = []
+        self.measured: list[BenchmarkPoint] = []
         self.whole = False
 
     def checks(self) -> list[Check]:
-        """Who is there, what measures, and a check for each point."""
+        """Check the server and the tool, then measure each point."""
         points = benchmark_figures.points_of(self.settings.workloads, self.seed, self.settings.again)
         timeout = self.settings.timeout + 2 * _DOCKER_SECONDS
         checks = run_steps(
@@ -371,28 +380,29 @@ class _Run:
             command = driver.command(point, self.settings.goals, call)
             raw = self.docker.bench(self.tool, command, session.target.api_key)
             try:
-                seen = benchmark_drivers.normalised(driver, point, raw)
+                seen = benchmark_drivers.normalised(driver, point, raw, shlex.join(command))
             except (KeyError, TypeError, ValueError) as error:
                 raise Failure("bench_failed", f"the result of {driver.title} lacks a figure: {error}") from error
-            if seen["failed"] or not seen["requests"]:
-                raise Failure(
-                    "bench_failed", f"{seen['failed']} of {seen['requests']} requests were not answered", seen["failed"]
-                )
-            self.measured.append(seen | {"command": shlex.join(command)})
-            first, further = seen["ttft_ms"]["median"], seen["tpot_ms"]["median"]
-            message = f"{seen['requests']} requests: first token after {first:.0f} ms, then {further:.1f} ms each"
-            return Seen(message, seen["output_tokens_per_s"])
+            if seen.failed or not seen.requests:
+                message = f"{seen.failed} of {seen.requests} requests were not answered"
+                raise Failure("bench_failed", message, seen.failed)
+            self.measured.append(seen)
+            first, further = seen.ttft_ms["median"], seen.tpot_ms["median"]
+            message = f"{seen.requests} requests: first token after {first:.0f} ms, then {further:.1f} ms each"
+            return Seen(message, seen.output_tokens_per_s)
 
         return measure
 
-    def detail(self) -> dict[str, Any]:
-        """What ``benchmark.json`` holds beside the verdict."""
+    def result(self, judged: Verdict) -> BenchmarkResult:
+        """The content of ``benchmark.json``, without comparisons."""
         goals = self.settings.goals
-        return {
-            "key": dict(self.settings.key),
-            "driver": self.settings.driver.title,
-            "seed": self.seed,
-            "tool": self.tool.image if self.tool else None,
-            "goals": {"ttft_ms": goals.ttft_ms, "tpot_ms": goals.tpot_ms},
-            "points": list(self.measured),
-        }
+        return BenchmarkResult(
+            *(getattr(judged, each.name) for each in fields(judged)),
+            key=dict(self.settings.key),
+            driver=self.settings.driver.title,
+            seed=self.seed,
+            tool=self.tool.image if self.tool else None,
+            goals=ServiceLevel(goals.ttft_ms, goals.tpot_ms),
+            points=tuple(self.measured),
+            comparisons={},
+        )

@@ -26,11 +26,11 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.client impor
     shown,
 )
 from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import CheckResult
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import cases as smoke_cases
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import images as smoke_images
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES, Case
 from ansible_collections.inference.vllm.plugins.module_utils.checks.steps import Seen, Step
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict
 
 LEVELS = ("protocol", "semantic")
 
@@ -254,8 +254,8 @@ def run(
     settings: Settings,
     cases: Sequence[Case] = CASES,
     more: Sequence[Step] = (),
-) -> Verdict:
-    """Run the smoke test against a server; never raises for what a server does.
+) -> CheckResult:
+    """Run the smoke test against a server; errors of the server become failed checks.
 
     Raises:
         ImportError: `openai` or `PIL` is not installed.
@@ -263,4 +263,4 @@ def run(
     started = verdict.now()
     session = Session(target)
     checks = steps.run_steps(session, steps_for(target, settings, cases, more))
-    return Verdict(release, tuple(checks), steps.engine_of(session), (), started, verdict.now())
+    return CheckResult(release, tuple(checks), steps.engine_of(session), (), started, verdict.now())

@@ -1,4 +1,4 @@
-"""What was measured of a server's memory, held against its plan and the card: pure functions, no network.
+"""Comparison of measured memory with the plan and the card: pure functions, no network.
 
 All sizes are GiB of 2^30 bytes, per GPU; on a CPU host they are those of the engine's container.
 """
@@ -9,11 +9,12 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure, failed
 from ansible_collections.inference.vllm.plugins.module_utils.checks.memory_sampler import Sample, Window
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import Moment, Series, Term
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check, ManifestFile, PlanFile
 
 GIB_UNIT = "GiB"
 # Figures of vLLM's cache that may differ from the plan by this share.
@@ -31,15 +32,15 @@ class Expected:
     Attributes:
         accelerator: ``nvidia`` or ``cpu``.
         resident: What the idle engine holds.
-        step: What the largest images need on top; 0 where the plan does not tell.
+        step: What the largest images need in addition; 0 if the plan does not contain it.
         card: What CUDA gives a process on one GPU; on a CPU host the host's memory.
         kv_cache: What the KV cache holds.
         kv_cache_tokens: Tokens in it.
-        sequences: Requests that the engine computes at once.
+        sequences: Requests that the engine computes concurrently.
         images: Images that one request may hold.
         max_pixels: Pixels of the largest image; 0 for as many as the model takes.
         flags: All flags of the release.
-        plan: The plan.
+        plan: The plan; None for a service that this project did not deploy.
         engine: Version of vLLM.
     """
 
@@ -53,13 +54,19 @@ class Expected:
     images: int
     max_pixels: int
     flags: Mapping[str, Any] = field(default_factory=dict)
-    plan: Mapping[str, Any] = field(default_factory=dict)
+    plan: PlanFile | None = None
     engine: str = ""
 
     @property
     def planned(self) -> bool:
-        """Whether there is a plan; a service that this project did not deploy has none."""
-        return bool(self.plan)
+        """Whether there is a plan."""
+        return self.plan is not None
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """UUIDs of the GPUs that the plan selects; empty where it does not know them."""
+        uuids = tuple(gpu.uuid for gpu in self.plan.selected if gpu.uuid) if self.plan else ()
+        return uuids if self.plan and len(uuids) == len(self.plan.selected) else ()
 
 
 def unplanned(accelerator: str, host_gib: float, images: int, sequences: int) -> Expected:
@@ -68,28 +75,28 @@ def unplanned(accelerator: str, host_gib: float, images: int, sequences: int) ->
     return Expected(accelerator, 0.0, 0.0, card, 0.0, 0, sequences, images, 0)
 
 
-def expected_of(manifest: Mapping[str, Any]) -> Expected:
-    """Read the manifest of a release, which holds its plan and flags.
+def expected_of(manifest: ManifestFile) -> Expected:
+    """What the plan and the flags of a release predict.
 
     Raises:
-        KeyError, TypeError, ValueError: It is not such a manifest.
+        KeyError, TypeError, ValueError: The plan has no sizes, or a flag is missing.
     """
-    plan, flags = manifest["plan"], manifest["flags"]
-    nvidia = plan["accelerator"] == "nvidia"
-    sizes = plan["per_gpu_gib"] if nvidia else plan["memory_gib"]
+    plan, flags = manifest.plan, manifest.flags
+    nvidia = plan.accelerator == "nvidia"
+    sizes = (plan.per_gpu_gib if nvidia else plan.memory_gib) or {}
     return Expected(
-        accelerator="nvidia" if nvidia else "cpu",
+        accelerator=plan.accelerator,
         resident=float(sizes["resident"] if nvidia else sizes["engine"] + sizes["kv_cache"]),
         step=float(sizes["step"]) if nvidia else 0.0,
         card=float(sizes["card"] if nvidia else sizes["host"]),
         kv_cache=float(sizes["kv_cache"]),
-        kv_cache_tokens=int(plan["kv_cache_tokens"]),
+        kv_cache_tokens=plan.kv_cache_tokens,
         sequences=int(flags["max-num-seqs"]),
         images=int((flags.get("limit-mm-per-prompt") or {}).get("image", 0)),
         max_pixels=int((flags.get("mm-processor-kwargs") or {}).get("max_pixels", 0)),
         flags=flags,
         plan=plan,
-        engine=str((manifest.get("image") or {}).get("vllm_version") or ""),
+        engine=manifest.image.vllm_version,
     )
 
 
@@ -108,16 +115,16 @@ def cache_tokens(metrics: str) -> int:
         return int(reported)
     blocks, size = labels.get("num_gpu_blocks", ""), labels.get("block_size", "")
     if not (blocks.isdecimal() and size.isdecimal()):
-        raise Failure("metrics_missing", f"vllm:cache_config_info says num_gpu_blocks={blocks!r}, block_size={size!r}")
+        raise Failure("metrics_missing", f"vllm:cache_config_info has num_gpu_blocks={blocks!r}, block_size={size!r}")
     return int(blocks) * int(size)
 
 
-# --- What was seen --------------------------------------------------------------------------------------------------
+# --- Measurements ---------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Measured:
-    """What the sampler saw.
+    """The readings of the sampler.
 
     Attributes:
         samples: All readings.
@@ -128,7 +135,7 @@ class Measured:
         after: After the last round.
         limit: What the memory must stay below, and what that is in words.
         limit_is: What the limit is.
-        cache_tokens: Tokens of the KV cache by the engine's own account; 0 where it did not tell.
+        cache_tokens: Tokens of the KV cache that the engine reports; 0 if it reports none.
     """
 
     samples: Sequence[Sample] = ()
@@ -160,22 +167,24 @@ def _highest(levels: Mapping[str, float]) -> tuple[str, float]:
     return max(levels.items(), key=lambda item: item[1])
 
 
-def thinned(samples: Sequence[Sample], name: str, most: int = MOST_POINTS) -> list[list[float]]:
-    """A series as at most so many points (seconds, GiB); of each stretch its lowest and its highest, so that no peak is
-    lost."""
-    points = [[round(sample.seconds, 2), round(sample.gib[name], 3)] for sample in samples if name in sample.gib]
+def thinned(samples: Sequence[Sample], name: str, most: int = MOST_POINTS) -> Series:
+    """A series as at most `most` points (seconds, GiB).
+
+    Each section keeps its lowest and its highest point, so that no peak is lost.
+    """
+    points = [(round(sample.seconds, 2), round(sample.gib[name], 3)) for sample in samples if name in sample.gib]
     if len(points) <= most:
-        return points
+        return tuple(points)
     stretches = most // 2
-    kept: list[list[float]] = []
+    kept: list[tuple[float, ...]] = []
     for place in range(stretches):
         stretch = points[place * len(points) // stretches : (place + 1) * len(points) // stretches]
         pair = [min(stretch, key=lambda point: point[1]), max(stretch, key=lambda point: point[1])]
         kept += sorted(pair) if pair[0] != pair[1] else pair[:1]
-    return kept
+    return tuple(kept)
 
 
-# --- The verdict on it ----------------------------------------------------------------------------------------------
+# --- Checks ---------------------------------------------------------------------------------------------------------
 
 
 def checks_of(expected: Expected, measured: Measured, tolerance: float) -> list[Check]:
@@ -197,7 +206,7 @@ def _judged(code: str, value: float, limit: float, good: str, bad: Failure) -> C
 
 
 def _unread(code: str, measured: Measured, levels: Mapping[str, float], moment: str) -> Check | None:
-    """The check that stands for a moment that nobody saw."""
+    """The failed check for a moment without readings."""
     if levels:
         return None
     failure = measured.failure or Failure("client_error", f"no memory was read {moment}")
@@ -205,7 +214,7 @@ def _unread(code: str, measured: Measured, levels: Mapping[str, float], moment: 
 
 
 def _ready(expected: Expected, measured: Measured, tolerance: float) -> Check:
-    """The idle engine: what the plan says, and at most what one step needs more, which its allocator keeps."""
+    """The idle engine: at most the plan and what one step needs in addition, which the allocator keeps."""
     levels = measured.level(measured.ready)
     if unread := _unread("vram_ready", measured, levels, "before the load"):
         return unread
@@ -254,13 +263,13 @@ def growth_of(measured: Measured) -> dict[str, float]:
 
 
 def cache_check(expected: Expected, tokens: int) -> tuple[str, int]:
-    """What to say of the engine's KV cache.
+    """Message about the engine's KV cache, and its tokens.
 
     Raises:
         Failure: `plan_missed` if it is not the planned one.
     """
     if not expected.planned:
-        return f"the KV cache holds {tokens} tokens; there is no plan to hold that against", tokens
+        return f"the KV cache holds {tokens} tokens; there is no plan to compare it with", tokens
     share = tokens / expected.kv_cache_tokens - 1 if expected.kv_cache_tokens else float("inf")
     about = f"the KV cache holds {tokens} tokens, planned are {expected.kv_cache_tokens} ({100 * share:+.1f} %)"
     if abs(tokens - expected.kv_cache_tokens) > KV_CACHE_TOLERANCE * expected.kv_cache_tokens:
@@ -271,14 +280,14 @@ def cache_check(expected: Expected, tokens: int) -> tuple[str, int]:
 # --- What is written ------------------------------------------------------------------------------------------------
 
 
-def terms_of(expected: Expected, measured: Measured) -> list[dict[str, Any]]:
-    """Predicted against measured, for what can be seen from outside the engine; null where there is no figure."""
+def terms_of(expected: Expected, measured: Measured) -> tuple[Term, ...]:
+    """Predicted and measured values of what is visible outside the engine; None if there is no value."""
     ready = _most(measured.level(measured.ready))
     peak = _most({} if measured.failure else measured.peak())
     planned = expected.planned
     stepped = expected.accelerator == "nvidia" and planned
     per_token = expected.kv_cache / expected.kv_cache_tokens if expected.kv_cache_tokens else 0.0
-    return [
+    return (
         _term("resident", expected.resident if planned else None, ready),
         _term(
             "step", expected.step if stepped else None, peak - ready if peak is not None and ready is not None else None
@@ -291,7 +300,7 @@ def terms_of(expected: Expected, measured: Measured) -> list[dict[str, Any]]:
         _term(
             "headroom", expected.card - expected.resident - expected.step if stepped else None, headroom_of(measured)
         ),
-    ]
+    )
 
 
 def headroom_of(measured: Measured) -> float | None:
@@ -304,14 +313,14 @@ def _most(levels: Mapping[str, float]) -> float | None:
     return max(levels.values(), default=None)
 
 
-def _term(name: str, predicted: float | None, measured: float | None, unit: str = GIB_UNIT) -> dict[str, Any]:
+def _term(name: str, predicted: float | None, measured: float | None, unit: Literal["GiB", "tokens"] = "GiB") -> Term:
     def shown(value: float | None) -> float | int | None:
         return None if value is None else int(value) if unit == "tokens" else round(value, 2)
 
-    return {"term": name, "predicted": shown(predicted), "measured": shown(measured), "unit": unit}
+    return Term(name, shown(predicted), shown(measured), unit)
 
 
-def moments_of(measured: Measured) -> dict[str, Any]:
+def moments_of(measured: Measured) -> dict[str, Moment]:
     """The moments: their span in seconds, and GiB by series."""
     found = {
         "ready": (measured.ready, measured.level(measured.ready)),
@@ -320,7 +329,7 @@ def moments_of(measured: Measured) -> dict[str, Any]:
         "after": (measured.after, measured.level(measured.after)),
     }
     return {
-        name: {"from": round(window.start, 2), "to": round(window.end, 2), "gib": levels}
+        name: Moment(round(window.start, 2), round(window.end, 2), levels)
         for name, (window, levels) in found.items()
         if window is not None
     }
@@ -335,14 +344,14 @@ def calibration_row(
     seen.
     """
     ready = _most(measured.level(measured.ready))
-    if expected.accelerator != "nvidia" or not expected.planned or not gpus or ready is None:
+    plan = expected.plan
+    if expected.accelerator != "nvidia" or plan is None or not gpus or ready is None:
         return None
-    flags, gpu = expected.flags, gpus[0]
-    planned = (expected.plan.get("gpus") or [{}])[0]
+    flags, gpu, planned = expected.flags, gpus[0], plan.selected[0]
     peak = _most({} if measured.failure else measured.peak())
     settings = {
         "tensor_parallel_size": flags.get("tensor-parallel-size", 1),
-        "budget_gib": expected.plan["per_gpu_gib"]["budget"],
+        "budget_gib": (plan.per_gpu_gib or {})["budget"],
         "kv_cache_dtype": "fp8" if flags.get("kv-cache-dtype") == "fp8" else "bfloat16",
         "max_num_seqs": expected.sequences,
         "max_num_batched_tokens": flags.get("max-num-batched-tokens"),
@@ -358,18 +367,18 @@ def calibration_row(
         "peak_gib": None if peak is None else round(peak, 2),
     }
     return {
-        "name": f"{expected.plan['model']}, {len(gpus)}x {gpu['name']}, {date}",
+        "name": f"{plan.model}, {len(gpus)}x {gpu['name']}, {date}",
         "engine": expected.engine,
         "date": date,
         "gpu": {
             "measured_on": gpu["name"],
             "total_gib": expected.card,
             "count": len(gpus),
-            "compute_capability": planned.get("compute_capability") or gpu["compute_capability"],
-            "peer_to_peer": bool(planned.get("peer_to_peer")),
+            "compute_capability": planned.compute_capability,
+            "peer_to_peer": planned.peer_to_peer,
         },
         "note": "resident is what was held before the load, by an engine that has answered requests before",
-        "model": expected.plan["model"],
+        "model": plan.model,
         "settings": {name: value for name, value in settings.items() if value is not None},
         "measured": {name: value for name, value in found.items() if value is not None}
         | {"starts": True, "survives": survives},

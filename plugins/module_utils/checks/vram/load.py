@@ -1,6 +1,6 @@
-"""The heaviest load that a server permits: the largest images and long prompts, as many at once as its cache holds.
+"""The heaviest load that a server permits: the largest images and long prompts that its cache holds.
 
-What memory a step of vLLM needs depends on what is computed in that step, not on how much waits behind it:
+The memory of a step of vLLM depends on what is computed in that step, not on the requests that wait:
 
 * The KV cache is allocated whole at the start. A request is admitted when its prompt fits into what is free of it
   (``scheduler_reserve_full_isl``), and taken out again when answers outgrow it; neither allocates anything.
@@ -10,14 +10,14 @@ What memory a step of vLLM needs depends on what is computed in that step, not o
   whole, in the step that reaches its first token (``Scheduler._try_schedule_encoder_inputs``).
 * ``GPUModelRunner.profile_run`` adds up the same: a batch of the largest images, their embeddings, a full step.
 
-So the peak is a full step beside the largest images while the embeddings of others are kept. One round of it is
+So the peak is a full step together with the largest images while the embeddings of others are kept. One round of it is
 enough: each client has a largest image, and together they have as many as the encoder takes and keeps, as far as the
-cache holds them at once; words fill the cache, and a little more, so that one request meets its limit. Answers last as
+cache holds them together; words fill the cache, and a little more, so that one request meets its limit. Answers last as
 long as the prompts are computed, or the first would leave before the last come. What is sent beyond that waits, and
 takes no memory.
 
-How large that is in tokens is asked from the server itself: small requests tell what a word and an image cost.
-No image comes twice, because vLLM keeps what it has encoded and would not encode it again.
+Small requests to the server measure how many tokens a word and an image cost.
+No image is sent twice, because vLLM caches encoded images.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _ANSWER_TOKENS = 4
 _FILL = 0.97
 # Tokens of the prompts, as a share of the KV cache.
 _FULL = 1.05
-# The least and the most that vLLM computes in a step where nobody says how much, in `get_batch_defaults` of its
+# The least and the most that vLLM computes in a step without a configured value, in `get_batch_defaults` of its
 # engine/arg_utils.py for a server on GPUs.
 _LEAST_BATCH, _MOST_BATCH = 2048, 16384
 # A server that counts fewer tokens than this share has not read what it was sent.
@@ -59,14 +59,14 @@ class Load:
     """What is sent.
 
     Attributes:
-        concurrency: Requests at once.
+        concurrency: Concurrent requests.
         rounds: How often that many are sent; words fill the cache in the first only.
         images: Images that one request may hold.
         max_pixels: Pixels of the largest image.
         timeout: Longest time for one request, seconds.
         settle: Seconds of rest before, between and after the rounds.
         batch: Tokens that the engine computes in one step; 0 where that is not known.
-        capped: Whether it is known that the server takes an image of so many pixels as it is.
+        capped: Whether the server is known to accept an image of this size without scaling it down.
     """
 
     concurrency: int
@@ -103,7 +103,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Shape:
-    """One request: so many square images of that side in pixels, so many words, so many tokens in all."""
+    """One request: number of square images, their side in pixels, number of words, tokens in total."""
 
     images: int
     side: int
@@ -113,7 +113,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Round:
-    """What is sent at once: a shape for each request, and the tokens of each answer."""
+    """A round of concurrent requests: a shape for each request, and the tokens of each answer."""
 
     shapes: tuple[Shape, ...]
     answer: int
@@ -130,7 +130,7 @@ class Round:
 
 
 def round_of(cost: Cost, max_model_len: int, cache_tokens: int, load: Load, full: bool = True) -> Round:
-    """The heaviest requests that a cache of so many tokens holds at once, the longest first.
+    """The heaviest concurrent requests that a cache holds, the longest first.
 
     An image that is longer than a request is refused before it reaches the encoder, so it is made to fit.
 
@@ -139,7 +139,7 @@ def round_of(cost: Cost, max_model_len: int, cache_tokens: int, load: Load, full
         max_model_len: Tokens of the longest request.
         cache_tokens: Tokens of the KV cache; 0 where that is not known, for which it holds one longest request.
         load: What the server permits.
-        full: Whether words fill the cache; else there are a few beside the images.
+        full: Whether words fill the cache; else there are a few in addition to the images.
 
     Raises:
         Failure: `bad_response` if the server's own figures leave no room for anything.
@@ -150,7 +150,9 @@ def round_of(cost: Cost, max_model_len: int, cache_tokens: int, load: Load, full
     answer = _ANSWER_TOKENS + min(steps, max_model_len // 8)
     room = (max_model_len - answer - cost.base) * _FILL
     if room < cost.word:
-        raise Failure("bad_response", f"an empty request takes {cost.base:.0f} of {max_model_len} tokens, it says")
+        raise Failure(
+            "bad_response", f"an empty request takes {cost.base:.0f} of {max_model_len} tokens according to its usage"
+        )
     side = _largest_side(cost, room, load.max_pixels) if load.images and cost.pixel else 0
     each = min(side**2 * cost.pixel, cost.image)
     images = _images_of(each, room, filled / _FULL, load) if side else 0
@@ -168,8 +170,10 @@ def round_of(cost: Cost, max_model_len: int, cache_tokens: int, load: Load, full
 
 
 def _images_of(each: float, room: float, cache: float, load: Load) -> int:
-    """How many largest images are sent at once: one for each client, and what the encoder takes and keeps, as far as
-    they are permitted and the cache holds them."""
+    """Number of largest images in a round: one for each client, and as many as the encoder takes and keeps.
+
+    Limited by what a request may hold and by the cache.
+    """
     permitted = load.concurrency * min(load.images, math.floor(room / each))
     wanted = max(load.concurrency, math.ceil(2 * max(load.batch or _MOST_BATCH, each) / each))
     return min(permitted, wanted, max(math.floor(cache / each), 1))
@@ -181,12 +185,12 @@ def _largest_side(cost: Cost, room: float, max_pixels: int) -> int:
 
 
 def side_of(pixels: float) -> int:
-    """Side of the largest square of so many pixels; 0 where not even the smallest fits."""
+    """Side of the largest square that has at most `pixels` pixels; 0 if not even the smallest fits."""
     return math.floor(math.sqrt(pixels)) // _GRID * _GRID
 
 
 def picture(side: int) -> str:
-    """A grey square that nobody has seen before, as a `data:` URL; small, because memory depends on its size only."""
+    """A grey square that is in no cache, as a `data:` URL; small, because memory depends on its size only."""
     from PIL import Image  # a library of the host's venv, not of the controller
 
     image = Image.new("L", (side, side), secrets.randbelow(256))
@@ -198,7 +202,7 @@ def picture(side: int) -> str:
 
 
 def request_of(model: str, images: int, side: int, words: int, answer: int = _ANSWER_TOKENS) -> dict[str, Any]:
-    """A request whose answer has so many tokens; it begins with a word of its own, so that no cache knows the rest."""
+    """A request whose answer has `answer` tokens. It begins with a unique word, so that no prefix cache matches."""
     content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": picture(side)}} for _ in range(images)]
     content.insert(0, {"type": "text", "text": f"{secrets.randbelow(10**8):08}"})
     content.append({"type": "text", "text": " word" * words})
@@ -207,7 +211,7 @@ def request_of(model: str, images: int, side: int, words: int, answer: int = _AN
         "messages": [{"role": "user", "content": content}],
         "max_tokens": answer,
         "temperature": 0,
-        # What weights say to this means nothing; tokens must come all the same.
+        # The answer has no meaning, but it must have tokens.
         "extra_body": {"ignore_eos": True},
     }
 
@@ -237,7 +241,7 @@ def counted(usage: object) -> int:
 
 
 def cost_of(session: Session, images: int, timeout: float, max_pixels: int = 0) -> Cost:
-    """Ask the server what a word and a pixel cost, and an image of so many pixels: it may scale large images down.
+    """Measure the tokens of a word, a pixel and a large image, which the server may scale down.
 
     With 0 pixels that is not asked.
 
@@ -269,7 +273,7 @@ def cost_of(session: Session, images: int, timeout: float, max_pixels: int = 0) 
 
 
 def send(session: Session, sent: Round, timeout: float) -> list[Failure]:
-    """Send one round, all requests at once; the failures."""
+    """Send one round of concurrent requests; returns the failures."""
 
     def ask(shape: Shape) -> None:
         request = request_of(session.model, shape.images, shape.side, shape.words, sent.answer)

@@ -10,17 +10,18 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from ansible_collections.inference.vllm.plugins.module_utils.checks import steps, verdict
+from ansible_collections.inference.vllm.plugins.module_utils.checks import verdict
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Session, Target
 from ansible_collections.inference.vllm.plugins.module_utils.checks.container import Container, ContainerError, State
 from ansible_collections.inference.vllm.plugins.module_utils.checks.engine_counters import Counters, restarts_by_metrics
 from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure, failed
 from ansible_collections.inference.vllm.plugins.module_utils.checks.memory_sampler import Sampler, Window
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import MemoryLoad, Sampling, VramResult
 from ansible_collections.inference.vllm.plugins.module_utils.checks.steps import (
     Seen,
     Step,
@@ -28,11 +29,11 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.steps import
     engine_of,
     run_steps,
 )
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import judge as vram_judge
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import load as vram_load
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.judge import Expected, Measured
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.load import Load, Round
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check, Verdict
 from ansible_collections.inference.vllm.plugins.module_utils.gpu_facts.memory import GpuMemory
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 
@@ -71,32 +72,31 @@ class Settings:
         return bool(self.gpus) and not self.container
 
 
-@dataclass
-class Result(steps.Result):
-    """The result, with a row for the planner's calibration; None where nothing can be learnt."""
-
-    row: dict[str, Any] | None = None
-
-    def row_json(self) -> str:
-        """The row as a file in the form of catalogue/calibration.json."""
-        about = "One boot, measured by role vram_check. To let the planner learn from it, add the row of boots to"
-        about += " catalogue/calibration.json and run bench/plan_fit.py."
-        return json.dumps({"about": about, "boots": [self.row]}, indent=2, ensure_ascii=False) + "\n"
+def row_json(row: Mapping[str, Any]) -> str:
+    """A row of the calibration as a file in the form of catalogue/calibration.json."""
+    about = "One boot, measured by role vram_check. To let the planner learn from it, add the row of boots to"
+    about += " catalogue/calibration.json and run bench/plan_fit.py."
+    return json.dumps({"about": about, "boots": [row]}, indent=2, ensure_ascii=False) + "\n"
 
 
 @dataclass
 class Source:
-    """Where memory is read: a function, what it reads, and what the figures are held against."""
+    """Where memory is read: a function, its name, and the limit."""
 
     read: Read
-    name: str
+    name: Literal["nvml", "container", "processes"]
     limit: float
     limit_is: str
     gpus: tuple[Mapping[str, Any], ...] = ()
 
 
-def run(target: Target, release: str, expected: Expected, settings: Settings, pynvml: ModuleType | None) -> Result:
-    """Check a server's memory; never raises for what a server, a driver or Docker does.
+def run(
+    target: Target, release: str, expected: Expected, settings: Settings, pynvml: ModuleType | None
+) -> tuple[VramResult, dict[str, Any] | None]:
+    """Check a server's memory; errors of the server, a driver or Docker become failed checks.
+
+    Returns:
+        The result, and a row for the planner's calibration; None if there is nothing to calibrate.
 
     Raises:
         ImportError: `openai`, `docker` or `PIL` is not installed.
@@ -105,7 +105,7 @@ def run(target: Target, release: str, expected: Expected, settings: Settings, py
     with contextlib.ExitStack() as stack:
         container = stack.enter_context(Container(settings.container, settings.docker_host))
         session = Session(target)
-        # The engine's own count stands in for Docker's where there is no container.
+        # Without a container the engine's own counters replace those of Docker.
         counted = Counters.read(session, settings.metrics_url) if settings.bare else Counters()
         before = engine_of_gpus(settings.gpus) if settings.bare else state_now(container)
         source = source_of(stack, container, before, expected, pynvml)
@@ -122,16 +122,17 @@ def run(target: Target, release: str, expected: Expected, settings: Settings, py
     survives = all(check.ok for check in checks if check.code in ("load_answered", "vram_under_load", "restarts"))
     date = time.strftime("%Y-%m-%d", time.gmtime())
     row = vram_judge.calibration_row(expected, run.measured, gpus, date, survives)
-    return Result(judged, run.detail(), row)
+    return run.result(judged), row
 
 
 def engine_of_gpus(gpus: Sequence[str]) -> State:
     """An engine of which only the GPUs are known."""
-    return State(True, 0, "", 0.0, () if "all" in gpus else tuple(gpus))
+    everything = "all" in gpus
+    return State(True, 0, "", 0.0, () if everything else tuple(gpus), all_devices=everything)
 
 
 def state_now(container: Container) -> State | Failure:
-    """The container as Docker tells it, or why it does not."""
+    """The container as Docker reports it, or the reason why it cannot."""
     try:
         return container.state()
     except ContainerError as error:
@@ -139,7 +140,7 @@ def state_now(container: Container) -> State | Failure:
 
 
 def state_after(container: Container, before: State | Failure, checks: Sequence[Check]) -> State | Failure:
-    """The container after the load. Docker learns of a death later than a client does, so it gets time for that."""
+    """The container after the load. Docker notices an exit later than a client does, so this waits for it."""
     return _settled(partial(state_now, container), lambda now: now == before and isinstance(now, State), checks)
 
 
@@ -149,7 +150,7 @@ def counted_after(session: Session, url: str, checks: Sequence[Check]) -> Counte
 
 
 def _settled(read: Callable[[], _T], alive: Callable[[_T], bool], checks: Sequence[Check]) -> _T:
-    """What is read; of an engine that failed, again while it looks alive, until its death must have come out."""
+    """The value; after a failure of the engine it is read again until the engine is gone or the time is over."""
     lost = any(check.runbook in ("connection_lost", "endpoint_unreachable", "server_error") for check in checks)
     end = time.monotonic() + (_DEATH_SECONDS if lost else 0.0)
     seen = read()
@@ -166,7 +167,7 @@ def source_of(
     expected: Expected,
     pynvml: ModuleType | None,
 ) -> Source | Failure:
-    """Where memory is read, or why it cannot be."""
+    """Where memory is read, or the reason why it cannot be read."""
     try:
         return _source(stack, container, state, expected, pynvml)
     except RefusalError as error:
@@ -189,10 +190,10 @@ def _source(
         ContainerError: There is no container whose memory could be read.
     """
     if expected.accelerator == "nvidia":
-        devices = () if isinstance(state, Failure) else state.devices
+        devices = () if isinstance(state, Failure) else _devices(state, expected)
         memory = stack.enter_context(GpuMemory(pynvml, devices))
         smallest = min(gpu["usable_gib"] for gpu in memory.gpus)
-        # A plan for a smaller card than this one is held to that card.
+        # A plan for a smaller card is judged by that card.
         limit_is = "the card" if smallest <= expected.card else "the card of the plan"
         return Source(memory.used_gib, "nvml", min(smallest, expected.card), limit_is, memory.gpus)
     if isinstance(state, Failure):
@@ -200,19 +201,30 @@ def _source(
     limit = state.limit_gib or expected.card
     limit_is = "the container's memory limit" if state.limit_gib else "the host's memory"
     container.choose_figure()
-    name = "processes" if container.by_processes else "container"
+    name: Literal["processes", "container"] = "processes" if container.by_processes else "container"
     return Source(lambda: {container.name: container.used_gib()}, name, limit, limit_is)
 
 
+def _devices(state: State, expected: Expected) -> tuple[str, ...]:
+    """The GPUs of the engine, by UUID or number; empty for all of the host.
+
+    Docker names them where they were requested by UUID. If only a number of GPUs was requested, the plan knows which
+    ones; without a plan they are the first ones of the host.
+    """
+    if state.devices or state.all_devices:
+        return state.devices
+    return expected.gpus or tuple(map(str, range(state.device_count)))
+
+
 def restarts_of(before: State | Failure, after: State | Failure, code: str = "restarts") -> Check:
-    """Whether the container is still the one that it was, by Docker's count and by the time of its start."""
+    """Whether the container was restarted, by Docker's count and by its start time."""
     if isinstance(before, Failure):
         return failed(code, before, 0, "restarts")
     if isinstance(after, Failure):
         return failed(code, after, 0, "restarts")
     count = after.restarts - before.restarts
     if not after.running:
-        failure = Failure("engine_restarted", "the container does not run any more", count)
+        failure = Failure("engine_restarted", "the container is not running any more", count)
     elif count or after.started != before.started:
         failure = Failure("engine_restarted", f"the container was started again at {after.started}", count)
     else:
@@ -239,7 +251,7 @@ class _Run:
         raise RuntimeError("there is nothing to read")
 
     def checks(self) -> list[Check]:
-        """All of it: who is there, its cache, the load; then what was read meanwhile."""
+        """Check the server, its cache and the load, then the readings that were taken."""
         load = self.settings.load
         self.sampler.start()
         try:
@@ -261,7 +273,7 @@ class _Run:
         return [*asked, *vram_judge.checks_of(self.expected, self.measured, self.settings.tolerance)]
 
     def _blame(self, asked: list[Check]) -> None:
-        """Find the reason for which a moment was not seen: the readings ended, or the load did."""
+        """Find why a moment was not measured: the readings ended, or the load did."""
         if self.measured.failure:
             return
         if self.sampler.failure:
@@ -299,36 +311,33 @@ class _Run:
             measured.warm, measured.after = (rest, None) if number == 0 else (measured.warm, rest)
         if failures:
             sent = (number + 1) * load.concurrency
-            # Of an engine that dies, some requests see the death, and others only that nobody is there any more.
+            # When an engine dies, some requests are cut off and later ones cannot connect; the former are the cause.
             worst = min(failures, key=lambda failure: failure.name == "endpoint_unreachable")
             raise Failure(worst.name, f"{sent - answered} of {sent} requests failed: {worst}", answered)
         return Seen(f"{describe(self.rounds)}: all answered", answered)
 
-    def detail(self) -> dict[str, Any]:
-        """What ``vram.json`` holds beside the verdict."""
+    def result(self, judged: Verdict) -> VramResult:
+        """The content of ``vram.json``."""
         measured, load = self.measured, self.settings.load
         names = list(measured.samples[0].gib) if measured.samples else []
         spent = measured.samples[-1].seconds if measured.samples else 0.0
-        return {
-            "source": "none" if isinstance(self.source, Failure) else self.source.name,
-            "limit_gib": round(measured.limit, 2) or None,
-            "limit_is": measured.limit_is,
-            "headroom_gib": vram_judge.headroom_of(measured),
-            "terms": vram_judge.terms_of(self.expected, measured),
-            "moments": vram_judge.moments_of(measured),
-            "load": {
-                "concurrency": load.concurrency,
-                "rounds": load.rounds,
-                **(figures_of(self.rounds[0]) if self.rounds else {}),
-            },
-            "sampling": {
-                "interval_seconds": self.settings.interval,
-                "readings": len(measured.samples),
-                "seconds": round(spent, 1),
-                "cpu_share": round(self.sampler.cpu_seconds / spent, 4) if spent else None,
-            },
-            "samples": {name: vram_judge.thinned(measured.samples, name) for name in names},
-        }
+        return VramResult(
+            *(getattr(judged, each.name) for each in fields(judged)),
+            source="none" if isinstance(self.source, Failure) else self.source.name,
+            limit_gib=round(measured.limit, 2) or None,
+            limit_is=measured.limit_is,
+            headroom_gib=vram_judge.headroom_of(measured),
+            terms=vram_judge.terms_of(self.expected, measured),
+            moments=vram_judge.moments_of(measured),
+            load=MemoryLoad(load.concurrency, load.rounds, **(figures_of(self.rounds[0]) if self.rounds else {})),
+            sampling=Sampling(
+                interval_seconds=self.settings.interval,
+                readings=len(measured.samples),
+                seconds=round(spent, 1),
+                cpu_share=round(self.sampler.cpu_seconds / spent, 4) if spent else None,
+            ),
+            samples={name: vram_judge.thinned(measured.samples, name) for name in names},
+        )
 
 
 def figures_of(sent: Round) -> dict[str, int]:

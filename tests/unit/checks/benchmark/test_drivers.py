@@ -1,4 +1,4 @@
-"""What each tool is told, and that what it answers comes into the one shape."""
+"""The command of each tool, and its result in the common form."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark import drivers
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.drivers import DRIVERS, Call
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.figures import Goals, Point, Workload
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import BenchmarkPoint
 from support.paths import FIXTURES
 
 RAW = {
@@ -69,36 +70,37 @@ def test_guidellm_is_told_everything() -> None:
 @pytest.mark.parametrize("name", DRIVERS)
 def test_a_real_result_comes_into_the_one_shape(name: str) -> None:
     seen = drivers.normalised(DRIVERS[name], POINT, RAW[name])
-    assert seen.keys() >= FIGURES | {"ttft_ms", "tpot_ms", "e2el_ms", "seed", "again", "concurrency"}
-    assert (seen["workload"], seen["images"], seen["failed"]) == ("image", 2, 0)
-    for times in (seen["ttft_ms"], seen["tpot_ms"], seen["e2el_ms"]):
+    assert (seen.seed, seen.again, seen.concurrency) == (7, False, 8)
+    assert (seen.workload, seen.images, seen.failed) == ("image", 2, 0)
+    assert seen.e2el_ms
+    for times in (seen.ttft_ms, seen.tpot_ms, seen.e2el_ms):
         assert 0 < times["median"] <= times["p95"] <= times["p99"]
-    assert seen["ttft_ms"]["median"] < seen["e2el_ms"]["median"]
+    assert seen.ttft_ms["median"] < seen.e2el_ms["median"]
     # By Little's law, and with eight answers of as many tokens each.
-    assert seen["requests_per_s"] == pytest.approx(seen["requests"] / seen["seconds"], rel=0.01)
-    assert seen["output_tokens_per_s"] == pytest.approx(seen["requests_per_s"] * 8, rel=0.01)
+    assert seen.requests_per_s == pytest.approx(seen.requests / seen.seconds, rel=0.01)
+    assert seen.output_tokens_per_s == pytest.approx(seen.requests_per_s * 8, rel=0.01)
 
 
 def test_the_figures_are_those_of_the_result() -> None:
     seen = drivers.normalised(DRIVERS["vllm"], POINT, RAW["vllm"])
-    assert seen["requests"] == 4
-    assert seen["ttft_ms"] == {"mean": 212.67, "median": 215.9, "p95": 313.41, "p99": 314.18}
-    assert (seen["output_tokens_per_s"], seen["goodput_per_s"]) == (51.1, 6.387)
+    assert seen.requests == 4
+    assert seen.ttft_ms == {"mean": 212.67, "median": 215.9, "p95": 313.41, "p99": 314.18}
+    assert (seen.output_tokens_per_s, seen.goodput_per_s) == (51.1, 6.387)
 
 
-def guidellm(**metrics: Any) -> dict[str, Any]:
+def guidellm(**metrics: Any) -> BenchmarkPoint:
     raw = copy.deepcopy(RAW["guidellm"])
     raw["benchmarks"][0]["metrics"] |= metrics
     return drivers.normalised(DRIVERS["guidellm"], POINT, raw)
 
 
 def test_guidellm_counts_what_was_not_answered_and_what_was_not_good() -> None:
-    assert guidellm()["goodput_per_s"] == guidellm()["requests_per_s"]
-    assert guidellm(slo_attainment=0.5)["goodput_per_s"] == pytest.approx(guidellm()["requests_per_s"] / 2, rel=0.01)
-    assert guidellm(slo_attainment=None, slo_determined_requests=0)["goodput_per_s"] == 0
+    assert guidellm().goodput_per_s == guidellm().requests_per_s
+    assert guidellm(slo_attainment=0.5).goodput_per_s == pytest.approx(guidellm().requests_per_s / 2, rel=0.01)
+    assert guidellm(slo_attainment=None, slo_determined_requests=0).goodput_per_s == 0
     lost = guidellm(request_totals={"successful": 5, "errored": 2, "incomplete": 1, "total": 8})
-    assert (lost["requests"], lost["failed"]) == (8, 3)
-    assert "itl_ms" not in lost
+    assert (lost.requests, lost.failed) == (8, 3)
+    assert lost.itl_ms is None
 
 
 WRONG: dict[str, list[dict[str, Any]]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark import figures
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.drivers import DRIVERS, normalised
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.figures import Point, Workload
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import BenchmarkResult, ServiceLevel
 from support.paths import FIXTURES
+from support.plans import COMMIT, cpu_plan, gpu_plan, manifest, read_host
 
 RAW = json.loads((FIXTURES / "vllm_bench/0.32.0-image.json").read_text())
 TEXT = Workload("text", 1024, 128, (1, 16))
@@ -35,12 +38,21 @@ def test_few_at_once_are_still_enough_requests_to_tell() -> None:
     assert (TEXT.requests(1), TEXT.requests(16)) == (8, 64)
 
 
-def result(**changes: float) -> dict[str, Any]:
-    return {"release": "r1", "points": [normalised(DRIVERS["vllm"], POINT, {**RAW, **changes})]}
+def result(point: Point = POINT, **changes: float) -> BenchmarkResult:
+    return BenchmarkResult(
+        "r1",
+        key={},
+        driver=DRIVERS["vllm"].title,
+        seed=7,
+        tool=None,
+        goals=ServiceLevel(2000, 200),
+        points=(normalised(DRIVERS["vllm"], point, {**RAW, **changes}),),
+        comparisons={},
+    )
 
 
-def judged(before: dict[str, Any], after: dict[str, Any], **more: Any) -> dict[str, str]:
-    return {row["figure"]: row["judged"] for row in figures.compare(before, after, 0.1, **more)}
+def judged(before: BenchmarkResult, after: BenchmarkResult, **more: Any) -> dict[str, str]:
+    return {row.figure: row.judged for row in figures.compare(before, after, 0.1, **more)}
 
 
 def test_better_and_worse_are_told_apart_whichever_way_a_figure_runs() -> None:
@@ -63,11 +75,10 @@ def test_what_is_worse_one_way_is_better_the_other_way(old: float, new: float) -
 
 
 def test_only_what_is_alike_is_compared() -> None:
-    other = normalised(DRIVERS["vllm"], Point(IMAGE, 16, 7), RAW)
-    assert figures.compare({"points": [other]}, result(), 0.1) == []
+    assert judged(result(Point(IMAGE, 16, 7)), result()) == {}
     assert judged(result(), result(), workloads=["text"]) == {}
-    assert figures.compare({}, {}, 0.1) == []
-    assert figures.compare(result() | {"driver": "another"}, result(), 0.1) == []
+    assert judged(replace(result(), points=()), result()) == {}
+    assert judged(replace(result(), driver="another"), result()) == {}
 
 
 def test_a_row_in_words() -> None:
@@ -76,17 +87,32 @@ def test_a_row_in_words() -> None:
 
 
 def test_the_key_is_gpus_image_model_and_flags() -> None:
-    manifest: dict[str, Any] = {
-        "plan": {"accelerator": "nvidia", "gpus": [{"name": "RTX 4090", "count": 2}]},
-        "image": {"digest": "sha256:1", "id": "sha256:2"},
-        "model": {"commit": "abc"},
-        "flags": {"max-num-seqs": 4},
+    release = manifest(gpu_plan())
+    key = figures.key_of(release)
+    assert key == {
+        "gpus": ["2x RTX 4090"],
+        "image": "sha256:" + "2" * 64,
+        "model": COMMIT,
+        "flags": dict(release.flags),
     }
-    key = figures.key_of(manifest)
-    assert key == {"gpus": ["2x RTX 4090"], "image": "sha256:1", "model": "abc", "flags": {"max-num-seqs": 4}}
-    changes: list[dict[str, Any]] = [{"flags": {}}, {"model": {"commit": "abd"}}, {"image": {"id": "sha256:2"}}]
-    names = {figures.key_name(figures.key_of(manifest | change)) for change in [{}, *changes, {"plan": {}}]}
-    assert len(names) == 5
+    others = [
+        replace(release, flags={}),
+        replace(release, model=replace(release.model, commit="1" * 40)),
+        replace(release, image=replace(release.image, digest="")),
+        manifest(gpu_plan("2x H100")),
+        manifest(cpu_plan()),
+    ]
+    names = {figures.key_name(figures.key_of(each)) for each in (release, *others)}
+    assert len(names) == len(others) + 1
+
+
+def test_the_key_counts_only_the_gpus_that_the_engine_runs_on() -> None:
+    two_of_four = manifest(gpu_plan(read_host(4), tensor_parallel_size=2))
+    assert figures.gpus_of(two_of_four) == ["2x RTX 4090"]
+    mixed = two_of_four.plan.gpus
+    plan = replace(two_of_four.plan, gpus=(mixed[0], replace(mixed[1], name="RTX 3090"), *mixed[2:]))
+    assert figures.gpus_of(replace(two_of_four, plan=plan)) == ["1x RTX 4090", "1x RTX 3090"]
+    assert figures.gpus_of(manifest(cpu_plan())) == ["cpu"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The benchmark against servers that lie and tools that fail: each has its name, and the key stands nowhere."""
+"""The benchmark against wrong servers and failing tools: each failure has a name, and the key is nowhere."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.dr
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.figures import Goals, Workload
 from ansible_collections.inference.vllm.plugins.module_utils.checks.benchmark.run import Comparison, Settings
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
-from ansible_collections.inference.vllm.plugins.module_utils.checks.steps import Result
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import BenchmarkResult
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check
 from ansible_collections.inference.vllm.plugins.modules import benchmark
 from support.fake_docker import IMAGE, NAME, FakeContainer, FakeTool, fake_docker
 from support.lying_server import KEY, MODEL, lying_server
 from support.modules import run_module
 from support.paths import FIXTURES
+from support.plans import cpu_plan, manifest
 
 RAW = json.loads((FIXTURES / "vllm_bench/0.32.0-image.json").read_text())
 WORKLOADS = (Workload("text", 64, 16, (1, 2)), Workload("image", 16, 8, (2,), images=1, side=256))
@@ -45,25 +46,26 @@ SETTINGS = Settings(
     gate=False,
     key={"gpus": ["cpu"]},
 )
+RELEASE = manifest(cpu_plan())
 POINTS = ["bench_text_1", "bench_text_2", "bench_text_2_again", "bench_image_2", "bench_image_2_again"]
 
 
-def measured(lie: str = "", fake: FakeContainer | None = None, **changes: Any) -> Result:
+def measured(lie: str = "", fake: FakeContainer | None = None, **changes: Any) -> BenchmarkResult:
     fake = fake or FakeContainer(tool=FakeTool(json.dumps(RAW)))
     with fake_docker(fake) as docker_host, lying_server(lie) as base_url:
         settings = replace(SETTINGS, **{"docker_host": docker_host, **changes})
         return benchmark_run.run(Target(base_url, KEY, MODEL, timeout=5.0), "r1", settings)
 
 
-def failed(result: Result) -> dict[str, str | None]:
+def failed(result: BenchmarkResult) -> dict[str, str | None]:
     for item in result.verdict.checks:
         assert item.ok or item.message.startswith(f"{item.runbook}: ")
     assert KEY not in result.to_json()
-    assert Verdict.from_json(result.to_json()) == result.verdict
+    assert BenchmarkResult.from_json(result.to_json(), "benchmark.json") == result
     return {item.code: item.runbook for item in result.verdict.checks if not item.ok}
 
 
-def check(result: Result, code: str) -> Check:
+def check(result: BenchmarkResult, code: str) -> Check:
     return next(item for item in result.verdict.checks if item.code == code)
 
 
@@ -73,10 +75,10 @@ def test_every_point_is_measured_and_kept() -> None:
     assert failed(result) == {}
     assert [item.code for item in result.verdict.checks] == ["benchmark_endpoint", "benchmark_tool", *POINTS]
     assert check(result, "bench_text_1").value == 51.1
-    assert [point["concurrency"] for point in result.detail["points"]] == [1, 2, 2, 2, 2]
+    assert [point.concurrency for point in result.points] == [1, 2, 2, 2, 2]
     assert len(tool.made) == tool.removed == len(POINTS)
-    assert result.detail["tool"] == IMAGE
-    assert all("bench serve" in point["command"] for point in result.detail["points"])
+    assert result.tool == IMAGE
+    assert all("bench serve" in point.command for point in result.points)
 
 
 def test_the_tool_runs_closed_and_the_key_is_a_file_of_it_alone() -> None:
@@ -121,8 +123,8 @@ def test_guidellm_measures_as_well() -> None:
     tool = FakeTool(raw)
     result = measured(fake=FakeContainer(tool=tool), driver=DRIVERS["guidellm"], image=IMAGE)
     assert failed(result) == {}
-    assert result.detail["driver"] == "guidellm run"
-    assert all(point["command"].startswith("guidellm run ") for point in result.detail["points"])
+    assert result.driver == "guidellm run"
+    assert all(point.command.startswith("guidellm run ") for point in result.points)
     assert KEY not in json.dumps(tool.made)
 
 
@@ -135,8 +137,8 @@ def test_an_image_without_guidellm_is_named() -> None:
 
 
 def test_each_benchmark_has_new_prompts() -> None:
-    assert measured().detail["seed"] != measured().detail["seed"]
-    assert measured(seed=7).detail["seed"] == 7
+    assert measured().seed != measured().seed
+    assert measured(seed=7).seed == 7
 
 
 TOOLS = {
@@ -218,12 +220,12 @@ def test_what_is_slower_is_a_warning_and_with_the_gate_a_failure(former: Path) -
     assert "ttft_ms.median 215.9 -> 900 ms" in check(warned, "benchmark_baseline").message
     assert warned.verdict.ok
     assert not measured(fake=slow(), comparisons=held, gate=True).verdict.ok
-    assert warned.detail["comparisons"]["baseline"]["with"] == "r1"
+    assert warned.comparisons["baseline"].release == "r1"
 
 
 def test_a_comparison_of_texts_takes_texts_only(former: Path) -> None:
     result = measured(comparisons=(Comparison("text_regression", former, ("text",)),))
-    assert {row["workload"] for row in result.detail["comparisons"]["text_regression"]["rows"]} == {"text"}
+    assert {row.workload for row in result.comparisons["text_regression"].rows} == {"text"}
 
 
 def test_a_former_result_may_be_missing_but_not_broken(tmp_path: Path) -> None:
@@ -233,13 +235,13 @@ def test_a_former_result_may_be_missing_but_not_broken(tmp_path: Path) -> None:
     assert failed(broken) == {"benchmark_baseline": "result_unreadable"}
 
 
-# --- The door -------------------------------------------------------------------------------------------------------
+# --- The module -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def arguments(tmp_path: Path) -> Iterator[dict[str, Any]]:
     (tmp_path / "api_key").write_text(f"{KEY}\n")
-    (tmp_path / "manifest.json").write_text(json.dumps({"model": {"commit": "abc"}, "flags": {}}))
+    (tmp_path / "manifest.json").write_text(RELEASE.to_json())
     container = FakeContainer(tool=FakeTool(json.dumps(RAW)))
     with lying_server() as base_url, fake_docker(container) as docker_host:
         yield {
@@ -266,7 +268,8 @@ def test_the_first_good_result_is_the_baseline_of_the_next(
     codes = [item["code"] for item in second["verdict"]["checks"]]
     assert codes[-2:] == ["benchmark_baseline", "benchmark_kept"]
     # Another model is another service.
-    (tmp_path / "manifest.json").write_text(json.dumps({"model": {"commit": "abd"}, "flags": {}}))
+    other = replace(RELEASE, model=replace(RELEASE.model, commit="1" * 40))
+    (tmp_path / "manifest.json").write_text(other.to_json())
     assert "benchmark_baseline" not in [item["code"] for item in run(capsys, arguments)["verdict"]["checks"]]
 
 

@@ -15,7 +15,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import run as smoke_run
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES, judge
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Settings
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check, Verdict
 from support.lying_server import IMAGE_CAP, KEY, MAX_MODEL_LEN, MODEL, MORE_LIES, lying_server
 
 

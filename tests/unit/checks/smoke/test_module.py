@@ -1,15 +1,16 @@
-"""The doors: modules smoke_test and verdict, run as Ansible runs them, against real servers and real files."""
+"""Modules smoke_test and verdict, run as Ansible runs them, against real servers and real files."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks import module as check_module
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import CheckResult
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check, Verdict
 from ansible_collections.inference.vllm.plugins.modules import smoke_test
 from ansible_collections.inference.vllm.plugins.modules import verdict as verdict_module
 from support.lying_server import IMAGE_CAP, KEY, MODEL, lying_server
@@ -43,7 +44,7 @@ def test_a_good_server_gives_a_report(capsys: pytest.CaptureFixture[str], tmp_pa
     with lying_server() as base_url:
         result = run(smoke_test, capsys, **asked(base_url, key_file, report))
     assert (result["failed"], result["changed"], result["failures"]) == (False, False, [])
-    assert Verdict.from_json(report.read_text()).as_dict() == result["verdict"]
+    assert CheckResult.from_json(report.read_text(), "smoke.json").verdict.as_dict() == result["verdict"]
     assert report.stat().st_mode & 0o777 == 0o640
     assert KEY not in report.read_text()
 
@@ -75,8 +76,8 @@ def test_the_largest_image_is_sent_where_the_manifest_tells_its_cap(
         return next(check for check in result["verdict"]["checks"] if check["code"] == "largest_image")
 
     assert largest()["message"].startswith("not sent")
-    flags = CPU_MANIFEST["flags"] | {"mm-processor-kwargs": {"max_pixels": IMAGE_CAP * 1024}}
-    manifest.write_text(json.dumps(CPU_MANIFEST | {"flags": flags}))
+    flags = {**CPU_MANIFEST.flags, "mm-processor-kwargs": {"max_pixels": IMAGE_CAP * 1024}}
+    manifest.write_text(replace(CPU_MANIFEST, flags=flags).to_json())
     assert largest()["value"] == IMAGE_CAP
     manifest.write_text("{}")
     with lying_server() as base_url:
@@ -164,7 +165,7 @@ def test_a_bad_or_missing_result_makes_the_verdict_fail(capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
-    ("text", "word"), [(None, "does not exist"), ("{", "not JSON"), (GOOD.to_json(), "release r1")]
+    ("text", "word"), [(None, "does not exist"), ("{", "holds no JSON"), (GOOD.to_json(), "release r1")]
 )
 def test_a_gate_without_a_verdict_of_this_release_is_shut(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str | None, word: str

@@ -1,4 +1,4 @@
-"""The smoke test against servers that lie: each lie is caught and named, and nothing ever leaves as an exception."""
+"""The smoke test against wrong servers: each failure has a name, and none is an exception."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.checks.failures imp
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke import run as smoke_run
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.cases import CASES, Case
 from ansible_collections.inference.vllm.plugins.module_utils.checks.smoke.run import Settings
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check, Verdict
 from support.lying_server import KEY, LIES, MAX_IMAGES, MODEL, lying_server
 
 # Enough for a lie that does not look at the question; the rest of the list would only take time.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,26 +11,19 @@ from hypothesis import strategies as st
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks.failures import Failure
 from ansible_collections.inference.vllm.plugins.module_utils.checks.memory_sampler import Sample, Window
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import Term
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import judge as vram_judge
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.judge import (
     Measured,
     cache_tokens,
     expected_of,
 )
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import ManifestFile
 from support.paths import FIXTURES
+from support.plans import cpu_plan, gpu_plan, manifest, read_host, sized
 
 FIXTURES = FIXTURES / "vllm_metrics"
-MANIFEST: dict[str, Any] = {
-    "image": {"vllm_version": "0.33.0"},
-    "flags": {"max-num-seqs": 32, "limit-mm-per-prompt": {"image": 4}, "mm-processor-kwargs": {"max_pixels": 4194304}},
-    "plan": {
-        "accelerator": "nvidia",
-        "model": "qwen3-vl-32b-instruct-fp8",
-        "gpus": [{"name": "RTX 4090", "count": 2}],
-        "per_gpu_gib": {"budget": 20, "kv_cache": 2.0, "card": 23.5, "resident": 20.5, "step": 1.5},
-        "kv_cache_tokens": 32000,
-    },
-}
+MANIFEST = manifest(sized(gpu_plan(), kv_cache_tokens=32000))
 EXPECTED = expected_of(MANIFEST)
 
 
@@ -68,19 +61,19 @@ def test_each_moment_has_its_own_limit(levels: tuple[float, float, float, float]
 
 
 def test_terms_are_predicted_against_measured() -> None:
-    terms = {term["term"]: term for term in vram_judge.terms_of(EXPECTED, measured(20.6, 22.4, 22.3, 22.3))}
-    assert terms["resident"] == {"term": "resident", "predicted": 20.5, "measured": 20.6, "unit": "GiB"}
-    assert (terms["step"]["predicted"], terms["step"]["measured"]) == (1.5, 1.8)
-    assert (terms["peak"]["predicted"], terms["peak"]["measured"]) == (22.0, 22.4)
-    assert (terms["headroom"]["predicted"], terms["headroom"]["measured"]) == (1.5, 1.1)
-    assert (terms["kv_cache"]["predicted"], terms["kv_cache"]["measured"]) == (2.0, 2.0)
-    assert terms["kv_cache_tokens"]["measured"] == 32000
+    terms = {term.term: term for term in vram_judge.terms_of(EXPECTED, measured(20.6, 22.4, 22.3, 22.3))}
+    assert terms["resident"] == Term("resident", 20.5, 20.6, "GiB")
+    assert terms["step"] == Term("step", 1.5, 1.8, "GiB")
+    assert terms["peak"] == Term("peak", 22.0, 22.4, "GiB")
+    assert terms["headroom"] == Term("headroom", 1.5, 1.1, "GiB")
+    assert terms["kv_cache"] == Term("kv_cache", 2.0, 2.0, "GiB")
+    assert terms["kv_cache_tokens"] == Term("kv_cache_tokens", 32000, 32000, "tokens")
 
 
 def test_what_was_not_measured_is_null_and_never_green() -> None:
     seen = Measured(failure=Failure("timeout", "not judged"))
     assert failures(seen) == dict.fromkeys(("vram_ready", "vram_under_load", "vram_after"), "timeout")
-    assert all(term["measured"] is None for term in vram_judge.terms_of(EXPECTED, seen))
+    assert all(term.measured is None for term in vram_judge.terms_of(EXPECTED, seen))
     assert set(failures(Measured()).values()) == {"client_error"}
 
 
@@ -141,7 +134,7 @@ def test_a_thinned_series_keeps_order_extremes_and_its_limit(levels: list[float]
     samples = [Sample(number / 5, {"GPU 0": level}) for number, level in enumerate(levels)]
     points = vram_judge.thinned(samples, "GPU 0")
     assert len(points) <= 600
-    assert points == sorted(points)
+    assert list(points) == sorted(points)
     assert max(gib for _, gib in points) == pytest.approx(max(levels), abs=0.001)
     assert min(gib for _, gib in points) == pytest.approx(min(levels), abs=0.001)
     if len(levels) <= 600:
@@ -152,7 +145,7 @@ def test_a_single_peak_of_a_long_series_is_kept() -> None:
     samples = [Sample(number / 5, {"GPU 0": 99.0 if number == 1234 else 20.0}) for number in range(5000)]
     points = vram_judge.thinned(samples, "GPU 0")
     assert len(points) <= 600
-    assert [1234 / 5, 99.0] in points
+    assert (1234 / 5, 99.0) in points
 
 
 def test_one_odd_reading_does_not_decide_what_an_idle_engine_holds() -> None:
@@ -160,25 +153,44 @@ def test_one_odd_reading_does_not_decide_what_an_idle_engine_holds() -> None:
     assert Measured(samples).level(Window(0, 4)) == {"GPU 0": 20.0}
 
 
-def without(path: str) -> dict[str, Any]:
-    data = copy.deepcopy(MANIFEST)
-    place: Any = data
-    *parents, name = path.split(".")
-    for parent in parents:
-        place = place[parent]
-    del place[name]
-    return data
+def test_the_gpus_are_those_that_the_plan_selects() -> None:
+    """Four GPUs of a host, of which two hold the model."""
+    known = gpu_plan(read_host(4), tensor_parallel_size=2)
+    assert len(known.gpus) == 4
+    assert expected_of(manifest(known)).gpus == ("GPU-00000000", "GPU-00000001")
+    unknown = gpu_plan("4x RTX 4090", tensor_parallel_size=2)
+    assert expected_of(manifest(unknown)).gpus == ()
+    assert expected_of(manifest(cpu_plan())).gpus == ()
 
 
-@pytest.mark.parametrize(
-    "path", ["plan", "flags", "plan.accelerator", "plan.per_gpu_gib", "plan.per_gpu_gib.card", "flags.max-num-seqs"]
-)
-def test_a_manifest_that_lacks_what_is_needed_is_no_manifest(path: str) -> None:
+@pytest.mark.parametrize("gap", [{"per_gpu_gib": None}, {"per_gpu_gib": {"card": 23.5}}])
+def test_a_plan_without_sizes_is_refused(gap: dict[str, Any]) -> None:
     with pytest.raises(KeyError):
-        expected_of(without(path))
+        expected_of(replace(MANIFEST, plan=replace(MANIFEST.plan, **gap)))
+
+
+def without(flag: str) -> ManifestFile:
+    return replace(MANIFEST, flags={name: value for name, value in MANIFEST.flags.items() if name != flag})
+
+
+def test_a_release_without_max_num_seqs_is_refused() -> None:
+    with pytest.raises(KeyError):
+        expected_of(without("max-num-seqs"))
 
 
 def test_a_text_model_has_no_images() -> None:
-    plain = expected_of(without("flags.limit-mm-per-prompt"))
-    assert plain.images == 0
-    assert expected_of(without("flags.mm-processor-kwargs")).max_pixels == 0
+    assert expected_of(without("limit-mm-per-prompt")).images == 0
+    assert expected_of(without("mm-processor-kwargs")).max_pixels == 0
+
+
+def test_the_calibration_describes_one_gpu_of_the_plan_and_counts_the_measured_ones() -> None:
+    seen = [{"name": "NVIDIA GeForce RTX 4090", "compute_capability": 8.9}] * 2
+    row = vram_judge.calibration_row(EXPECTED, measured(20.6, 22.4, 22.3, 22.3), seen, "2026-01-01", survives=True)
+    assert row
+    assert row["gpu"] == {
+        "measured_on": "NVIDIA GeForce RTX 4090",
+        "total_gib": 23.5,
+        "count": 2,
+        "compute_capability": 8.9,
+        "peer_to_peer": False,
+    }

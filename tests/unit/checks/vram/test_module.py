@@ -1,4 +1,4 @@
-"""The door: module vram_check, run as Ansible runs it, against a real server, files, and Docker's SDK."""
+"""Module vram_check, run as Ansible runs it, against a real server, files, and Docker's SDK."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import VramResult
 from ansible_collections.inference.vllm.plugins.modules import vram_check
 from support import fake_nvml
 from support.fake_docker import NAME, FakeContainer, fake_docker
@@ -26,7 +26,7 @@ def run(capsys: pytest.CaptureFixture[str], arguments: dict[str, Any]) -> dict[s
 @pytest.fixture
 def arguments(tmp_path: Path) -> Iterator[dict[str, Any]]:
     (tmp_path / "api_key").write_text(f"{KEY}\n")
-    (tmp_path / "manifest.json").write_text(json.dumps(CPU_MANIFEST))
+    (tmp_path / "manifest.json").write_text(CPU_MANIFEST.to_json())
     with lying_server() as base_url, fake_docker(FakeContainer()) as docker_host:
         yield {
             **{"base_url": base_url, "metrics_url": base_url.removesuffix("v1") + "metrics", "model": MODEL},
@@ -43,7 +43,7 @@ def test_a_good_server_gives_a_report(
     result = run(capsys, arguments)
     assert (result["failed"], result["changed"], result["failures"]) == (False, False, [])
     report = tmp_path / "vram.json"
-    assert Verdict.from_json(report.read_text()).as_dict() == result["verdict"]
+    assert VramResult.from_json(report.read_text(), "vram.json").verdict.as_dict() == result["verdict"]
     assert report.stat().st_mode & 0o777 == 0o640
     # No more than the engine computes at once.
     assert json.loads(report.read_text())["load"]["concurrency"] == 4
@@ -57,7 +57,7 @@ def test_on_gpus_a_row_for_the_calibration_is_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     fake_nvml.install(monkeypatch, FakeGpu(memory=(24564, 413, 21000)), FakeGpu(memory=(24564, 413, 21000)))
-    (tmp_path / "manifest.json").write_text(json.dumps(NVIDIA_MANIFEST))
+    (tmp_path / "manifest.json").write_text(NVIDIA_MANIFEST.to_json())
     assert run(capsys, arguments)["failures"] == []
     (row,) = json.loads((tmp_path / "calibration.json").read_text())["boots"]
     assert row["settings"]["max_num_batched_tokens"] == 2048
@@ -105,7 +105,9 @@ def test_check_mode_sends_and_writes_nothing(
     assert (tmp_path / "vram.json").read_text() == "of another day"
 
 
-def test_without_a_manifest_the_arguments_tell(capsys: pytest.CaptureFixture[str], arguments: dict[str, Any]) -> None:
+def test_without_a_manifest_the_arguments_describe_the_engine(
+    capsys: pytest.CaptureFixture[str], arguments: dict[str, Any]
+) -> None:
     bare = {name: value for name, value in arguments.items() if name != "manifest_path"}
     result = run(capsys, bare | {"accelerator": "cpu", "images": 2, "concurrency": 3})
     assert result["failures"] == []

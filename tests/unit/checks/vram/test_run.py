@@ -1,4 +1,4 @@
-"""The memory check against servers that lie, GPUs that vanish and containers that die: each has its name."""
+"""The memory check against wrong servers, missing GPUs and stopped containers: each failure has a name."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ import pytest
 
 from ansible_collections.inference.vllm.plugins.module_utils.checks.client import Target
 from ansible_collections.inference.vllm.plugins.module_utils.checks.memory_sampler import Sampler, Window
-from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import Check, Verdict
+from ansible_collections.inference.vllm.plugins.module_utils.checks.results import VramResult
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import run as vram_run
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.judge import Expected, expected_of, unplanned
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.load import Load
-from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.run import Result, Settings
+from ansible_collections.inference.vllm.plugins.module_utils.checks.vram.run import Settings
+from ansible_collections.inference.vllm.plugins.module_utils.contracts import Check, PlanFile, Verdict
 from support import boots, fake_nvml
-from support.fake_docker import NAME, FakeContainer, fake_docker
+from support.fake_docker import NAME, FakeContainer, fake_docker, requesting
 from support.fake_nvml import FakeGpu
 from support.lying_server import KEY, KV_CACHE_TOKENS, MEMORY_LIES, MODEL, lying_server
+from support.plans import compose, cpu_plan, gpu_plan, manifest, read_host, sized
 
 # Checks that hang on the load.
 LOADED = ("load_answered", "vram_under_load", "vram_after")
@@ -36,36 +38,17 @@ CODES = [
     *("vram_endpoint", "kv_cache_tokens", "load_answered"),
     *("vram_ready", "vram_under_load", "vram_after", "restarts"),
 ]
-NVIDIA_MANIFEST: dict[str, Any] = {
-    "image": {"vllm_version": "0.33.0"},
-    "flags": {
-        "max-num-seqs": 4,
-        "max-num-batched-tokens": 2048,
-        "tensor-parallel-size": 2,
-        "kv-cache-dtype": "fp8",
-        "max-model-len": 31840,
-        "limit-mm-per-prompt": {"image": 4, "video": 0},
-        "mm-processor-kwargs": {"max_pixels": 1048576},
-    },
-    "plan": {
-        "accelerator": "nvidia",
-        "model": "qwen3-vl-32b-instruct-fp8",
-        "gpus": [{"name": "RTX 4090", "count": 2, "compute_capability": 8.9}],
-        "per_gpu_gib": {"budget": 19.99, "kv_cache": 2.0, "card": 23.5, "resident": 20.5, "step": 1.5},
-        "kv_cache_tokens": KV_CACHE_TOKENS,
-    },
-}
-CPU_MANIFEST: dict[str, Any] = {
-    "image": {"vllm_version": "0.32.0"},
-    "flags": {"max-num-seqs": 4, "limit-mm-per-prompt": {"image": 4, "video": 0}},
-    "plan": {
-        "accelerator": "cpu",
-        "model": "tiny-qwen3-vl",
-        "gpus": [],
-        "memory_gib": {"host": 64.0, "engine": 2.5, "kv_cache": 1},
-        "kv_cache_tokens": KV_CACHE_TOKENS,
-    },
-}
+LIMITS = {"max-num-seqs": 4, "max-num-batched-tokens": 2048, "mm-processor-kwargs": {"max_pixels": 1048576}}
+
+
+def nvidia_plan(host: Any = None, **requirements: Any) -> PlanFile:
+    """A plan for two GPUs that predicts what the server reports."""
+    plan = gpu_plan(host, **requirements)
+    return sized(plan, kv_cache_tokens=KV_CACHE_TOKENS, flags={**plan.flags, **LIMITS})
+
+
+NVIDIA_MANIFEST = manifest(nvidia_plan())
+CPU_MANIFEST = manifest(replace(cpu_plan(), kv_cache_tokens=KV_CACHE_TOKENS))
 NVIDIA, CPU = expected_of(NVIDIA_MANIFEST), expected_of(CPU_MANIFEST)
 QUICK = Settings(
     metrics_url="",
@@ -77,12 +60,24 @@ QUICK = Settings(
 )
 
 
+@dataclass
+class Outcome:
+    """What the check returns, and its plain verdict."""
+
+    file: VramResult
+    row: dict[str, Any] | None
+
+    @property
+    def verdict(self) -> Verdict:
+        return self.file.verdict
+
+
 def checked(
     lie: str = "",
     container: FakeContainer | None = None,
     expected: Expected = CPU,
     **more: Any,
-) -> Result:
+) -> Outcome:
     with fake_docker(container or FakeContainer()) as docker_host, lying_server(lie) as base_url:
         nvml = more.pop("nvml", pynvml)
         name = more.pop("name", NAME)
@@ -93,19 +88,20 @@ def checked(
             **more,
         }
         target = Target(base_url, KEY, MODEL, timeout=settings.pop("timeout", 5.0))
-        return vram_run.run(target, "r1", expected, replace(QUICK, **settings), nvml)
+        return Outcome(*vram_run.run(target, "r1", expected, replace(QUICK, **settings), nvml))
 
 
-def check(result: Result, code: str) -> Check:
+def check(result: Outcome, code: str) -> Check:
     return next(item for item in result.verdict.checks if item.code == code)
 
 
-def failed(result: Result) -> dict[str, str | None]:
+def failed(result: Outcome) -> dict[str, str | None]:
     assert [item.code for item in result.verdict.checks] == CODES
     for item in result.verdict.checks:
         assert item.ok or item.message.startswith(f"{item.runbook}: ")
-    assert KEY not in result.to_json()
-    assert Verdict.from_json(result.to_json()) == result.verdict
+    text = result.file.to_json()
+    assert KEY not in text
+    assert VramResult.from_json(text, "vram.json") == result.file
     return {item.code: item.runbook for item in result.verdict.checks if not item.ok}
 
 
@@ -119,21 +115,21 @@ def test_an_honest_server_on_the_cpu_is_green() -> None:
     assert "the container's memory limit" in check(result, "vram_under_load").message
     assert check(result, "kv_cache_tokens").value == KV_CACHE_TOKENS
     assert check(result, "load_answered").value == check(result, "load_answered").limit == 4
-    assert result.detail["source"] == "container"
-    assert result.detail["headroom_gib"] == 29.0
-    assert list(result.detail["moments"]) == ["ready", "warm", "under_load", "after"]
+    assert result.file.source == "container"
+    assert result.file.headroom_gib == 29.0
+    assert list(result.file.moments) == ["ready", "warm", "under_load", "after"]
     assert result.row is None
     assert container.paths[0].endswith("/version")
     assert any("one-shot=1" in path or "one-shot=True" in path for path in container.paths)
 
 
 def test_the_load_is_the_heaviest_that_the_server_permits() -> None:
-    load = checked().detail["load"]
+    load = checked().file.load
     # 256 x 256 pixels are 64 tokens, four of them fit into 512, and the rest are words. The cache has room for 16,000.
-    assert (load["images"], load["side"]) == (8, 256)
-    assert 0.9 * 512 < load["longest"] < 512
-    assert load["tokens"] == 2 * load["longest"]
-    assert load["words"] > 2 * 150
+    assert (load.images, load.side) == (8, 256)
+    assert 0.9 * 512 < load.longest < 512
+    assert load.tokens == 2 * load.longest
+    assert load.words > 2 * 150
 
 
 def test_a_server_that_dies_of_large_images_is_called_bad_where_they_are_not_capped() -> None:
@@ -146,11 +142,11 @@ def test_images_that_the_server_scales_down_are_sent_as_large_as_they_may_be() -
     large = replace(QUICK.load, max_pixels=1024 * 1024, images=1)
     result = checked("scales", load=large, expected=replace(CPU, max_pixels=0))
     assert failed(result) == {}
-    load = result.detail["load"]
-    assert (load["images"], load["side"]) == (2, 1024)
-    assert load["longest"] < 512
+    load = result.file.load
+    assert (load.images, load.side) == (2, 1024)
+    assert load.longest < 512
     # One that takes them as they are gets what fits.
-    assert checked(load=large).detail["load"]["side"] == 672
+    assert checked(load=large).file.load.side == 672
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, *used_gib: float) -> None:
@@ -162,14 +158,15 @@ def test_gpus_within_the_plan_are_green_and_give_a_row(monkeypatch: pytest.Monke
     gpus(monkeypatch, 21.0, 20.7)
     result = checked(expected=NVIDIA)
     assert failed(result) == {}
-    assert result.detail["source"] == "nvml"
-    assert list(result.detail["samples"]) == ["GPU 0", "GPU 1"]
+    assert result.file.source == "nvml"
+    assert list(result.file.samples) == ["GPU 0", "GPU 1"]
     assert check(result, "vram_ready").value == 21.0
     assert check(result, "vram_ready").limit == 22.5
     assert check(result, "vram_under_load").limit == 23.5
     assert [gpu["index"] for gpu in result.verdict.gpus] == [0, 1]
+    assert result.row
     path = tmp_path / "calibration.json"
-    path.write_text(result.row_json())
+    path.write_text(vram_run.row_json(result.row))
     (boot,) = boots.boots(path)
     assert boot.tokens == KV_CACHE_TOKENS
     assert boot.measured["survives"] is True
@@ -180,11 +177,35 @@ def test_gpus_within_the_plan_are_green_and_give_a_row(monkeypatch: pytest.Monke
 
 def test_only_the_gpus_of_the_container_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     gpus(monkeypatch, 23.9, 20.7)
-    result = checked(expected=NVIDIA, container=FakeContainer(devices=("GPU-00000001",)))
-    assert list(result.detail["samples"]) == ["GPU 1"]
-    gone = checked(expected=NVIDIA, container=FakeContainer(devices=("GPU-00000009",)))
+    result = checked(expected=NVIDIA, container=FakeContainer(compose=requesting(device_ids=["GPU-00000001"])))
+    assert list(result.file.samples) == ["GPU 1"]
+    gone = checked(expected=NVIDIA, container=FakeContainer(compose=requesting(device_ids=["GPU-00000009"])))
     assert failed(gone)["vram_ready"] == "gpu_unreadable"
     assert "GPU-00000009" in check(gone, "vram_ready").message
+
+
+def test_the_gpus_of_a_release_are_read_and_not_those_of_other_services(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of four GPUs hold the engine; another service fills the other two."""
+    gpus(monkeypatch, 20.7, 20.7, 23.9, 23.9)
+    by_uuid = nvidia_plan(read_host(4), tensor_parallel_size=2)
+    by_count = nvidia_plan("4x RTX 4090", tensor_parallel_size=2)
+    for plan in (by_uuid, by_count):
+        container = FakeContainer(compose=compose(plan))
+        result = checked(expected=expected_of(manifest(plan)), container=container)
+        assert failed(result) == {}
+        assert list(result.file.samples) == ["GPU 0", "GPU 1"]
+
+
+def test_where_docker_names_no_gpus_those_that_the_plan_selects_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus(monkeypatch, 20.7, 20.7, 20.7, 20.7)
+    plan = nvidia_plan(read_host(4), tensor_parallel_size=2)
+    moved = replace(plan, gpus=tuple(replace(gpu, selected=number > 1) for number, gpu in enumerate(plan.gpus)))
+    result = checked(expected=expected_of(manifest(moved)), container=FakeContainer(compose=requesting(count=2)))
+    assert list(result.file.samples) == ["GPU 2", "GPU 3"]
+    everything = checked(
+        expected=expected_of(manifest(moved)), container=FakeContainer(compose=requesting(count="all"))
+    )
+    assert list(everything.file.samples) == ["GPU 0", "GPU 1", "GPU 2", "GPU 3"]
 
 
 def test_an_engine_without_a_container_is_read_by_its_gpus_and_its_own_counters(
@@ -192,17 +213,17 @@ def test_an_engine_without_a_container_is_read_by_its_gpus_and_its_own_counters(
 ) -> None:
     gpus(monkeypatch, 23.9, 20.7)
     bare: dict[str, Any] = {"name": "", "docker_host": "unix:///nowhere.sock", "expected": NVIDIA}
-    assert list(checked(gpus=("all",), **bare).detail["samples"]) == ["GPU 0", "GPU 1"]
+    assert list(checked(gpus=("all",), **bare).file.samples) == ["GPU 0", "GPU 1"]
     one = checked(gpus=("1",), **bare)
     assert failed(one) == {}
-    assert list(one.detail["samples"]) == ["GPU 1"]
+    assert list(one.file.samples) == ["GPU 1"]
     assert "by its metrics" in check(one, "restarts").message
     assert failed(checked("forgets", gpus=("1",), **bare)) == {"restarts": "engine_restarted"}
     assert failed(checked("dies_midway", gpus=("1",), **bare))["restarts"] == "metrics_missing"
     # The server of an engine that died still answers for a moment; one that lives goes on to count.
     assert failed(checked("fails_and_leaves", gpus=("1",), **bare))["restarts"] == "metrics_missing"
     assert "restarts" not in failed(checked("error_500", gpus=("1",), **bare))
-    # Whose GPUs they are has to be said.
+    # Without a container the GPUs must be set.
     assert failed(checked(**bare))["restarts"] == "container_unreadable"
 
 
@@ -223,13 +244,13 @@ def test_memory_over_the_plan_or_the_card_is_red(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_container_without_a_limit_is_held_to_the_host() -> None:
-    assert check(checked(container=FakeContainer(limit=0)), "vram_under_load").limit == 64.0
+    assert check(checked(container=FakeContainer(limit=0)), "vram_under_load").limit == 16.0
 
 
 def test_where_docker_has_no_figures_the_processes_are_read() -> None:
     result = checked(container=FakeContainer(figures=False))
     assert failed(result) == {}
-    assert (result.detail["source"], check(result, "vram_ready").value) == ("processes", 3.0)
+    assert (result.file.source, check(result, "vram_ready").value) == ("processes", 3.0)
     dead = checked(container=FakeContainer(running=False))
     assert failed(dead)["vram_ready"] == "container_unreadable"
 
@@ -295,7 +316,8 @@ def test_every_lie_about_memory_is_tried() -> None:
 def test_a_dead_address_is_named_and_quick() -> None:
     with fake_docker(FakeContainer()) as docker_host:
         settings = replace(QUICK, docker_host=docker_host, metrics_url="http://127.0.0.1:9/metrics")
-        result = vram_run.run(Target("http://127.0.0.1:9/v1", KEY, MODEL), "r1", CPU, settings, None)
+        target = Target("http://127.0.0.1:9/v1", KEY, MODEL)
+        result = Outcome(*vram_run.run(target, "r1", CPU, settings, None))
     assert set(failed(result).values()) == {"endpoint_unreachable"}
     assert set(failed(result)) == set(CODES) - {"restarts"}
 
@@ -310,7 +332,7 @@ def test_a_container_that_is_started_again_is_noticed() -> None:
 
 
 def test_a_container_that_somebody_restarted_is_noticed() -> None:
-    """Docker counts only what it restarts by itself; the start's time tells of the others."""
+    """Docker counts only its own restarts; the start time shows the others."""
 
     @dataclass
     class Restarted(FakeContainer):
@@ -376,13 +398,13 @@ def test_a_gpu_that_vanishes_is_named_and_what_was_read_is_kept(monkeypatch: pyt
     result = checked(expected=NVIDIA)
     assert failed(result) == dict.fromkeys(("vram_under_load", "vram_after"), "gpu_unreadable")
     assert "has fallen off the PCI bus: GPU 0" in check(result, "vram_under_load").message
-    assert result.detail["samples"]["GPU 0"]
+    assert result.file.samples["GPU 0"]
 
 
 def test_the_result_is_json_with_the_documented_keys() -> None:
-    data = json.loads(checked().to_json())
+    data = json.loads(checked().file.to_json())
     assert list(data) == [
-        *("ok", "release", "checks", "engine", "gpus", "started", "finished"),
+        *("schema_version", "ok", "release", "checks", "engine", "gpus", "started", "finished"),
         *("source", "limit_gib", "limit_is", "headroom_gib", "terms", "moments", "load", "sampling", "samples"),
     ]
     assert data["sampling"]["readings"] == len(data["samples"][NAME])
@@ -395,7 +417,7 @@ def test_without_a_plan_memory_is_held_against_the_card_alone(monkeypatch: pytes
     assert check(result, "vram_ready").limit == check(result, "vram_under_load").limit == 23.58
     assert check(result, "kv_cache_tokens").value == KV_CACHE_TOKENS
     assert result.row is None
-    assert {term["predicted"] for term in result.detail["terms"]} == {None}
+    assert {term.predicted for term in result.file.terms} == {None}
     gpus(monkeypatch, 23.9)
     assert failed(checked(expected=unplanned("nvidia", 64.0, 4, 8)))["vram_under_load"] == "memory_over_limit"
     on_cpu = checked(expected=unplanned("cpu", 64.0, 4, 8), container=FakeContainer(limit=0))
