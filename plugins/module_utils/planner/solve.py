@@ -224,22 +224,23 @@ def _concessions(case: Case, requirements: Requirements) -> Iterator[Requirement
 def _most_concurrent(case: Case, requirements: Requirements) -> int:
     """Number of concurrent requests of the required length that fit; 0 if none fits."""
     return _largest(
-        requirements.concurrent_requests,
-        lambda requests: _possible(case, replace(requirements, concurrent_requests=requests)),
+        case, requirements.concurrent_requests, lambda requests: replace(requirements, concurrent_requests=requests)
     )
 
 
 def _most_tokens(case: Case, requirements: Requirements) -> int:
     """The longest request that fits with the other requirements, in whole blocks of the cache; 0 if none fits."""
     most = requirements.max_model_len or case.model.text.max_position_embeddings
-    return BLOCK * _largest(
-        most // BLOCK, lambda blocks: _possible(case, replace(requirements, max_model_len=BLOCK * blocks))
-    )
+    return BLOCK * _largest(case, most // BLOCK, lambda blocks: replace(requirements, max_model_len=BLOCK * blocks))
 
 
-def _largest(most: int, fits: Callable[[int], bool]) -> int:
+def _largest(case: Case, most: int, required: Callable[[int], Requirements]) -> int:
     """The largest number from 1 to ``most`` that fits, if all smaller ones fit; 0 if none fits."""
-    return bisect_left(range(1, most + 1), True, key=lambda number: not fits(number))
+    found = bisect_left(range(1, most + 1), True, key=lambda number: not _possible(case, required(number)))
+    # Where memory is rounded to whole pages, other settings than the smallest ones may hold one more.
+    while 0 < found < most and _search(case, required(found + 1)):
+        found += 1
+    return found
 
 
 def _unmet(case: Case, requirements: Requirements, met: Requirements, closest: Plan) -> Plan:
