@@ -162,8 +162,16 @@ def _candidate(case: Case, requirements: Requirements, settings: Settings) -> Pl
 
 
 def _possible(case: Case, requirements: Requirements) -> bool:
-    """Whether a required length fits at all, that is with the smallest images and batch."""
-    smallest = (_settings(case, requirements, dtype, _BATCHES[-1], _areas(case)[-1]) for dtype in _dtypes(case))
+    """Whether a required length fits at all, that is with the smallest batch and images of any size.
+
+    Nearly always the smallest images leave the most memory. Larger ones may take part of the memory before the KV cache
+    is sized, which then allows a higher utilization.
+    """
+    smallest = (
+        _settings(case, requirements, dtype, _BATCHES[-1], area)
+        for area in reversed(_areas(case))
+        for dtype in _dtypes(case)
+    )
     return any(_candidate(case, requirements, settings) for settings in smallest)
 
 
@@ -236,11 +244,7 @@ def _most_tokens(case: Case, requirements: Requirements) -> int:
 
 def _largest(case: Case, most: int, required: Callable[[int], Requirements]) -> int:
     """The largest number from 1 to ``most`` that fits, if all smaller ones fit; 0 if none fits."""
-    found = bisect_left(range(1, most + 1), True, key=lambda number: not _possible(case, required(number)))
-    # Where memory is rounded to whole pages, other settings than the smallest ones may hold one more.
-    while 0 < found < most and _search(case, required(found + 1)):
-        found += 1
-    return found
+    return bisect_left(range(1, most + 1), True, key=lambda number: not _possible(case, required(number)))
 
 
 def _unmet(case: Case, requirements: Requirements, met: Requirements, closest: Plan) -> Plan:
