@@ -294,7 +294,8 @@ def _too_long(case: Case, requirements: Requirements, met: Requirements, closest
     longest = f"the longest request that fits has {length} tokens"
     if requirements.max_model_len is None:
         prompt = "a prompt with one image" if case.model.vision else "a prompt"
-        least = f"{name}: auto needs at least {_least_tokens(closest)} tokens, {prompt}"
+        smallest = replace(closest.settings, max_pixels=requirements.max_pixels or _areas(case)[-1])
+        least = f"{name}: auto needs at least {_least_tokens(replace(closest, settings=smallest))} tokens, {prompt}"
         return Refusal("context_too_short", f"{least}; {longest}.", fix)
     chosen = case.model.vision and not requirements.max_pixels
     images = f", with images of at most {closest.settings.max_pixels} pixels" if chosen else ""
