@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +148,7 @@ def reconciled(host: Host) -> tuple[judge.Seen, judge.Seen, list[judge.Action], 
     with client(host), admin_socket(host.folder):
         path = host.folder / "run.lock"
         next_run = lock.Owner("ops", "another", "boot", 1, "1", "next run")
-        lock.hold(path, next_run, time.time(), instead_of="any")
+        lock.hold(path, next_run, lock.this_moment(), instead_of="any")
         service = state_host.Host(host.home, "vllm", "vllm-spare", host.folder / "admin.sock", path, start_timeout=5)
         before = service.look()
         actions = judge.repairs(service.read(), before)

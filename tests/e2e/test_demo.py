@@ -11,7 +11,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,7 +77,7 @@ def test_service_at_a_url_can_be_verified(demo: Run, playbook: Callable[..., Run
 
 def test_concurrent_run_is_refused_and_names_the_lock_owner(demo: Run, playbook: Callable[..., Run]) -> None:
     first = deploy_lock.this_run(os.getpid(), "Rollback")
-    assert deploy_lock.hold(LOCK, first, time.time()) is None
+    assert deploy_lock.hold(LOCK, first, deploy_lock.this_moment()) is None
     run = playbook("deploy.yml")
     deploy_lock.release(LOCK, first)
     assert run.rc != 0
@@ -92,7 +91,7 @@ def test_lock_of_a_killed_run_is_ignored_and_a_restart_is_fully_proven(
 ) -> None:
     proven, started = verdict(), container.attrs["State"]["StartedAt"]
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as killed:
-        assert deploy_lock.hold(LOCK, deploy_lock.this_run(killed.pid), time.time()) is None
+        assert deploy_lock.hold(LOCK, deploy_lock.this_run(killed.pid), deploy_lock.this_moment()) is None
         killed.kill()
     run = playbook("playbooks/restart.yml")
     assert run.rc == 0, run.text

@@ -37,5 +37,10 @@ def test_an_index_for_cpus_was_asked_for_torch_only(host):
     assert "/files/torch-9.1.0+cpu-py3-none-any.whl" in asked(host, "pytorch")
 
 
-def test_what_was_refused_is_not_there(host):
-    assert host.file("/opt/other/wheels").listdir() == []
+@pytest.mark.parametrize("case", ["other", "forbidden"])
+def test_what_was_refused_is_not_there(host, case):
+    assert host.file(f"/opt/{case}/wheels").listdir() == []
+
+
+def test_a_wheel_with_another_hash_was_downloaded_once(host):
+    assert asked(host, "other").count("/files/torch-9.1.0+cpu-py3-none-any.whl") == 1

@@ -39,6 +39,6 @@ def test_journal_has_the_event(host):
 
 
 def test_program_and_configuration_are_writable_by_root_only(host):
-    for name in ("vllm_watchdog.py", "config.json"):
+    for name in ("vllm_watchdog.py", "deploy_lock.py", "config.json"):
         file = host.file(f"{HOME}/{name}")
         assert (file.user, file.mode) == ("root", 0o644)

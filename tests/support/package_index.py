@@ -1,7 +1,8 @@
 """A package index on loopback, as PEP 503 describes it; or a socket that takes connections and never answers.
 
-As a program, for molecule: package_index.py PORT LOG [FOLDER] serves the wheels of FOLDER under /simple/, or answers
-nothing where there is none, and writes each request (or connection) as a line into LOG.
+As a program, for molecule: package_index.py PORT LOG [FOLDER [PREFIX=STATUS ...]] serves the wheels of FOLDER under
+/simple/, or answers nothing where there is none, and writes each request (or connection) as a line into LOG. A path
+that begins with PREFIX gets only STATUS, such as /files/=403.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import re
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -20,13 +21,22 @@ from urllib.parse import quote, unquote
 Note = Callable[[str], None]
 
 
-def index_server(folder: Path, note: Note, port: int = 0) -> ThreadingHTTPServer:
-    """A server of the wheels in a folder that notes the path of each request; it does not run yet."""
+def index_server(
+    folder: Path, note: Note, port: int = 0, faults: Mapping[str, int] | None = None
+) -> ThreadingHTTPServer:
+    """A server of the wheels in a folder that notes the path of each request; it does not run yet.
+
+    A path that begins with a key of faults gets its value as status, and nothing else.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             path = unquote(self.path)
             note(path)
+            for prefix, status in (faults or {}).items():
+                if path.startswith(prefix):
+                    self.answer(status, "text/html", b"")
+                    return
             wheels = sorted(folder.glob("*.whl"))
             for wheel in wheels:
                 if path == f"/files/{wheel.name}":
@@ -50,10 +60,10 @@ def index_server(folder: Path, note: Note, port: int = 0) -> ThreadingHTTPServer
 
 
 @contextlib.contextmanager
-def package_index(folder: Path) -> Iterator[tuple[str, list[str]]]:
+def package_index(folder: Path, faults: Mapping[str, int] | None = None) -> Iterator[tuple[str, list[str]]]:
     """Address of an index of the wheels in a folder, and the paths that were asked for so far."""
     asked: list[str] = []
-    server = index_server(folder, asked.append)
+    server = index_server(folder, asked.append, faults=faults)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -78,6 +88,21 @@ def silent_index() -> Iterator[tuple[str, list[str]]]:
             thread.join()
 
 
+@contextlib.contextmanager
+def dropped_index() -> Iterator[str]:
+    """Address of an index whose machine drops the packets: connections to it are never made."""
+    with contextlib.ExitStack() as held:
+        listener = held.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        # Nobody accepts, so the queue is full after one connection and Linux drops the packets of the next.
+        listener.listen(0)
+        for _ in range(2):
+            client = held.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/simple"
+
+
 def stay_silent(listener: socket.socket, note: Note) -> None:
     """Take and note connections until the listener is shut down; they are closed only then."""
     with contextlib.ExitStack() as held:
@@ -94,7 +119,7 @@ def _project(wheel: str) -> str:
     return re.sub(r"[-_.]+", "-", wheel.partition("-")[0]).lower()
 
 
-def main(port: str, log: str, folder: str = "") -> None:
+def main(port: str, log: str, folder: str = "", *faults: str) -> None:
     """Serve until the process ends."""
     lock = threading.Lock()
 
@@ -104,7 +129,8 @@ def main(port: str, log: str, folder: str = "") -> None:
 
     Path(log).touch()
     if folder:
-        index_server(Path(folder), note, int(port)).serve_forever()
+        statuses = {prefix: int(status) for prefix, _, status in (fault.partition("=") for fault in faults)}
+        index_server(Path(folder), note, int(port), statuses).serve_forever()
     else:
         stay_silent(socket.create_server(("127.0.0.1", int(port))), note)
 

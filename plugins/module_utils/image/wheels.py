@@ -18,8 +18,12 @@ CPU, PYPI = "requirements-torch.txt", "requirements-torch-pypi.txt"
 _CONFIGURED = (["--retries=1", "--timeout=10"], 60)
 _INDEX = (["--retries=0", "--timeout=5"], 20)
 
+#: Lines of pip that say why an index gave nothing. The second is about an index without TLS, which pip does not ask.
+_REASON = re.compile(r"\s*(Could not fetch URL|WARNING: The repository located at)")
+
 #: Of torch with the CUDA libraries that it loads, compared with the build for CPUs.
-_SIZES = "The download is 2.5 GB instead of 0.2 GB, and the image takes 5.3 GB of disk instead of 1.9 GB"
+_DOWNLOAD = "The download is 2.5 GB instead of 0.2 GB"
+_IMAGE = "the image takes 5.3 GB of disk instead of 1.9 GB, twice that during the build"
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Offer:
 
     Attributes:
         versions: Versions of torch that have a wheel for the image.
-        complaint: Why an index gave none, in pip's words; empty where all answered.
+        complaint: Why there are none, in pip's words.
     """
 
     versions: frozenset[str] = frozenset()
@@ -81,13 +85,7 @@ def choose(cpu: str, pypi: str, configured: Offer, asked: Offer, *, index: str, 
     if cpu in asked.versions:
         return Torch(CPU, wheel_sources(index, wheels))
     if pypi in configured.versions:
-        return Torch(
-            PYPI,
-            wheel_sources("", wheels),
-            f"No package index that answers has torch {cpu}, so torch {pypi} is used, PyPI's build for CUDA. {_SIZES};"
-            " to avoid that, set engine_image_cpu_torch_index to an index with PyTorch's CPU wheels that this host can"
-            " reach.",
-        )
+        return Torch(PYPI, wheel_sources("", wheels), _notice(cpu, pypi, asked, wheels))
     raise RefusalError(_missing(cpu, pypi, (configured, asked), index, wheels))
 
 
@@ -150,16 +148,31 @@ def read_offer(output: str) -> Offer:
     """Parse the output of ``pip -vv index versions``."""
     versions = re.search(r"^Available versions: (.*)$", output, re.MULTILINE)
     lines = output.strip().splitlines()
-    complaints = [line.strip() for line in lines if re.match(r"\s*(Could not fetch URL|ERROR:)", line)] or lines[-1:]
+    errors = [line.strip() for line in lines if line.startswith("ERROR:")]
+    complaints = [line.strip() for line in lines if _REASON.match(line)] or errors or lines[-1:]
     return Offer(
         frozenset(re.split(r",\s*", versions[1].strip())) if versions else frozenset(),
         "" if versions else "; ".join(dict.fromkeys(complaints)),
     )
 
 
-def _missing(cpu: str, pypi: str, offers: Collection[Offer], index: str, wheels: str) -> Refusal:
+def _notice(cpu: str, pypi: str, asked: Offer, wheels: str) -> str:
+    used = f"so torch {pypi} is used, PyPI's build for CUDA"
+    if wheels:
+        return f"engine_image_cpu_wheels ({wheels}) has no wheel of torch {cpu}, {used}: {_IMAGE}."
+    return (
+        f"No package index that answers has torch {cpu}, {used}. {_DOWNLOAD}, and {_IMAGE}; to avoid that, set"
+        " engine_image_cpu_torch_index to an index with PyTorch's CPU wheels that this host can reach." + _reason(asked)
+    )
+
+
+def _reason(*offers: Offer) -> str:
     complaints = "; ".join(dict.fromkeys(offer.complaint for offer in offers if offer.complaint))
-    suffix = f" pip says: {complaints}." if complaints else ""
+    return f" pip says: {complaints}." if complaints else ""
+
+
+def _missing(cpu: str, pypi: str, offers: Collection[Offer], index: str, wheels: str) -> Refusal:
+    suffix = _reason(*offers)
     if wheels:
         return Refusal(
             "wheels_missing",
@@ -173,6 +186,7 @@ def _missing(cpu: str, pypi: str, offers: Collection[Offer], index: str, wheels:
         f"what pip on this host is set up to use has neither torch {cpu} nor torch {pypi}"
         + (f", and {asked}." if asked else "; engine_image_cpu_torch_index is empty, so no other index was asked.")
         + suffix,
-        "Set engine_image_cpu_torch_index to an index with PyTorch's CPU wheels that this host can reach (empty asks"
-        " none), or engine_image_cpu_wheels to a folder with all wheels.",
+        "Let pip on this host reach PyPI or a mirror of it (`pip config list` shows what it uses), set"
+        " engine_image_cpu_torch_index to an index with PyTorch's CPU wheels that this host can reach, or"
+        " engine_image_cpu_wheels to a folder with all wheels.",
     )

@@ -162,8 +162,16 @@ def _candidate(case: Case, requirements: Requirements, settings: Settings) -> Pl
 
 
 def _possible(case: Case, requirements: Requirements) -> bool:
-    """Whether a required length fits at all, that is with the smallest images and batch."""
-    smallest = (_settings(case, requirements, dtype, _BATCHES[-1], _areas(case)[-1]) for dtype in _dtypes(case))
+    """Whether a required length fits at all, that is with the smallest batch and images of any size.
+
+    Nearly always the smallest images leave the most memory. Larger ones may take part of the memory before the KV cache
+    is sized, which then allows a higher utilization.
+    """
+    smallest = (
+        _settings(case, requirements, dtype, _BATCHES[-1], area)
+        for area in reversed(_areas(case))
+        for dtype in _dtypes(case)
+    )
     return any(_candidate(case, requirements, settings) for settings in smallest)
 
 
@@ -224,22 +232,19 @@ def _concessions(case: Case, requirements: Requirements) -> Iterator[Requirement
 def _most_concurrent(case: Case, requirements: Requirements) -> int:
     """Number of concurrent requests of the required length that fit; 0 if none fits."""
     return _largest(
-        requirements.concurrent_requests,
-        lambda requests: _possible(case, replace(requirements, concurrent_requests=requests)),
+        case, requirements.concurrent_requests, lambda requests: replace(requirements, concurrent_requests=requests)
     )
 
 
 def _most_tokens(case: Case, requirements: Requirements) -> int:
     """The longest request that fits with the other requirements, in whole blocks of the cache; 0 if none fits."""
     most = requirements.max_model_len or case.model.text.max_position_embeddings
-    return BLOCK * _largest(
-        most // BLOCK, lambda blocks: _possible(case, replace(requirements, max_model_len=BLOCK * blocks))
-    )
+    return BLOCK * _largest(case, most // BLOCK, lambda blocks: replace(requirements, max_model_len=BLOCK * blocks))
 
 
-def _largest(most: int, fits: Callable[[int], bool]) -> int:
+def _largest(case: Case, most: int, required: Callable[[int], Requirements]) -> int:
     """The largest number from 1 to ``most`` that fits, if all smaller ones fit; 0 if none fits."""
-    return bisect_left(range(1, most + 1), True, key=lambda number: not fits(number))
+    return bisect_left(range(1, most + 1), True, key=lambda number: not _possible(case, required(number)))
 
 
 def _unmet(case: Case, requirements: Requirements, met: Requirements, closest: Plan) -> Plan:
@@ -289,7 +294,8 @@ def _too_long(case: Case, requirements: Requirements, met: Requirements, closest
     longest = f"the longest request that fits has {length} tokens"
     if requirements.max_model_len is None:
         prompt = "a prompt with one image" if case.model.vision else "a prompt"
-        least = f"{name}: auto needs at least {_least_tokens(closest)} tokens, {prompt}"
+        smallest = replace(closest.settings, max_pixels=requirements.max_pixels or _areas(case)[-1])
+        least = f"{name}: auto needs at least {_least_tokens(replace(closest, settings=smallest))} tokens, {prompt}"
         return Refusal("context_too_short", f"{least}; {longest}.", fix)
     chosen = case.model.vision and not requirements.max_pixels
     images = f", with images of at most {closest.settings.max_pixels} pixels" if chosen else ""

@@ -2,21 +2,28 @@
 
 Docker restarts a container that exits, but not one that hangs, and it restarts a crashing container forever. systemd
 runs ``vllm_watchdog.py CONFIG.json``. Events go to standard output and, as one JSON object per line, to a file.
+
+All times are of the monotonic clock, which is never set and does not count the time in which the host is suspended. The
+memory of an earlier process is valid within the same boot of the host only.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import deploy_lock
 import docker
+from deploy_lock import Moment
 
 #: Code and pattern of the signs in an engine log, the most specific first.
 SIGNS = (
@@ -31,8 +38,9 @@ SIGNS = (
 RUNBOOK = "crash_loop"
 _LOG_LINES = 300
 _LARGEST_LOG = 1 << 20
-_OLD_LOCK_S = 3600
 _DEFAULT_STOP_TIMEOUT_S = 10
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class Observation:
 
 @dataclass(frozen=True)
 class Memory:
-    """State that the watchdog keeps of a container."""
+    """State that the watchdog keeps of a container; times in seconds since the boot of the host."""
 
     container: str = ""
     started_at: str = ""
@@ -180,37 +188,70 @@ class Watchdog:
     client: Any
     memory: Memory = field(default_factory=Memory)
 
-    def step(self, now: float) -> None:
-        """Check once and act."""
-        if deploying(Path(self.config["lock_file"]), now):
+    def step(self, now: Moment) -> None:
+        """Check once and act. The watchdog does not act while an Ansible run holds the deploy lock."""
+        if _unless_it_fails(lambda: self._lock(now, write=False)) is not None:
+            # Observations from before the run do not describe the engine after it.
+            self.memory = replace(self.memory, stalled_since=None)
             return
         container = self._container()
         if container is None:
             return
-        verdict = judge(self.memory, self._observe(container), now, self.limits)
-        if verdict.action != "nothing":
-            self._report(container, verdict, now)
-        # Save the memory first, so that a watchdog that is killed during the action does not repeat it.
-        self._save_memory(verdict.memory)
-        if verdict.action == "restart":
-            container.restart(timeout=stop_timeout(container))
-        elif verdict.action == "stop":
-            container.stop(timeout=stop_timeout(container))
+        verdict = judge(self.memory, self._observe(container), now.seconds, self.limits)
+        if verdict.action == "nothing":
+            self._save_memory(verdict.memory, now)
+            return
+        with self._acting(now) as may_act:
+            if may_act:
+                self._act(container, verdict, now)
 
-    def load_memory(self) -> None:
-        """Load the memory of an earlier process. A corrupt file is ignored."""
+    def _act(self, container: Any, verdict: Verdict, now: Moment) -> None:
+        """Act, then report. A file or a stream that cannot be written does not prevent the action."""
+        signs = _unless_it_fails(lambda: self._signs(container))  # before the new start adds to the log
+        # Save the memory first, so that a watchdog that is killed during the action does not repeat it.
+        self._save_memory(verdict.memory, now)
+        try:
+            if verdict.action == "restart":
+                container.restart(timeout=stop_timeout(container))
+            elif verdict.action == "stop":
+                container.stop(timeout=stop_timeout(container))
+        finally:
+            _unless_it_fails(lambda: self._report(container, verdict, signs or ("unknown", ""), now))
+
+    @contextmanager
+    def _acting(self, now: Moment) -> Iterator[bool]:
+        """Hold the deploy lock during an action; False where an Ansible run has it.
+
+        A lock that cannot be written, for example on a full disk, does not prevent the action.
+        """
+        held = _unless_it_fails(lambda: self._lock(now, write=True))
+        try:
+            yield held is None
+        finally:
+            if held is None:
+                _unless_it_fails(lambda: deploy_lock.release(Path(self.config["lock_file"]), _this_watchdog()))
+
+    def _lock(self, now: Moment, *, write: bool) -> deploy_lock.Held | None:
+        return deploy_lock.hold(Path(self.config["lock_file"]), _this_watchdog(), now, write=write)
+
+    def load_memory(self, now: Moment) -> None:
+        """Load the memory of an earlier process. A corrupt file is ignored, and one of an earlier boot of the host."""
         try:
             data = json.loads(self._file("memory.json").read_text(encoding="utf-8"))
-            self.memory = Memory(**{**data, "recent": tuple(data["recent"])})
+            boot = data.pop("boot")
+            self.memory = Memory(**{**data, "recent": tuple(data["recent"])}) if boot == now.boot else Memory()
         except (OSError, ValueError, TypeError, KeyError):
             self.memory = Memory()
 
-    def _save_memory(self, memory: Memory) -> None:
+    def _save_memory(self, memory: Memory, now: Moment) -> None:
         if memory != self.memory:
-            draft = self._file("memory.json.new")
-            draft.write_text(json.dumps(asdict(memory)), encoding="utf-8")
-            draft.replace(self._file("memory.json"))
+            _unless_it_fails(lambda: self._write_memory(memory, now))
         self.memory = memory
+
+    def _write_memory(self, memory: Memory, now: Moment) -> None:
+        draft = self._file("memory.json.new")
+        draft.write_text(json.dumps({**asdict(memory), "boot": now.boot}), encoding="utf-8")
+        draft.replace(self._file("memory.json"))
 
     def _container(self) -> Any | None:
         found = self.client.containers.list(all=True, filters={"label": self.config["label"]})
@@ -236,11 +277,14 @@ class Watchdog:
         except OSError:
             return None, None
 
-    def _report(self, container: Any, verdict: Verdict, now: float) -> None:
+    def _signs(self, container: Any) -> tuple[str, str]:
         log = container.logs(tail=_LOG_LINES).decode(errors="replace")
-        code, line = reason(log, out_of_memory=bool(container.attrs["State"].get("OOMKilled")))
+        return reason(log, out_of_memory=bool(container.attrs["State"].get("OOMKilled")))
+
+    def _report(self, container: Any, verdict: Verdict, signs: tuple[str, str], now: Moment) -> None:
+        code, line = signs
         event = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now)),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now.wall)),
             "event": RUNBOOK if verdict.action == "stop" else "engine_hung",
             "action": verdict.action,
             "cause": verdict.cause,
@@ -249,16 +293,12 @@ class Watchdog:
             "reason": code,
             "line": line,
         }
-        text = json.dumps(event)
-        print(
-            f"[{event['event']}] {container.name}: {verdict.cause}; {verdict.action}. Last sign: {code}: {line}",
-            flush=True,
-        )
+        _say(f"[{event['event']}] {container.name}: {verdict.cause}; {verdict.action}. Last sign: {code}: {line}")
         file = self._file("events.jsonl")
         if file.exists() and file.stat().st_size > _LARGEST_LOG:
             file.replace(self._file("events.old.jsonl"))
         with file.open("a", encoding="utf-8") as events:
-            events.write(text + "\n")
+            events.write(json.dumps(event) + "\n")
 
     def _file(self, name: str) -> Path:
         return Path(self.config["home"]) / name
@@ -269,12 +309,23 @@ def stop_timeout(container: Any) -> int:
     return int(container.attrs["Config"].get("StopTimeout") or _DEFAULT_STOP_TIMEOUT_S)
 
 
-def deploying(lock: Path, now: float) -> bool:
-    """Whether an Ansible run holds the deploy lock. The watchdog does not act during a deployment."""
+def _this_watchdog() -> deploy_lock.Owner:
+    return deploy_lock.this_run(os.getpid(), "Watchdog")
+
+
+def _unless_it_fails(work: Callable[[], _Result]) -> _Result | None:
+    """Result of work that is not essential; None if it failed."""
     try:
-        return now - float(json.loads(lock.read_text(encoding="utf-8"))["renewed"]) < _OLD_LOCK_S
-    except (OSError, ValueError, TypeError, KeyError):
-        return False
+        return work()
+    except (docker.errors.DockerException, OSError) as error:
+        _say(f"not done: {error}")
+        return None
+
+
+def _say(text: str) -> None:
+    """Print a message for the journal, if the stream is open."""
+    with suppress(OSError):
+        print(text, flush=True)
 
 
 def main() -> None:
@@ -282,13 +333,13 @@ def main() -> None:
     config = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     client = docker.DockerClient(base_url=config["docker_host"], version="auto")
     watchdog = Watchdog(config, Limits(**config["limits"]), client)
-    watchdog.load_memory()
-    print(f"watching containers with {config['label']}", flush=True)
+    watchdog.load_memory(deploy_lock.this_moment())
+    _say(f"watching containers with {config['label']}")
     while True:
         try:
-            watchdog.step(time.time())
+            watchdog.step(deploy_lock.this_moment())
         except (docker.errors.DockerException, OSError) as error:
-            print(f"check failed: {error}", flush=True)
+            _say(f"check failed: {error}")
         time.sleep(config["interval"])
 
 

@@ -60,8 +60,8 @@ def test_the_json_has_the_documented_shape() -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "holds no JSON"),
-        ('{"ok": true, "release": "r1", "checks": [{"code": "x", "o', "holds no JSON"),
+        ("", "is not JSON"),
+        ('{"ok": true, "release": "r1", "checks": [{"code": "x", "o', "is not JSON"),
         ("null", "must be a mapping"),
         ('{"ok": true, "checks": []}', "missing fields: release"),
         ('{"ok": true, "release": "r1", "checks": "none"}', "checks is 'none', but must be a list"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refu
 from ansible_collections.inference.vllm.plugins.modules import engine_image_torch
 from support.make_wheel import make_wheel
 from support.modules import run_module
-from support.package_index import package_index, silent_index
+from support.package_index import dropped_index, package_index, silent_index
 from support.paths import ROLES
 
 RECIPE = ROLES / "engine_image/files/cpu"
@@ -131,7 +132,37 @@ def test_pypis_own_is_the_last_and_an_index_that_does_not_answer_is_asked_once(
         assert connections == ["connection"]
     assert (result["requirements"], result["arguments"]) == (PYPI, [])
     assert "2.5 GB" in result["notice"]
-    assert result["notice"].count(". ") == 1
+    assert f"pip says: Could not fetch URL {index}/torch/" in result["notice"]
+
+
+@pytest.mark.parametrize("status", [403, 404, 500, 503])
+def test_pypis_own_is_used_where_the_index_for_cpus_answers_with_an_error(
+    place: Place, asked_of_pip: list[str], run: Any, status: int
+) -> None:
+    place.offer(place.pip, "pypi")
+    place.offer(place.torch, "cpu")
+    with package_index(place.torch, {"/simple/": status}) as (index, asked):
+        result = run(index=index)
+    assert (result["requirements"], result["arguments"]) == (PYPI, [])
+    assert str(status) in result["notice"]
+    assert asked == ["/simple/torch/"]
+
+
+def test_pypis_own_is_used_where_no_connection_to_the_index_for_cpus_is_made(
+    place: Place, asked_of_pip: list[str], run: Any
+) -> None:
+    place.offer(place.pip, "pypi")
+    with dropped_index() as index:
+        result = run(index=index)
+    assert result["requirements"] == PYPI
+    assert re.search(r"connect timeout|while establishing a connection|no answer in 20 s", result["notice"])
+
+
+def test_an_index_without_tls_is_named_as_pip_does(place: Place, asked_of_pip: list[str], run: Any) -> None:
+    place.offer(place.pip, "pypi")
+    result = run(index="http://index.invalid/simple")
+    assert result["requirements"] == PYPI
+    assert "index.invalid is not a trusted or secure host" in result["notice"]
 
 
 def test_pypis_own_is_taken_in_its_exact_version(place: Place, asked_of_pip: list[str], run: Any) -> None:
@@ -155,6 +186,8 @@ def test_a_folder_of_wheels_is_asked_alone(place: Place, asked_of_pip: list[str]
     with silent_index() as (index, connections):
         result = run(index=index, wheels=str(folder))
         assert (result["requirements"], result["arguments"]) == (PYPI, ["--no-index", "--find-links", str(folder)])
+        assert f"engine_image_cpu_wheels ({folder})" in result["notice"]
+        assert "index" not in result["notice"]
         assert place.download(result)[0] == f"torch-{VERSION['pypi']}"
         assert run(index=index, wheels=str(place.made / "cpu"))["requirements"] == CPU
     assert connections == asked_of_pip == []
@@ -172,7 +205,8 @@ def test_a_missing_torch_is_refused_with_the_output_of_pip_and_no_password(
     for part in (VERSION["cpu"], VERSION["pypi"], "engine_image_cpu_torch_index (http://****@127.0.0.1"):
         assert part in refusal["message"]
     assert "Could not fetch URL http://user:****@127.0.0.1" in refusal["message"]
-    assert "engine_image_cpu_wheels" in refusal["fix"]
+    for part in ("PyPI", "engine_image_cpu_torch_index", "engine_image_cpu_wheels"):
+        assert part in refusal["fix"]
 
 
 def test_refused_without_an_index_or_with_a_folder_names_what_was_looked_at(
@@ -257,7 +291,11 @@ def test_offer_is_read_from_the_output_of_pip() -> None:
         frozenset({"2.1", "2.0+cpu"})
     )
     assert read_offer("Looking up\n  Could not fetch URL http://i/: 404 - skipping\nERROR: No torch\n") == Offer(
-        complaint="Could not fetch URL http://i/: 404 - skipping; ERROR: No torch"
+        complaint="Could not fetch URL http://i/: 404 - skipping"
+    )
+    assert read_offer("Looking up\nERROR: No torch\n") == Offer(complaint="ERROR: No torch")
+    assert read_offer("/usr/bin/python3: No module named pip\n") == Offer(
+        complaint="/usr/bin/python3: No module named pip"
     )
 
 

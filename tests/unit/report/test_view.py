@@ -205,7 +205,7 @@ def test_every_file_may_be_missing_or_broken() -> None:
     assert bare["ok"] is False
     broken = view(GOOD, **{"manifest.json": "7", "plan.json": "{", "image.json": '["1"]'})
     assert "manifest.json: the content is 7, but must be a mapping" in page(broken)
-    assert "plan.json holds no JSON" in page(broken)
+    assert "plan.json is not JSON" in page(broken)
     assert "image.json: the content is [&#39;1&#39;]" in page(broken)
 
 

@@ -136,6 +136,7 @@ def test_it_knows_its_name_and_version(installed: User) -> None:
         ("lookup", "inference.vllm.hosts"),
         ("filter", "inference.vllm.service_design"),
         ("callback", "inference.vllm.heartbeat"),
+        ("callback", "inference.vllm.deploy_lock"),
     ],
 )
 def test_it_is_documented(user: User, kind: str, name: str) -> None:

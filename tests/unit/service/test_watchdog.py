@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm_watchdog import Limits, Memory, Observation, Watchdog, deploying, judge, metrics, reason, stop_timeout
+from deploy_lock import Moment, Owner, hold, release, this_run
+from vllm_watchdog import Limits, Memory, Observation, Watchdog, judge, main, metrics, reason, stop_timeout
 
-from support.paths import FIXTURES
+from support.paths import FIXTURES, ROOT
 
 LIMITS = Limits(stall=30, max_restarts=3, window=3600, pause=30)
 GOOD = Observation("c1", running=True, started_at="t1", health="healthy", restarts=0, tokens=100, pending=0)
@@ -174,15 +181,12 @@ def test_metrics_add_up_over_engines() -> None:
     assert metrics("nothing") == (None, None)
 
 
-@pytest.mark.parametrize(
-    ("text", "now", "busy"),
-    [('{"renewed": 1000}', 1100, True), ('{"renewed": 1000}', 9000, False), ("", 1100, False), ("{", 1100, False)],
-)
-def test_a_run_of_ansible_has_precedence(tmp_path: Path, text: str, now: float, busy: bool) -> None:
-    lock = tmp_path / "lock"
-    lock.write_text(text, encoding="utf-8")
-    assert deploying(lock, now) is busy
-    assert not deploying(tmp_path / "none", now)
+RUN = Owner("ops", "laptop", "boot-of-laptop", 100, "5", "Verify", "pid:[1]")
+
+
+def at(seconds: float, boot: str = "boot") -> Moment:
+    """A moment of the watchdog's host whose wall clock is an hour ahead of the seconds since its boot."""
+    return Moment(boot, seconds, seconds + 3600)
 
 
 class _Container:
@@ -190,8 +194,9 @@ class _Container:
 
     id, name = "c1", "vllm-vllm-1"
 
-    def __init__(self, health: str) -> None:
+    def __init__(self, health: str, *, on_act: Callable[[], None] = lambda: None) -> None:
         self.did: list[str] = []
+        self.on_act = on_act
         self.attrs: dict[str, Any] = {
             "RestartCount": 0,
             "Config": {"StopTimeout": 7},
@@ -203,6 +208,7 @@ class _Container:
 
     def restart(self, timeout: int) -> None:
         assert timeout == 7
+        self.on_act()
         self.did.append("restart")
 
     def stop(self, timeout: int) -> None:
@@ -239,30 +245,187 @@ def test_events_are_stored_and_printed(tmp_path: Path, capsys: pytest.CaptureFix
     container = _Container("unhealthy")
     dog = watchdog(tmp_path, container)
     for now in (0.0, 30.0, 90.0, 210.0, 500.0):
-        dog.step(now)
+        dog.step(at(now))
     assert container.did == ["restart", "restart", "restart", "stop"]
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [event["event"] for event in events] == ["engine_hung"] * 3 + ["crash_loop"]
     assert events[-1]["reason"] == "out_of_gpu_memory"
-    assert events[0]["time"] == "1970-01-01T00:00:00Z"
+    assert events[0]["time"] == "1970-01-01T01:00:00Z"
     assert "[crash_loop] vllm-vllm-1: the health check got no token, after 3 restarts" in capsys.readouterr().out
 
 
 def test_it_remembers_over_its_own_restart(tmp_path: Path) -> None:
-    watchdog(tmp_path, _Container("unhealthy")).step(0.0)
+    watchdog(tmp_path, _Container("unhealthy")).step(at(0.0))
     container = _Container("unhealthy")
     again = watchdog(tmp_path, container)
-    again.load_memory()
-    again.step(5.0)
+    again.load_memory(at(1.0))
+    again.step(at(5.0))
     assert container.did == []
-    again.step(31.0)
+    again.step(at(31.0))
     assert container.did == ["restart"]
 
 
-def test_it_holds_still_during_a_deployment_and_without_a_container(tmp_path: Path) -> None:
+def test_memory_of_an_earlier_boot_does_not_count(tmp_path: Path) -> None:
+    """The seconds of another boot are later than all of this one: a hung engine would be left alone for days."""
+    dog = watchdog(tmp_path, _Container("unhealthy"))
+    for now in (1e6, 1e6 + 30, 1e6 + 90):
+        dog.step(at(now))
     container = _Container("unhealthy")
-    (tmp_path / "lock").write_text('{"renewed": 0}', encoding="utf-8")
-    watchdog(tmp_path, container).step(10.0)
-    watchdog(tmp_path).step(10.0)
-    assert container.did == []
+    again = watchdog(tmp_path, container)
+    again.load_memory(at(50, "next boot"))
+    again.step(at(50, "next boot"))
+    assert container.did == ["restart"]
+
+
+@pytest.mark.parametrize("clock_step", [0, 5 * 3600, -86400])
+@pytest.mark.parametrize(
+    ("health", "looks", "did"),
+    [("healthy", 5, []), ("unhealthy", 12, ["restart"] * 2), ("unhealthy", 50, ["restart"] * 3 + ["stop"])],
+)
+def test_wall_clock_does_not_decide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, health: str, looks: int, did: list[str], clock_step: float
+) -> None:
+    """The program itself, with a clock that is set between two looks: in a slow step, and at an engine that hangs."""
+    config = {**watchdog(tmp_path).config, "docker_host": "", "interval": 5, "limits": asdict(LIMITS)}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    container, wall, seconds = _Container(health), time.time, iter(range(0, 5 * looks, 5))
+    present, offset = [float(next(seconds))], [0.0]
+
+    def pause(_: float) -> None:
+        offset[0] += clock_step
+        present[0] = next(seconds)
+
+    monkeypatch.setattr("sys.argv", ["vllm_watchdog.py", str(tmp_path / "config.json")])
+    monkeypatch.setattr("docker.DockerClient", lambda **_: _Docker(container))
+    monkeypatch.setattr(Watchdog, "_read_metrics", lambda _: (5.0, 2.0))
+    monkeypatch.setattr("time.time", lambda: wall() + offset[0])
+    monkeypatch.setattr("time.monotonic", lambda: 1000 + present[0])
+    monkeypatch.setattr("time.sleep", pause)
+    with pytest.raises(StopIteration):
+        main()
+    assert container.did == did
+
+
+def test_full_disk_does_not_prevent_a_restart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("events.jsonl", "memory.json.new"):
+        (tmp_path / name).symlink_to("/dev/full")
+    container = _Container("unhealthy")
+    watchdog(tmp_path, container).step(at(0.0))
+    assert container.did == ["restart"]
+    assert "No space left on device" in capsys.readouterr().out
+
+
+def test_lock_that_cannot_be_written_does_not_prevent_a_restart(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    container = _Container("unhealthy")
+    watchdog(tmp_path, container).step(at(0.0))
+    assert container.did == ["restart"]
+
+
+def test_it_acts_before_it_reports(tmp_path: Path) -> None:
+    reported: list[bool] = []
+    container = _Container("unhealthy", on_act=lambda: reported.append((tmp_path / "events.jsonl").exists()))
+    watchdog(tmp_path, container).step(at(0.0))
+    assert reported == [False]
+    assert (tmp_path / "events.jsonl").exists()
+
+
+def test_it_holds_still_without_a_container(tmp_path: Path) -> None:
+    watchdog(tmp_path).step(at(10.0))
     assert not (tmp_path / "events.jsonl").exists()
+
+
+def test_it_holds_still_as_long_as_a_run_renews_its_lock(tmp_path: Path) -> None:
+    """Also in a check of several hours."""
+    container = _Container("unhealthy")
+    dog = watchdog(tmp_path, container)
+    for now in range(0, 4 * 3600, 60):
+        assert hold(tmp_path / "lock", RUN, at(now)) is None
+        dog.step(at(now + 50))
+    assert container.did == []
+    release(tmp_path / "lock", RUN)
+    dog.step(at(4 * 3600))
+    assert container.did == ["restart"]
+
+
+@pytest.mark.parametrize(("age", "did"), [(290, []), (310, ["restart"])])
+def test_it_waits_as_long_as_another_run_would(tmp_path: Path, age: float, did: list[str]) -> None:
+    hold(tmp_path / "lock", RUN, at(1000))
+    container = _Container("unhealthy")
+    watchdog(tmp_path, container).step(at(1000 + age))
+    assert container.did == did
+    assert (hold(tmp_path / "lock", replace(RUN, pid=7), at(1000 + age)) is None) is bool(did)
+
+
+def test_time_in_which_a_run_had_the_lock_is_no_stall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Watchdog, "_read_metrics", lambda _: (5.0, 2.0))
+    container = _Container("healthy")
+    dog = watchdog(tmp_path, container)
+    dog.step(at(0))
+    dog.step(at(5))
+    hold(tmp_path / "lock", RUN, at(6))
+    dog.step(at(10))
+    release(tmp_path / "lock", RUN)
+    dog.step(at(100))
+    assert container.did == []
+
+
+def test_it_has_the_lock_while_it_acts(tmp_path: Path) -> None:
+    refused: list[str] = []
+
+    def come() -> None:
+        held = hold(tmp_path / "lock", RUN, at(1.0))
+        refused.append(str(held.owner) if held else "")
+
+    container = _Container("unhealthy", on_act=come)
+    watchdog(tmp_path, container).step(at(0.0))
+    assert refused == [str(this_run(os.getpid(), "Watchdog"))]
+    assert hold(tmp_path / "lock", RUN, at(2.0)) is None
+
+
+def test_lock_that_a_run_takes_in_between_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Watchdog, "_read_metrics", lambda _: (None, hold(tmp_path / "lock", RUN, at(0.0))))
+    container = _Container("unhealthy")
+    watchdog(tmp_path, container).step(at(0.0))
+    assert container.did == []
+
+
+def test_lock_that_is_being_written_is_not_free(tmp_path: Path) -> None:
+    """Reads while a run renews its lock in another process."""
+    lock = tmp_path / "lock"
+    hold(lock, RUN, at(0.0))
+    program = (
+        "import sys; from pathlib import Path; from deploy_lock import *\n"
+        "def write(): hold(Path(sys.argv[1]), " + repr(RUN) + ", Moment('boot', 0.0))\n"
+        "write(); print('ready', flush=True)\n"
+        "while True: write()"
+    )
+    container = _Container("unhealthy")
+    dog = watchdog(tmp_path, container)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "roles/watchdog/files")}
+    command = [sys.executable, "-c", program, str(lock)]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as writer:
+        try:
+            assert writer.stdout is not None
+            assert writer.stdout.readline() == b"ready\n"
+            for _ in range(500):
+                assert lock.stat().st_size  # never cut off, even for a reader that does not wait
+                dog.step(at(1.0))
+            assert writer.poll() is None
+        finally:
+            writer.kill()
+    assert container.did == []
+
+
+def test_program_runs_as_the_unit_starts_it(tmp_path: Path) -> None:
+    """With the lock of the collection beside it, as the role copies both."""
+    for name in ("vllm_watchdog.py", "deploy_lock.py"):
+        shutil.copy(ROOT / "roles/watchdog/files" / name, tmp_path / name)
+    unit = (ROOT / "templates/vllm-watchdog.service.j2").read_text(encoding="utf-8")
+    (flags,) = re.findall(r"^ExecStart=\{\{ vllm_python \}\} (.*?) ?\{\{", unit, re.MULTILINE)
+    result = subprocess.run(
+        [sys.executable, *flags.split(), str(tmp_path / "vllm_watchdog.py"), str(tmp_path / "none.json")],
+        cwd="/", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "none.json" in result.stderr
+    assert "FileNotFoundError" in result.stderr

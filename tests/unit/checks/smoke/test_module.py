@@ -165,7 +165,7 @@ def test_a_bad_or_missing_result_makes_the_verdict_fail(capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(
-    ("text", "word"), [(None, "does not exist"), ("{", "holds no JSON"), (GOOD.to_json(), "release r1")]
+    ("text", "word"), [(None, "does not exist"), ("{", "is not JSON"), (GOOD.to_json(), "release r1")]
 )
 def test_a_gate_without_a_verdict_of_this_release_is_shut(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str | None, word: str
