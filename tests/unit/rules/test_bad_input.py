@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.inference.vllm.plugins.module_utils.checks import stability as stability_run
 from ansible_collections.inference.vllm.plugins.module_utils.checks.registry import CHECKS
 from ansible_collections.inference.vllm.plugins.module_utils.checks.vram import run as vram_run
 from ansible_collections.inference.vllm.plugins.module_utils.report import view as report
@@ -100,6 +101,9 @@ class Proof:
 def proof(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Proof]:
     # Docker is given 10 s to learn of a death; the fake one needs less.
     monkeypatch.setattr(vram_run, "_DEATH_SECONDS", 0.4)
+    # A soak of half a second on a busy machine has few requests and readings.
+    monkeypatch.setattr(stability_run, "_LEAST_REQUESTS", 1)
+    monkeypatch.setattr(stability_run, "_LEAST_READINGS", 1)
     fake_nvml.install(monkeypatch, FakeGpu(memory=CARD))
     with ExitStack() as stack:
         yield Proof(tmp_path, stack, capsys)
