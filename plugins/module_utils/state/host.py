@@ -123,8 +123,11 @@ class Host:
             docker=complaint,
             current=current,
             problems=tuple(problems),
-            proven=frozenset(name for name, record in records.items() if record.get("release") == name),
-            proof_started=str(records.get(current, {}).get("started") or ""),
+            proofs={
+                name: str(record.get("started") or "")
+                for name, record in records.items()
+                if record.get("release") == name
+            },
             engines=tuple(c for c in containers if c.project == self.project),
             spares=tuple(c for c in containers if c.project == self.spare_project),
             strangers=tuple(filter(self._is_strange, containers)),
@@ -160,6 +163,12 @@ class Host:
             RepairError: It failed.
         """
         match action:
+            case "finish_trial":
+                trial = self.read().trial
+                if trial:
+                    state = self.promoted(trial.release)
+                    self.store.point(trial.release)
+                    self.write(state)
             case "start_current":
                 options = ["--detach", "--no-build", "--pull=never", "--remove-orphans"]
                 waits = ["--wait", f"--wait-timeout={self.start_timeout}"]
@@ -272,7 +281,7 @@ def bring_back(host: Host, actions: Sequence[Action], seen: Seen) -> str:
     try:
         for action in actions:
             host.carry_out(action, seen)
-    except RepairError as error:
+    except (RepairError, RefusalError) as error:
         return str(error)
     return ""
 

@@ -8,7 +8,7 @@ leaves its trial behind; the next run undoes it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ansible_collections.inference.vllm.plugins.module_utils.contracts import StateFile
@@ -20,7 +20,14 @@ HEALTHY, UNHEALTHY = "healthy", "unhealthy"
 ENGINE, SPARE = "engine", "spare"
 
 Action = Literal[
-    "start_current", "stop_engine", "set_policy", "route_engine", "remove_spare", "forget_trial", "forget_target"
+    "finish_trial",
+    "start_current",
+    "stop_engine",
+    "set_policy",
+    "route_engine",
+    "remove_spare",
+    "forget_target",
+    "forget_trial",
 ]
 
 
@@ -72,8 +79,7 @@ class Seen:
         docker: Empty if Docker answers, else why it does not.
         current: Release that ``current`` names; empty without such a link.
         problems: Why that release cannot be started: its folder is missing or was edited.
-        proven: Releases with a full proof on record.
-        proof_started: Start of the container that the current release's proof on record is of; empty without one.
+        proofs: Releases with a full proof on record, and the start of the container that the proof is of.
         engines: Containers of the engine's project.
         spares: Containers of the spare engine's project.
         backends: Engines of the gateway by name, None if no gateway runs.
@@ -85,14 +91,17 @@ class Seen:
     docker: str = ""
     current: str = ""
     problems: tuple[str, ...] = ()
-    proven: frozenset[str] = frozenset()
-    proof_started: str = ""
+    proofs: Mapping[str, str] = field(default_factory=dict)
     engines: tuple[Container, ...] = ()
     spares: tuple[Container, ...] = ()
     backends: Mapping[str, Backend] | None = None
     keys: str = ""
     run: str = ""
     strangers: tuple[Container, ...] = ()
+
+    def proves(self, container: Container) -> bool:
+        """Whether a full proof on record is of this start of the container."""
+        return self.proofs.get(container.release) == container.started
 
     @property
     def running(self) -> tuple[Container, ...]:
@@ -123,7 +132,7 @@ def invariant(state: StateFile, seen: Seen) -> tuple[Fact, ...]:
     whole = seen.current if seen.startable else "; ".join(seen.problems) or "no release was proven"
     return (
         Fact("current", seen.startable, whole),
-        Fact("proven", seen.current in seen.proven, _proven_text(seen)),
+        Fact("proven", seen.current in seen.proofs, _proven_text(seen)),
         Fact("engine", engine is not None and engine.serves, serving),
         Fact("same", engine is not None and engine.release == seen.current, _same_text(seen)),
         Fact("restart", engine is not None and engine.policy == SERVING_POLICY, _policy_text(engine)),
@@ -150,11 +159,16 @@ def repairs(state: StateFile, seen: Seen, *, keep: str = "") -> list[Action]:
         return []
     actions: list[Action] = []
     engine = only(seen.running)
-    if seen.startable and (engine is None or engine.release != seen.current):
+    # The run was cut off between the full proof and the promotion.
+    finished = trial is not None and engine is not None and engine.release == trial.release and seen.proves(engine)
+    if finished and engine is not None and engine.serves:
+        actions.append("finish_trial")
+    elif seen.startable and (engine is None or engine.release != seen.current):
         actions.append("start_current")
-    elif not seen.startable and trial and any(container.release not in seen.proven for container in seen.running):
+    elif not seen.startable and trial and any(container.release not in seen.proofs for container in seen.running):
         actions.append("stop_engine")
-    if seen.startable and (actions or (engine is not None and engine.policy != SERVING_POLICY)):
+    serves = "stop_engine" not in actions and (seen.startable or finished)
+    if serves and (actions or (engine is not None and engine.policy != SERVING_POLICY)):
         actions.append("set_policy")
     if not _routes_to_engine(state, seen):
         actions.append("route_engine")
@@ -222,10 +236,10 @@ def _described(container: Container) -> str:
 
 
 def _proven_text(seen: Seen) -> str:
-    if seen.current not in seen.proven:
+    if seen.current not in seen.proofs:
         return "the current release has no full proof on record" if seen.current else "no release was proven"
     engine = only(seen.running)
-    same = engine is not None and engine.started == seen.proof_started
+    same = engine is not None and seen.proves(engine)
     return "in full, this start of its container" if same else "in full, an earlier start of its container"
 
 

@@ -26,9 +26,7 @@ OLD = Container("1", "vllm-vllm-1", "old", True, "healthy", "t1", "unless-stoppe
 NEW = replace(OLD, id="2", release="new", started="t2", policy="no", folder="/srv/releases/new")
 SPARE = replace(NEW, id="3", name="vllm-spare-vllm-1", project="vllm-spare")
 ROUTES = {"engine": Backend("ready", True), "spare": Backend("maint", False)}
-WHOLE = Seen(
-    current="old", proven=frozenset({"old"}), proof_started="t1", engines=(OLD,), backends=ROUTES, keys="k", run="r2"
-)
+WHOLE = Seen(current="old", proofs={"old": "t1"}, engines=(OLD,), backends=ROUTES, keys="k", run="r2")
 TRIAL = Trial("new", "r1", "ops@laptop", "2026-01-01T00:00:00Z", "start")
 
 
@@ -51,10 +49,24 @@ def test_a_proven_release_that_serves_needs_nothing() -> None:
             {"same", "restart", "trial"},
             ["start_current", "set_policy", "forget_trial"],
         ),
+        # The same, between its full proof and its promotion.
+        (
+            replace(STATE, trial=TRIAL),
+            replace(WHOLE, engines=(NEW,), proofs={"old": "t1", "new": "t2"}),
+            {"same", "restart", "trial"},
+            ["finish_trial", "set_policy", "forget_trial"],
+        ),
+        # Its container was started again since the proof.
+        (
+            replace(STATE, trial=TRIAL),
+            replace(WHOLE, engines=(NEW,), proofs={"old": "t1", "new": "t1"}),
+            {"same", "restart", "trial"},
+            ["start_current", "set_policy", "forget_trial"],
+        ),
         # The same, and nothing was ever proven.
         (
             replace(STATE, trial=TRIAL),
-            replace(WHOLE, current="", proven=frozenset(), engines=(NEW,)),
+            replace(WHOLE, current="", proofs={}, engines=(NEW,)),
             {"current", "proven", "same", "restart", "trial"},
             ["stop_engine", "forget_trial"],
         ),
@@ -181,7 +193,7 @@ SEEN = st.builds(
     docker=st.just(""),
     current=st.sampled_from(["old", ""]),
     problems=st.sampled_from([(), ("edited",)]),
-    proven=st.sampled_from([frozenset(), frozenset({"old"}), frozenset({"old", "new"})]),
+    proofs=st.sampled_from([{}, {"old": "t1"}, {"old": "t1", "new": "t2"}]),
     engines=st.lists(CONTAINERS, max_size=2).map(tuple),
     spares=st.lists(CONTAINERS, max_size=1).map(tuple),
     backends=st.none() | st.fixed_dictionaries({"engine": BACKENDS, "spare": BACKENDS}),
@@ -215,7 +227,7 @@ def test_after_the_repairs_everything_holds_that_can(state: StateFile, seen: See
     assert state.trial is None
     if seen.current and not seen.problems:
         assert broken(state, seen) <= {"keys", "proven", "engine"}
-        assert [container.release for container in seen.running] == ["old"]
+        assert [container.release for container in seen.running] == [seen.current]
     assert serving(seen)
 
 
@@ -226,6 +238,7 @@ def carried_out(action: Action, state: StateFile, seen: Seen) -> tuple[StateFile
         "forget_target": replace(state, target="engine"),
     }
     of_seen: dict[str, Seen] = {
+        "finish_trial": replace(seen, current=state.trial.release if state.trial else "", problems=()),
         "start_current": replace(seen, engines=(replace(OLD, policy="no"),)),
         "stop_engine": replace(seen, engines=tuple(replace(c, running=False) for c in seen.engines)),
         "set_policy": replace(seen, engines=tuple(replace(c, policy="unless-stopped") for c in seen.engines)),
