@@ -103,15 +103,21 @@ def chosen(home: Path, release_id: str) -> Past:
     return next(past for past in history(home) if past.id == release_id)
 
 
-def status_text(host: str, releases: Sequence[Mapping[str, Any]], containers: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The releases and containers of a host, as lines of text.
+def status_text(
+    host: str,
+    releases: Sequence[Mapping[str, Any]],
+    containers: Sequence[Mapping[str, Any]],
+    facts: Sequence[Mapping[str, Any]] = (),
+) -> list[str]:
+    """The releases and containers of a host, and whether clients get what was proven, as lines of text.
 
     Args:
         host: Name of the host.
         releases: Releases in the shape of :meth:`Past.as_dict`, newest first.
         containers: Output of ``docker ps --format json``, one mapping for each container of the service.
+        facts: The parts of the invariant, in the shape of :class:`state.judge.Fact`.
     """
-    if not releases:
+    if not releases and not containers:
         return [f"{host}: nothing is deployed"]
     pasts = [Past(**{**past, **{key: tuple(past[key]) for key in ("failures", "problems")}}) for past in releases]
     rows = [
@@ -120,7 +126,8 @@ def status_text(host: str, releases: Sequence[Mapping[str, Any]], containers: Se
     ]
     running = [f"container {c.get('Names')}: {c.get('Status')}, release {_release_of(c)}" for c in containers]
     failed = [f"{past.id} failed: {', '.join(past.failures)}" for past in pasts if past.failures]
-    return [f"{host}:", *columns(rows), *(running or ["the service has no container"]), *failed]
+    parts = columns([(fact["name"], "ok" if fact["holds"] else "NOT OK", fact["found"]) for fact in facts])
+    return [f"{host}:", *columns(rows), *(running or ["the service has no container"]), *failed, *parts]
 
 
 def _standing(past: Past) -> str:
