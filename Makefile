@@ -53,6 +53,7 @@ test-slow: test-host ## Run the scenarios that take long
 	ansible-playbook tests/support/engine.yml -i inventories/embedded
 	tests/roles/run $(SLOW_SCENARIOS)
 	pytest -v --capture=no -m slow tests/e2e
+	pytest -q tests/cuts
 
 test-roles: test-host ## Run one molecule scenario per role, or those of SCENARIOS="a b"
 	tests/roles/run $(SCENARIOS)
