@@ -8,21 +8,40 @@ module: service_state
 short_description: Compare what serves with what was proven, and bring the proven release back
 version_added: 0.2.0
 description:
-  - Owns C(state.json) in O(home). A release is on trial from before its start until its full proof. A run that is cut
-    off leaves its trial behind, and V(reconciled) of the next run undoes it.
+  - Owns C(state.json) in O(service.home). A release is on trial from before its start until its full proof. A run that
+    is cut off leaves its trial behind, and V(reconciled) of the next run undoes it.
 options:
-  home:
-    description: Folder of the deployment.
-    type: path
+  service:
+    description: Where the service is.
+    type: dict
     required: true
-  project:
-    description: Compose project of the engine.
-    type: str
-    required: true
-  spare_project:
-    description: Compose project of the spare engine.
-    type: str
-    required: true
+    suboptions:
+      home:
+        description: Folder of the deployment.
+        type: path
+        required: true
+      project:
+        description: Compose project of the engine.
+        type: str
+        required: true
+      spare_project:
+        description: Compose project of the spare engine.
+        type: str
+        required: true
+      socket:
+        description: Admin socket of the gateway. A gateway that does not run is ignored.
+        type: path
+      lock_file:
+        description: The deploy lock.
+        type: path
+      start_timeout:
+        description: Seconds that an engine may need for its first token.
+        type: int
+        default: 900
+      stop_timeout:
+        description: Seconds that an engine may need to stop.
+        type: int
+        default: 60
   state:
     description:
       - V(read) reports each part of the invariant.
@@ -55,20 +74,6 @@ options:
     description: Keep a release on trial whose engine gives tokens, because the caller verifies it next.
     type: bool
     default: false
-  socket:
-    description: Admin socket of the gateway. A gateway that does not run is ignored.
-    type: path
-  lock_file:
-    description: The deploy lock.
-    type: path
-  start_timeout:
-    description: Seconds that an engine may need for its first token.
-    type: int
-    default: 900
-  stop_timeout:
-    description: Seconds that an engine may need to stop.
-    type: int
-    default: 60
 attributes:
   check_mode:
     description: Reports what would be done.
@@ -83,10 +88,11 @@ author:
 EXAMPLES = r"""
 - name: Bring back what was proven
   inference.vllm.service_state:
-    home: /opt/vllm
-    project: vllm
-    spare_project: vllm-spare
-    lock_file: /run/vllm.deploy-lock
+    service:
+      home: /opt/vllm
+      project: vllm
+      spare_project: vllm-spare
+      lock_file: /run/vllm.deploy-lock
     state: reconciled
 """
 
@@ -130,10 +136,17 @@ from ansible_collections.inference.vllm.plugins.module_utils.refusal import Refu
 from ansible_collections.inference.vllm.plugins.module_utils.state import judge
 from ansible_collections.inference.vllm.plugins.module_utils.state.host import Host, bring_back
 
-ARGUMENTS: dict[str, dict[str, Any]] = {
+SERVICE: dict[str, dict[str, Any]] = {
     "home": {"type": "path", "required": True},
     "project": {"type": "str", "required": True},
     "spare_project": {"type": "str", "required": True},
+    "socket": {"type": "path"},
+    "lock_file": {"type": "path"},
+    "start_timeout": {"type": "int", "default": 900},
+    "stop_timeout": {"type": "int", "default": 60},
+}
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "service": {"type": "dict", "required": True, "options": SERVICE},
     "state": {
         "type": "str",
         "choices": ["read", "begun", "started", "reconciled", "restored", "promoted", "routed", "stopped"],
@@ -143,10 +156,6 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "started": {"type": "str", "default": ""},
     "target": {"type": "str", "choices": ["engine", "spare"], "default": "engine"},
     "keep_trial": {"type": "bool", "default": False},
-    "socket": {"type": "path"},
-    "lock_file": {"type": "path"},
-    "start_timeout": {"type": "int", "default": 900},
-    "stop_timeout": {"type": "int", "default": 60},
 }
 _NEEDS_RELEASE = [("state", state, ("release",)) for state in ("begun", "started", "restored", "promoted")]
 
@@ -158,15 +167,15 @@ class Run:
         """Read the arguments."""
         self.module = module
         self.params = module.params
-        params = module.params
+        service = module.params["service"]
         self.host = Host(
-            home=Path(params["home"]),
-            project=params["project"],
-            spare_project=params["spare_project"],
-            socket=Path(params["socket"]) if params["socket"] else None,
-            lock_file=Path(params["lock_file"]) if params["lock_file"] else None,
-            start_timeout=params["start_timeout"],
-            stop_timeout=params["stop_timeout"],
+            home=Path(service["home"]),
+            project=service["project"],
+            spare_project=service["spare_project"],
+            socket=Path(service["socket"]) if service["socket"] else None,
+            lock_file=Path(service["lock_file"]) if service["lock_file"] else None,
+            start_timeout=service["start_timeout"],
+            stop_timeout=service["stop_timeout"],
         )
 
     def begun(self) -> dict[str, Any]:
@@ -208,6 +217,8 @@ class Run:
             RefusalError: Its container is not the one that was proven.
         """
         release, seen = self.params["release"], self.host.look()
+        if self.module.check_mode:
+            return {"changed": seen.current != release}
         engine, started = judge.only(seen.running), self.params["started"]
         found = "none runs" if engine is None else f"{engine.release} runs, started at {engine.started}"
         if engine is None or engine.release != release or (started and engine.started != started):
@@ -215,8 +226,6 @@ class Run:
             fix = "Find out what restarted or replaced it (journalctl -u docker), then run playbooks/verify.yml."
             raise RefusalError(Refusal("container_replaced", message, fix))
         state = self.host.promoted(release)
-        if self.module.check_mode:
-            return {"changed": seen.current != release}
         changed = self.host.store.point(release)
         # A spare engine that serves is drained first, by role gateway.
         routes: list[judge.Action] = ["route_engine"] if state.target == judge.ENGINE else []
