@@ -39,7 +39,7 @@ def test_flags_belong_to_the_accelerator(plan, on_cpu):
         assert plan["environment"] == {"VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"}
     else:
         assert (plan["accelerator"], plan["model"]) == ("nvidia", "qwen3-vl-32b-instruct-fp8")
-        assert [(gpu["name"], gpu["count"]) for gpu in plan["gpus"]] == [("RTX 4090", 2)]
+        assert [(gpu["name"], gpu["selected"]) for gpu in plan["gpus"]] == [("RTX 4090", True)] * 2
         assert flags["tensor-parallel-size"] == 2
         assert flags["kv-cache-dtype"] == "fp8"
         assert 32_768 < flags["max-model-len"] < 131_072
