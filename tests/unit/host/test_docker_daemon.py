@@ -295,8 +295,8 @@ def test_missing_arguments_fail(run: Any, arguments: dict[str, Any]) -> None:
 @pytest.fixture
 def docker(programs: Path, tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Docker that runs; the folder holds `up` while it answers and `calls` with the calls of systemctl."""
-    monkeypatch.setattr(docker_daemon_apply, "RELOAD_TIMEOUT", 0.3)
-    monkeypatch.setattr(docker_daemon_apply, "GONE", 0.3)
+    monkeypatch.setattr(docker_daemon_apply, "RELOAD_TIMEOUT", 2)
+    monkeypatch.setattr(docker_daemon_apply, "GONE", 2)
     monkeypatch.setattr(docker_daemon_apply, "PAUSE", 0.1)
     state = tmp_path / "state"
     state.mkdir()
@@ -328,7 +328,7 @@ def calls(docker: Path) -> list[str]:
 
 
 def apply(run: Any, **arguments: Any) -> dict[str, Any]:
-    return dict(run(docker_daemon_apply, timeout=1, **arguments))
+    return dict(run(docker_daemon_apply, timeout=5, **arguments))
 
 
 def test_nothing_pending_touches_nothing(run: Any, path: Path, docker: Path) -> None:
