@@ -9,18 +9,20 @@ import hashlib
 import json
 import os
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from ansible_collections.inference.vllm.plugins.module_utils.checks.verdict import now
 from ansible_collections.inference.vllm.plugins.module_utils.contracts import StateFile, Trial
 from ansible_collections.inference.vllm.plugins.module_utils.files import write_atomic
 from ansible_collections.inference.vllm.plugins.module_utils.gateway.runtime import Runtime
 from ansible_collections.inference.vllm.plugins.module_utils.refusal import RefusalError
 from ansible_collections.inference.vllm.plugins.module_utils.service import lock
+from ansible_collections.inference.vllm.plugins.module_utils.service.api_keys import CURRENT, FORMER
+from ansible_collections.inference.vllm.plugins.module_utils.service.history import PROOF, STATE
 from ansible_collections.inference.vllm.plugins.module_utils.service.releases import Store, problems_of
 from ansible_collections.inference.vllm.plugins.module_utils.state.judge import (
     ENGINE,
@@ -32,10 +34,9 @@ from ansible_collections.inference.vllm.plugins.module_utils.state.judge import 
     Seen,
 )
 
-STATE_FILE = "state.json"
 RELEASE_LABEL = "inference.vllm.release"
 #: Releases that are remembered as former current ones.
-FORMER = 20
+_REMEMBERED = 20
 _PROJECT_LABEL = "com.docker.compose.project"
 _FOLDER_LABEL = f"{_PROJECT_LABEL}.working_dir"
 _CLIENT_SECONDS = 60
@@ -75,13 +76,13 @@ class Host:
     @property
     def state_file(self) -> Path:
         """``state.json``."""
-        return self.home / STATE_FILE
+        return self.home / STATE
 
     def read(self) -> StateFile:
         """The state on disk; a new one where no run has written it.
 
         Raises:
-            RefusalError: The file cannot be read, or belongs to another project.
+            RefusalError: The file cannot be read.
         """
         text = self.state_file.read_text(encoding="utf-8") if self.state_file.is_file() else None
         return StateFile(self.project) if text is None else StateFile.from_json(text, str(self.state_file))
@@ -101,23 +102,22 @@ class Host:
         """The state in which a release is on trial, at a step, in the hands of the run that holds the deploy lock."""
         state = self.read()
         owner = self._owner()
-        since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         same = state.trial and (state.trial.release, state.trial.run) == (release, owner[0])
-        trial = Trial(release, owner[0], owner[1], state.trial.since if same and state.trial else since, step)
+        trial = Trial(release, owner[0], owner[1], state.trial.since if same and state.trial else now(), step)
         return replace(state, trial=trial)
 
     def promoted(self, release: str) -> StateFile:
         """The state in which a release is the current one and nothing is on trial."""
         state = self.read()
         names = [name for name in (self.store.current(), *state.former) if name and name != release]
-        return replace(state, trial=None, former=tuple(dict.fromkeys(names))[:FORMER])
+        return replace(state, trial=None, former=tuple(dict.fromkeys(names))[:_REMEMBERED])
 
     def look(self) -> Seen:
         """What is there now."""
         current = self.store.current() or ""
         folder = self.store.path(current)
         problems = problems_of(folder) if current and folder.is_dir() else [f"{folder} is missing"] if current else []
-        records = {path.parent.name: _json(path) for path in self.home.glob("reports/*/proof.json")}
+        records = {path.parent.name: _json(path) for path in self.home.glob(f"reports/*/{PROOF}")}
         complaint, containers = self._containers()
         return Seen(
             docker=complaint,
@@ -138,7 +138,7 @@ class Host:
 
     def keys_on_disk(self) -> str:
         """Digest of the files that the engine reads its keys from; empty without any."""
-        texts = [_text(self.home / "secrets" / name) for name in ("api_key", "former_api_key")]
+        texts = [_text(path) for path in self._key_files]
         return hashlib.sha256("\0".join(texts).encode()).hexdigest() if any(texts) else ""
 
     def other_keys(self, engine: Container) -> bool:
@@ -148,8 +148,11 @@ class Host:
             return recorded != self.keys_on_disk()
         # An engine that no run has recorded: keys that are newer than its start.
         begin = datetime.fromisoformat(f"{engine.started[:19]}+00:00").timestamp() if engine.started else 0.0
-        files = (self.home / "secrets" / name for name in ("api_key", "former_api_key"))
-        return any(path.stat().st_mtime > begin for path in files if path.exists())
+        return any(path.stat().st_mtime > begin for path in self._key_files if path.exists())
+
+    @property
+    def _key_files(self) -> tuple[Path, ...]:
+        return tuple(self.home / "secrets" / name for name in (CURRENT, FORMER))
 
     def withdraw(self) -> None:
         """Take the engine out of the gateway, if one runs: clients get 503 instead of a release on trial."""
